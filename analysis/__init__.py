@@ -1,0 +1,1 @@
+"""What the results mean: masks, overlap and figures, from results handed in, never from paths."""

@@ -1,0 +1,197 @@
+"""Figures of results handed in: what is drawn is what is given, nothing is computed from it.
+
+A `…_panel` draws one subject onto given axes; a `…_figure` returns a whole `Figure`, without the
+global state of pyplot, for any thread or headless machine: `figure.savefig(path, dpi=150)`. Colours
+are those of Okabe and Ito, told apart by every kind of colour vision, and never alone: signs differ
+in marker, splits in line style. Arrays may be tensors, NumPy arrays or lists.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from itertools import cycle
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from numpy.typing import ArrayLike
+from torch import Tensor
+
+from skerch.analysis.overlap import OverlapResult
+
+Values: TypeAlias = "Tensor | ArrayLike"
+
+BLUE, VERMILLION, GREY, BLACK = "#0072B2", "#D55E00", "#8C8C8C", "#1A1A1A"
+PANEL = (4.2, 3.6)  # inches
+LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": False}
+
+
+def eigenvalue_panel(axes: Axes, eigenvalues: Values, exact: Values | None = None) -> None:
+    """Draw |λ_i| of eigenvalues (k,) against i = 1 … k, on a log scale, signs told apart.
+
+    Zeros have no place on the scale and are left out. Of `exact` eigenvalues, sorted by magnitude
+    too, the first k are laid over as a line.
+    """
+    values = _array(eigenvalues)
+    index = np.arange(1, len(values) + 1)
+    size = float(np.clip(320 / max(1, len(values)), 2.2, 5))
+    for name, marker, colour, chosen in (
+        ("positive", "o", BLUE, values > 0),
+        ("negative", "v", VERMILLION, values < 0),
+    ):
+        if chosen.any():
+            axes.plot(
+                index[chosen],
+                np.abs(values[chosen]),
+                marker,
+                color=colour,
+                markersize=size,
+                markeredgewidth=0,
+                label=name,
+            )
+    if exact is not None:
+        truth = np.abs(_array(exact))[: len(values)]
+        axes.plot(index[: len(truth)], truth, color=BLACK, linewidth=1, label="exact")
+    _log_scale(axes.yaxis, np.abs(values))
+    _style(axes, "Eigenvalues", "index, by decreasing magnitude", "magnitude of the eigenvalue")
+    axes.legend(**LEGEND)
+
+
+def scree_panel(
+    axes: Axes, residual: Values, lower: Values | None = None, upper: Values | None = None
+) -> None:
+    """Draw the relative residual ‖H - H_r‖_F / ‖H‖_F, (k + 1,), against the rank r = 0 … k.
+
+    Between the bounds `lower` and `upper`, (k + 1,) each, the plane is shaded.
+    """
+    values = _array(residual)
+    rank = np.arange(len(values))
+    shown = [values]
+    if lower is not None and upper is not None:
+        shown += [_array(lower), _array(upper)]
+        axes.fill_between(
+            rank, shown[1], shown[2], color=BLUE, alpha=0.2, linewidth=0, label="bounds"
+        )
+    axes.plot(rank, values, color=BLUE, linewidth=2, label="estimate")
+    _log_scale(axes.yaxis, np.concatenate(shown))
+    _style(axes, "What a rank leaves out", "rank", "relative residual, Frobenius norm")
+    axes.legend(**LEGEND)
+
+
+def overlap_panel(axes: Axes, result: OverlapResult, *, log_x: bool = False) -> None:
+    """Draw overlap(k) against k = 1 … K, beside k / N and random masks, k on a log scale if asked.
+
+    The band is two standard deviations to either side of k / N.
+    """
+    overlap, baseline, deviation = map(_array, (result.overlap, result.baseline, result.deviation))
+    k = np.arange(1, len(overlap) + 1)
+    axes.fill_between(
+        k,
+        np.maximum(baseline - 2 * deviation, 0),
+        baseline + 2 * deviation,
+        color=GREY,
+        alpha=0.25,
+        linewidth=0,
+        label="chance, ± 2 std. dev.",
+    )
+    for i, curve in enumerate(_array(result.random)):
+        label = "random masks" if i == 0 else None
+        axes.plot(k, curve, color=GREY, linewidth=0.8, alpha=0.9, label=label)
+    axes.plot(k, baseline, "--", color=BLACK, linewidth=1.2, label="chance, k / N")
+    axes.plot(k, overlap, color=BLUE, linewidth=2, label="magnitude mask")
+    axes.set_ylim(bottom=0)
+    if log_x:
+        _log_scale(axes.xaxis, k)
+    _style(axes, "Overlap with the largest parameters", "k, eigenvectors and parameters", "overlap")
+    handles, labels = axes.get_legend_handles_labels()
+    axes.legend(handles[::-1], labels[::-1], **LEGEND)
+
+
+def hessian_figure(
+    eigenvalues: Values,
+    residual: Values,
+    bounds: tuple[Values, Values] | None,
+    overlap: OverlapResult,
+    title: str,
+    exact: Values | None = None,
+) -> Figure:
+    """One Hessian at a glance: its eigenvalues, relative residuals and overlap, side by side.
+
+    Takes what the three panels take; the title names the problem, the step and the split.
+    """
+    figure, (first, second, third) = _panels(3, title)
+    eigenvalue_panel(first, eigenvalues, exact)
+    scree_panel(second, residual, *(bounds or ()))
+    overlap_panel(third, overlap)
+    return figure
+
+
+def training_figure(log: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
+    """Losses and accuracies against the step, one panel each, from the records of a training log.
+
+    A record has its "step" and numbers named "<split>_loss" and "<split>_accuracy". What a record
+    lacks is passed over, and so is a panel without any numbers.
+    """
+    quantities = [
+        quantity
+        for quantity in ("loss", "accuracy")
+        if any(name.endswith(f"_{quantity}") for record in log for name in record)
+    ]
+    figure, panels = _panels(len(quantities), title)
+    for axes, quantity in zip(panels, quantities, strict=True):
+        names = dict.fromkeys(n for record in log for n in record if n.endswith(f"_{quantity}"))
+        looks = cycle([(BLUE, "-", "o"), (VERMILLION, "--", "s"), (BLACK, ":", "^")])
+        for name, (colour, line, marker) in zip(names, looks, strict=False):
+            points = [(record["step"], record[name]) for record in log if name in record]
+            axes.plot(
+                *zip(*points, strict=True),
+                color=colour,
+                linestyle=line,
+                linewidth=1.8,
+                marker=marker if len(points) <= 30 else "",
+                markersize=4.5,
+                label=name.removesuffix(f"_{quantity}"),
+            )
+        _style(axes, quantity.capitalize(), "training step", quantity)
+        axes.legend(**LEGEND)
+    return figure
+
+
+def _array(values: Values) -> np.ndarray:
+    """The values as a float64 array on the CPU."""
+    return torch.as_tensor(values).detach().to("cpu", torch.float64).numpy()
+
+
+def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
+    """A figure of `count` panels side by side under a title."""
+    figure = Figure(figsize=(PANEL[0] * count, PANEL[1]), layout="constrained")
+    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    figure.suptitle(title, fontsize=13, fontweight="bold")
+    return figure, list(figure.subplots(1, count, squeeze=False)[0])
+
+
+def _style(axes: Axes, title: str, x: str, y: str) -> None:
+    """Titles, labels, a light grid behind the data, and no more frame than the two axes."""
+    axes.set_title(title, fontsize=11)
+    axes.set_xlabel(x, fontsize=10)
+    axes.set_ylabel(y, fontsize=10)
+    axes.tick_params(which="both", labelsize=9, color="0.4")
+    axes.grid(True, which="major", color="0.9", linewidth=0.7)
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color("0.4")
+    axes.margins(x=0.02)
+
+
+def _log_scale(axis: Axis, values: np.ndarray) -> None:
+    """A log scale whose ticks are plain numbers (1, 2, 5, 10 …) over less than three decades."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    positive = values[np.isfinite(values) & (values > 0)]
+    if len(positive) and positive.max() < 1e3 * positive.min():
+        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axis.set_minor_formatter(NullFormatter())

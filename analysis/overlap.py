@@ -1,0 +1,126 @@
+"""How much of the top Hessian eigenspace lies on the largest parameters.
+
+With W (N, K) the orthonormal top eigenvectors and mask_k the k largest parameters by magnitude,
+
+    overlap(k) = ‖W[mask_k, :k]‖_F² / k,    k = 1 … K,
+
+the overlap metric between the top-k eigenspace and the span of the mask's coordinates: the mean
+squared cosine of their principal angles. It is 1 where they agree and 0 where they are orthogonal.
+
+A uniformly random mask adds up k of the N leverage scores d_i = ‖W[i, :k]‖², whose sum is k, drawn
+without replacement. Its overlap therefore has, exactly (Cochran 1977, Sampling Techniques, 2.5),
+
+    mean k / N,    variance σ²(d) (N - k) / ((N - 1) k),    σ²(d) = Σ d_i² / N - (Σ d_i / N)².
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from skerch.analysis.masks import magnitude_mask, random_order
+from skerch.errors import ShapeError, SkerchError
+
+SLAB_ENTRIES = 2**22  # read at a time: 32 MiB in float64
+
+
+class RowSlabs(Protocol):
+    """A matrix that is read in row slabs: a tensor, a NumPy array or an HDF5 dataset."""
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    def __getitem__(self, rows: slice, /) -> Any: ...
+
+
+@dataclass(frozen=True)
+class OverlapResult:
+    """Overlap of the top-k eigenspace with masks of k parameters, for k = 1 … K; float64."""
+
+    overlap: Tensor  # (K,) with the magnitude mask
+    baseline: Tensor  # (K,) k / N, the mean over random masks
+    deviation: Tensor  # (K,) the standard deviation over random masks
+    random: Tensor  # (R, K) with R random masks
+    mask: Tensor  # (K,) indices of the largest parameters, the largest first
+
+    @property
+    def multiple(self) -> Tensor:
+        """The overlap as a multiple of its baseline, (K,)."""
+        return self.overlap / self.baseline
+
+
+def overlap_curve(sorted_rows: Tensor) -> Tensor:
+    """‖A[:k, :k]‖_F² / k for k = 1 … K, as float64 (K,).
+
+    The rows A (K, K) are those of the eigenvectors in the mask's order. All k at once: the diagonal
+    of the two-dimensional cumulative sum of the squares. Raises `ShapeError` unless A is square.
+    """
+    K = len(sorted_rows)
+    if sorted_rows.shape != (K, K):
+        raise ShapeError(
+            f"An overlap curve takes as many rows as columns, not {tuple(sorted_rows.shape)}."
+        )
+    energy = sorted_rows.double().square().cumsum(0).cumsum(1).diagonal()
+    return energy / torch.arange(1, K + 1, dtype=torch.float64, device=energy.device)
+
+
+def overlap(
+    eigenvectors: RowSlabs,
+    parameters: Tensor,
+    *,
+    random_masks: int = 5,
+    seed: int = 0,
+    slab_rows: int | None = None,
+) -> OverlapResult:
+    """Overlap of eigenvectors (N, K) with the magnitude masks of parameters (N,), and with chance.
+
+    The eigenvectors may be larger than memory: they are read once, in slabs of `slab_rows` rows
+    (default: `SLAB_ENTRIES` entries), of which the masks' rows are kept: (1 + random_masks) K².
+
+    Raises `ShapeError` where the two do not belong together, and `SkerchError` where a parameter or
+    an eigenvector is not finite or the eigenvectors are not normalised.
+    """
+    if len(eigenvectors.shape) != 2 or tuple(parameters.shape) != tuple(eigenvectors.shape[:1]):
+        raise ShapeError(
+            f"Eigenvectors (N, K) and parameters (N,) are of one network, not of shapes "
+            f"{tuple(eigenvectors.shape)} and {tuple(parameters.shape)}."
+        )
+    N, K = eigenvectors.shape
+    slab_rows = slab_rows or max(1, SLAB_ENTRIES // max(1, K))
+    chance = [random_order(N, seed, index)[:K] for index in range(random_masks)]
+    masks = torch.stack([magnitude_mask(parameters, K), *chance])
+
+    rows = torch.empty(*masks.shape, K, dtype=torch.float64)
+    total = torch.zeros(K, dtype=torch.float64)
+    squares = torch.zeros(K, dtype=torch.float64)
+    for start in range(0, N, slab_rows):
+        slab = torch.as_tensor(
+            eigenvectors[start : start + slab_rows], dtype=torch.float64, device="cpu"
+        ).detach()
+        here = (masks >= start) & (masks < start + len(slab))
+        rows[here] = slab[masks[here] - start]
+        leverage = slab.square().cumsum(1)
+        total += leverage.sum(0)
+        squares += leverage.square().sum(0)
+
+    k = torch.arange(1, K + 1, dtype=torch.float64)
+    unfit = ~(total <= 1.01 * k)
+    if unfit.any():
+        first = int(unfit.nonzero()[0])
+        raise SkerchError(
+            f"The squared norms of the first {first + 1} eigenvectors add up to "
+            f"{float(total[first]):.3g}, not {first + 1}: eigenvectors are orthonormal columns "
+            "(N, K), finite and of unit length."
+        )
+    variance = (squares / N - (total / N).square()).clamp(min=0.0)
+    curves = torch.stack([overlap_curve(sorted_rows) for sorted_rows in rows])
+    return OverlapResult(
+        overlap=curves[0],
+        baseline=k / N,
+        deviation=(variance * (N - k) / (max(1, N - 1) * k)).sqrt(),
+        random=curves[1:],
+        mask=masks[0],
+    )

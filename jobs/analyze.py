@@ -1,0 +1,61 @@
+"""How far the top eigenspace overlaps with the largest parameters, as numbers and as a picture."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from skerch.a_posteriori import interval, scree_bounds
+from skerch.analysis.figures import hessian_figure
+from skerch.analysis.overlap import overlap
+from skerch.curvature.parameters import params_to_vector, select_parameters
+from skerch.decompositions.eigh_file import EighFile
+from skerch.files import write_atomically
+from skerch.jobs import problems
+from skerch.jobs.stage import Context, main
+from skerch.jobs.recorded import load_model
+
+
+def run(context: Context) -> None:
+    """Write overlap.json and the Hessian's figure."""
+    config, directory = context.config, context.directory
+    problem = problems.load_problem(config.problem, config.problem_path)
+    model = load_model(context.run, problem, context.step)
+    parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
+    with EighFile(directory.eigh) as file:
+        eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
+        result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
+    lower, upper = interval(eigenvalues, residual, probes)
+    scree = scree_bounds(eigenvalues, residual)
+    content = {
+        "parameters": len(parameters),
+        "eigenvalues": eigenvalues.tolist(),
+        "residual": residual.tolist(),
+        "residual_bounds": [lower.tolist(), upper.tolist()],
+        "scree_bounds": [bound.tolist() for bound in scree],
+        "overlap": result.overlap.tolist(),
+        "baseline": result.baseline.tolist(),
+        "deviation": result.deviation.tolist(),
+        "random": result.random.tolist(),
+        "mask": result.mask.tolist(),
+    }
+    title = f"{_problem_name(config.problem)}, step {context.step}, {context.split} split"
+    norm = residual[0].clamp(min=1e-300)
+    figure = hessian_figure(
+        eigenvalues, residual / norm, (lower / norm, upper / norm), result, title
+    )
+    path = context.run.figure(context.name, context.step, context.split)
+    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    write_atomically(directory.overlap, lambda file: _write_json(file, content))
+
+
+def _problem_name(problem: dict[str, str]) -> str:
+    return problem.get("name") or problem["factory"]
+
+
+def _write_json(path: Path, content: dict[str, object]) -> None:
+    path.write_text(json.dumps(content))
+
+
+if __name__ == "__main__":
+    main("analyze")

@@ -1,0 +1,312 @@
+"""Experiment files: loading, overrides, identity. Imports no torch.
+
+An experiment file holds the sections of `schema.Config`; only `problem` has no default. Loading
+makes paths absolute and fills in what follows from other keys, so that a config means the same
+wherever it is read again. Every refusal is a `ConfigError`: one sentence that names the key.
+"""
+
+from __future__ import annotations
+
+import glob
+import hashlib
+import json
+import os
+import re
+import reprlib
+import warnings
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict, is_dataclass
+from importlib.resources import files
+from io import StringIO
+from pathlib import Path
+from typing import Any, get_args, get_origin, get_type_hints
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from skerch.files import cause, write_atomically
+from skerch.jobs import validation
+from skerch.jobs.schema import Config, ConfigError, unknown_key
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "checkpoint_files",
+    "difference",
+    "identity",
+    "load",
+    "load_resolved",
+    "save",
+]
+
+
+def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
+    """The checked config of an experiment file, with overrides `key.path=value` applied.
+
+    A file that does not exist here may be one that comes with skerch: `digits`, `digits.yaml` and
+    `config/experiment/digits.yaml` are the same. Values of overrides are YAML. Relative paths
+    refer to the current folder; `training.checkpoints` that match nothing there, and the module
+    of `problem.factory`, to the experiment file's folder.
+
+    Raises:
+        ConfigError: the file cannot be read, a key is unknown, a value is of a wrong type or out
+            of its bounds, or checkpoints are not there.
+    """
+    path = _find(str(path_or_name))
+    content = _parse(_read(path), str(path))
+    for override in overrides:
+        with _clear_errors(f"The override {override!r}"):
+            content = OmegaConf.merge(content, _parse_override(override))
+    with _clear_errors(str(path)):
+        raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
+    config = _build(raw)
+    _complete(config, path)
+    validation.check(config)
+    return config
+
+
+def save(config: Config, path: Path) -> None:
+    """Write a config as YAML, atomically, below a checksum of itself."""
+    with _clear_errors(str(path)):
+        text = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
+    write_atomically(path, lambda temporary: temporary.write_text(_checksum(text) + text))
+
+
+def load_resolved(path: Path) -> Config:
+    """Read what `save` wrote: nothing is filled in, and a byte that changed since is refused."""
+    header, newline, text = _read(path).partition("\n")
+    if header + newline != _checksum(text):
+        raise ConfigError(
+            f"{path} is not as skerch wrote it; delete it and run the experiment file again."
+        )
+    config = _build(OmegaConf.to_container(_parse(text, str(path))))
+    validation.check(config)
+    return config
+
+
+def identity(config: Config, part: str) -> dict[str, Any]:
+    """What gives the numbers of a part ("training" or "method") their value, as from JSON.
+
+    Never part of it: where data, modules and results lie, and how the numbers are computed
+    (launcher, cluster, resources, keep_blocks, consolidate).
+    """
+    whole = asdict(config)
+    data = {key: whole["hessian"][key] for key in ("splits", "datapoints", "subset")}
+    problem = {k: v for k, v in whole["problem"].items() if k not in ("root", "download")}
+    parts = {"problem": problem, "training": whole["training"], "hessian": data}
+    if part == "method":
+        parts |= {"hessian": whole["hessian"], "sketch": whole["sketch"]}
+    return dict(json.loads(json.dumps(parts)))
+
+
+def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
+    """Lines `key.path: old -> new` for the leaves in which two nested mappings differ."""
+    old, new = dict(_leaves(a)), dict(_leaves(b))
+    absent = "(not set)"
+    return [
+        f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
+        for key in [*old, *(key for key in new if key not in old)]
+        if key not in old or key not in new or old[key] != new[key]
+    ]
+
+
+def checkpoint_files(pattern: str) -> dict[int, Path]:
+    """The files of a glob by training step, the last integer in each file's name, ascending."""
+    found: dict[int, Path] = {}
+    for path in map(Path, sorted(glob.glob(pattern))):
+        numbers = re.findall(r"\d+", path.stem)
+        if not numbers:
+            raise ConfigError(
+                f"training.checkpoints: {path} has no step in its name; name it like ckpt_300.pt."
+            )
+        step = int(numbers[-1])
+        if step in found:
+            raise ConfigError(
+                f"training.checkpoints: {found[step].name} and {path.name} both have step {step}; "
+                "narrow the pattern."
+            )
+        found[step] = path
+    return dict(sorted(found.items()))
+
+
+def _find(name: str) -> Path:
+    """An experiment file here, or the one of that name that comes with skerch."""
+    if os.path.isfile(name):
+        return Path(name).absolute()
+    packaged = {path.stem: path for path in _packaged()}
+    stem = Path(name).stem
+    if stem in packaged and name in (stem, f"{stem}.yaml", f"config/experiment/{stem}.yaml"):
+        return packaged[stem]
+    raise ConfigError(
+        f"There is no experiment file {name} in {os.getcwd()}, and none of that name comes with "
+        f"skerch (it has: {', '.join(sorted(packaged))})."
+    )
+
+
+def _packaged() -> list[Path]:
+    return list(Path(str(files("skerch.config"))).glob("experiment/*.yaml"))
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(f"{path} cannot be read: {cause(error)}.") from error
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"{path} is not a text file in UTF-8: {error}.") from error
+
+
+@contextmanager
+def _clear_errors(source: str) -> Iterator[None]:
+    """Turn what YAML and omegaconf say about `source` into one sentence."""
+    try:
+        yield
+    except ConfigError:
+        raise
+    except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"{source} is not valid YAML for a config: {words}.") from error
+
+
+def _parse(text: str, source: str) -> DictConfig:
+    """YAML text, safely loaded, interpolations not yet resolved."""
+    with _clear_errors(source):
+        try:
+            content = OmegaConf.load(StringIO(text))
+        except OSError:  # how omegaconf reports a bare number or truth value
+            content = None
+    if not isinstance(content, DictConfig):
+        raise ConfigError(f"{source} must hold a mapping with the key problem, and others.")
+    return content
+
+
+def _parse_override(override: str) -> DictConfig:
+    key, equals, value = override.partition("=")
+    if not equals or not re.fullmatch(r"\w+(\.[\w-]+)*", key):
+        raise ConfigError(
+            f"The override {override!r} has not the form key.path=value, as in training.lr=0.1."
+        )
+    if value.startswith("*"):  # a pattern, where YAML would see an alias
+        value = json.dumps(value)
+    return OmegaConf.from_dotlist([f"{key}={value}"])
+
+
+def _build(raw: Any) -> Config:
+    """A typed config from plain mappings."""
+    for section, key in (("hessian", "param_filter"), ("hessian", "splits")):
+        values = raw.get(section)
+        if isinstance(values, dict) and isinstance(values.get(key), str):
+            values[key] = [values[key]]
+    node = OmegaConf.structured(Config)
+    _assign(node, Config, raw, "")
+    return OmegaConf.to_object(node)
+
+
+def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) -> None:
+    """Set a section's keys one by one, so that a refusal names its key."""
+    hints = get_type_hints(cls)
+    for key, value in raw.items():
+        full_key = f"{prefix}{key}"
+        if key not in hints:
+            raise ConfigError(_unknown(full_key, hints))
+        hint = hints[key]
+        if is_dataclass(hint):
+            if value is None:
+                continue
+            if not isinstance(value, Mapping):
+                raise ConfigError(f"{full_key} expects a mapping, not {reprlib.repr(value)}.")
+            _assign(node[key], hint, value, f"{full_key}.")
+            continue
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", FutureWarning)  # conversions between types
+                node[key] = value
+        except (OmegaConfBaseException, TypeError, FutureWarning) as error:
+            raise ConfigError(
+                f"{full_key} expects {_expected(hint)}, not {reprlib.repr(value)}."
+            ) from error
+
+
+def _unknown(full_key: str, hints: Mapping[str, Any]) -> str:
+    """The sentence on an unknown key; the same key of another section is nearest."""
+    leaf = full_key.rpartition(".")[2]
+    for section, hint in get_type_hints(Config).items():
+        if is_dataclass(hint) and leaf in get_type_hints(hint):
+            return f"Unknown key {full_key}; did you mean {section}.{leaf}?"
+    return unknown_key(full_key, hints)
+
+
+def _expected(hint: Any) -> str:
+    """A type in words."""
+    words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    if hint in words:
+        return words[hint]
+    if hint is type(None):
+        return "null"
+    if get_origin(hint) is dict:
+        return "a mapping with text keys"
+    if get_origin(hint) is list:
+        return f"a list (each element {_expected(get_args(hint)[0])})"
+    return " or ".join(map(_expected, get_args(hint)))
+
+
+def _complete(config: Config, path: Path) -> None:
+    """Fill in what follows from other keys, and make paths absolute."""
+    config.run_dir = _absolute("run_dir", config.run_dir or os.path.join("runs", path.stem))
+    if config.problem.get("root") is not None:
+        config.problem["root"] = _absolute("problem.root", config.problem["root"])
+    if "factory" in config.problem:
+        folder = config.problem_path or ""
+        config.problem_path = _absolute("problem_path", os.path.join(path.parent, folder))
+    if config.cluster is not None and os.path.isfile(config.cluster):
+        config.cluster = _absolute("cluster", config.cluster)
+    if config.sketch.inner is None:
+        config.sketch.inner = 2 * config.sketch.outer
+    training = config.training
+    if training.checkpoints is not None:
+        training.checkpoints = _absolute_pattern(training.checkpoints, path.parent)
+        found = list(checkpoint_files(training.checkpoints))
+        missing = sorted(set(training.record_steps or []) - set(found))
+        if missing:
+            raise ConfigError(
+                f"training.record_steps asks for {missing}, but training.checkpoints has the steps "
+                f"{found}."
+            )
+        training.record_steps = training.record_steps or found
+    elif training.record_steps is None:
+        training.record_steps = sorted({0, training.max_steps})
+
+
+def _absolute(key: str, path: Any) -> str:
+    """A path against the current folder, with ~ expanded."""
+    if not isinstance(path, str) or "\0" in path:
+        raise ConfigError(f"{key} expects a path, not {reprlib.repr(path)}.")
+    return os.path.abspath(os.path.expanduser(path))
+
+
+def _absolute_pattern(pattern: str, folder: Path) -> str:
+    """A glob against the current folder if it matches there, or against the given one."""
+    expanded = os.path.expanduser(pattern)
+    bases = [os.getcwd(), str(folder)]
+    for base in bases:
+        absolute = os.path.join(glob.escape(base), expanded)
+        if "\0" not in pattern and glob.glob(absolute):
+            return absolute
+    raise ConfigError(
+        f"training.checkpoints: no file matches {pattern!r} in {' or in '.join(bases)}."
+    )
+
+
+def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in tree.items():
+        if isinstance(value, Mapping) and value:
+            yield from _leaves(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def _checksum(text: str) -> str:
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    return f"# Written by skerch; sha256 of what follows: {digest}\n"

@@ -1,0 +1,40 @@
+"""How tasks are run: one file a launcher, with `launch(config, tasks, report)`.
+
+`launch` runs tasks (each after those that it needs) and returns the sentence of each failed or
+skipped task by its id; `report` is told what goes on.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from importlib import import_module
+from typing import Any, Protocol
+
+from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.pipeline import Task
+
+LAUNCHERS = ("local",)
+
+
+class Report(Protocol):
+    """Told about tasks as they run."""
+
+    def started(self, task: Task) -> None: ...
+
+    def progress(self, task: Task, done: int, total: int, unit: str) -> None: ...
+
+    def ended(self, task: Task, error: str | None) -> None: ...
+
+
+Launch = Callable[[Config, list[Task], Report], dict[str, str]]
+
+
+def load(name: str) -> Launch:
+    """The `launch` function of a launcher."""
+    if name not in LAUNCHERS:
+        raise ConfigError(
+            f"launcher.name is {name!r}; it must be one of {', '.join(LAUNCHERS)}."
+        )
+    module: Any = import_module(f"skerch.jobs.launchers.{name}")
+    launch: Launch = module.launch
+    return launch

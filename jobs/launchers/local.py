@@ -1,0 +1,125 @@
+"""Here: in this process, one task after the other, or in a few worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import threading
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from multiprocessing.connection import wait as wait_for_end
+
+from skerch.errors import SkerchError
+from skerch.jobs.config import Config
+from skerch.jobs.launchers import Report
+from skerch.jobs.pipeline import Task
+from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.stage import Context, Progress, execute
+from skerch.jobs.task_log import recorded
+
+
+def launch(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
+    """Run the tasks; a failed one takes down what needs it, and nothing else."""
+    if config.launcher.workers == 1:
+        return _in_process(config, tasks, report)
+    return _in_pool(config, tasks, report)
+
+
+def run_task(config: Config, task: Task, report: Report | None = None) -> str | None:
+    """Run one task in this process, into its log; the sentence of its failure, if it fails.
+
+    Errors that are no user's mistake have their traceback in the log, and are named by it.
+    """
+    run = RunDir(config.run_dir)
+    try:
+        with recorded(run, task) as log:
+
+            def progress(done: int, total: int, unit: str) -> None:
+                log(done, total, unit)
+                if report:
+                    report.progress(task, done, total, unit)
+
+            execute(task.stage, _context(config, task, progress))
+    except SkerchError as error:
+        return str(error)
+    except Exception as error:  # a defect or a user's own code: it fails this task, not the run
+        first = (str(error) or "no message").splitlines()[0]
+        return f"{type(error).__name__}: {first} (traceback in {run.task_log(task.id)})"
+    return None
+
+
+def _context(config: Config, task: Task, progress: Progress) -> Context:
+    arguments = {"name": method_name(config)} | task.arguments
+    if "tasks" in arguments:
+        arguments["tasks"] = tuple(arguments["tasks"])
+    return Context(RunDir(config.run_dir), config, progress=progress, **arguments)
+
+
+def _skipped(task: Task, failures: dict[str, str]) -> str | None:
+    """Why a task cannot run, if one that it needs has failed."""
+    failed = next((need for need in task.needs if need in failures), None)
+    return None if failed is None else f"not run, as it needs {failed}"
+
+
+def _in_process(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    for task in tasks:
+        error = _skipped(task, failures)
+        if error is None:
+            report.started(task)
+            error = run_task(config, task, report)
+            report.ended(task, error)
+        if error is not None:
+            failures[task.id] = error
+    return failures
+
+
+def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
+    failures: dict[str, str] = {}
+    waiting = {task.id: task for task in tasks}
+    running: dict[Future[str | None], Task] = {}
+    pool = ProcessPoolExecutor(
+        config.launcher.workers,
+        mp_context=multiprocessing.get_context("spawn"),
+        initializer=_start_worker,
+    )
+    try:
+        while waiting or running:
+            unfinished = waiting.keys() | {task.id for task in running.values()}
+            for task in [t for t in waiting.values() if not unfinished & set(t.needs)]:
+                del waiting[task.id]
+                error = _skipped(task, failures)
+                if error is not None:
+                    failures[task.id] = error
+                    continue
+                running[pool.submit(run_task, config, task)] = task
+                report.started(task)
+            done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
+            for future in done:
+                task = running.pop(future)
+                error = future.result()
+                if error is not None:
+                    failures[task.id] = error
+                report.ended(task, error)
+    except BrokenProcessPool:
+        raise SkerchError(
+            "A worker process was killed (by someone, or for lack of memory); "
+            "what is finished is kept: run the same command again to go on."
+        ) from None
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return failures
+
+
+def _start_worker() -> None:
+    """A worker ends at once on Ctrl-C, and when its parent is gone, whatever happened to it."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+
+    def follow() -> None:
+        wait_for_end([parent.sentinel])
+        os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()

@@ -1,0 +1,81 @@
+"""Lay out a round's measurement array: everything that decides its bits, written once.
+
+Runs where the measure stage runs, as it times the matvec strategies there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from skerch.decompositions import recovery as recoveries
+from skerch.jobs.check import check_loss
+from skerch.jobs.config import identity
+from skerch.jobs.operators import hessian_operator, load_inputs
+from skerch.jobs.stage import Context, main
+from skerch.measurements.array import MeasurementArray
+from skerch.measurements.manifest import Manifest
+from skerch.measurements.range_finder import RangeFile
+
+
+def run(context: Context) -> None:
+    """Write the manifest of `context.round`; a second round takes over the first one's choices."""
+    sketch = context.config.sketch
+    recipe = recoveries.RECOVERIES[sketch.recovery]
+    size = recipe.sizes(sketch.rounds, sketch.outer, sketch.inner, sketch.probes)[context.round - 1]
+    range_hash = None
+    if context.round == 1:
+        N, provenance = _choose(context)
+    else:
+        first = context.array(1).manifest
+        N, provenance = first.size, dict(first.provenance)
+        with RangeFile(context.directory.range) as range_file:
+            range_hash = range_file.hash
+    manifest = Manifest(
+        size=N,
+        dtype=context.config.hessian.dtype,
+        columns=size.columns,
+        stored=size.stored,
+        probes=size.probes,
+        block_size=sketch.block_size,
+        sketch=sketch.kind,
+        seed=sketch.seed,
+        compresses=recipe.compresses,
+        round=context.round,
+        range_hash=range_hash,
+        provenance=provenance,
+    )
+    MeasurementArray.create(context.directory.measurements(context.round), manifest)
+
+
+def _choose(context: Context) -> tuple[int, dict[str, Any]]:
+    """N, and what else decides a column's bits: inputs, matvec strategy, threads, device."""
+    config = context.config
+    inputs = load_inputs(context)
+    hashes = inputs.hashes
+    op = hessian_operator(config, inputs)
+    N = op.shape[0]
+    recoveries.check_size(N, config.sketch.inner)
+    check_loss(op)
+    choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
+    provenance = {
+        "problem": identity(config, "training")["problem"],
+        "step": context.step,
+        "split": context.split,
+        "curvature": config.hessian.curvature,
+        "recovery": config.sketch.recovery,
+        "outer": config.sketch.outer,
+        "inner": config.sketch.inner,
+        "rounds": config.sketch.rounds,
+        "batch_size": config.hessian.batch_size,
+        "strategy": choice.strategy,
+        "chunk_size": choice.chunk_size,
+        "threads": torch.get_num_threads(),
+        "device": op.device.type,
+    }
+    return N, provenance | hashes
+
+
+if __name__ == "__main__":
+    main("layout")

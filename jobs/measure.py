@@ -1,0 +1,78 @@
+"""Fill blocks of a measurement array with Hessian matvecs: the stage that runs in parallel."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+from skerch.errors import SkerchError
+from skerch.jobs.operators import hessian_operator, load_inputs, resolve_device
+from skerch.jobs.stage import Context, main
+from skerch.measurements.measure import Measurer, NonFiniteError
+from skerch.measurements.range_finder import RangeFile
+
+
+class MeasureError(SkerchError):
+    """A worker that cannot honour the manifest."""
+
+
+def run(context: Context) -> None:
+    """Measure the blocks of `context.tasks` that have no file yet.
+
+    Measurement task t is blocks [t p, (t + 1) p) with p = launcher.blocks_per_task.
+    """
+    array = context.array(context.round)
+    blocks = array.missing(_indices(context))
+    if not blocks:
+        return
+    recorded = array.manifest.provenance
+    device = resolve_device(context.config)
+    if device.type != recorded["device"]:
+        raise MeasureError(
+            f"{array.directory} was laid out for {recorded['device']}, and this worker has "
+            f"{device.type}; set launcher.device={recorded['device']}, or delete the folder."
+        )
+    inputs = load_inputs(context)
+    for name, value in inputs.hashes.items():
+        if value != recorded[name]:
+            raise MeasureError(
+                f"{array.directory} was laid out for other {name.removesuffix('_hash')} than "
+                f"{context.run.path} has now; delete that folder to measure anew."
+            )
+    op = hessian_operator(
+        context.config, inputs, strategy=recorded["strategy"], chunk_size=recorded["chunk_size"]
+    )
+    with ExitStack() as stack:
+        columns = None
+        if array.manifest.range_hash is not None:
+            range_file = stack.enter_context(RangeFile(context.directory.range))
+            if range_file.hash != array.manifest.range_hash:
+                raise MeasureError(
+                    f"{array.directory} was laid out for another {range_file.path.name}; "
+                    "delete its manifest.json and blocks, and run again."
+                )
+            columns = range_file.columns
+        measurer = Measurer(array.manifest, device, columns)
+        total = sum(block.stop - block.start for block in blocks)
+        done = 0
+        for block in blocks:
+            try:
+                arrays = measurer.measure(op, block)
+            except NonFiniteError as error:
+                raise MeasureError(
+                    f"{error} The loss there is {op.loss()}; a step before training diverged, "
+                    "or hessian.dtype=float64, may help."
+                ) from None
+            array.write(block, arrays)
+            done += block.stop - block.start
+            context.progress(done, total, "columns")
+
+
+def _indices(context: Context) -> list[int] | None:
+    if context.tasks is None:
+        return None
+    p = context.config.launcher.blocks_per_task
+    return [index for t in context.tasks for index in range(t * p, (t + 1) * p)]
+
+
+if __name__ == "__main__":
+    main("measure")

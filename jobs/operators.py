@@ -1,0 +1,104 @@
+"""The curvature operator of one Hessian of a run, from the run directory alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from skerch.curvature.batching import split_batch, to_device
+from skerch.curvature.hessian import HessianOperator
+from skerch.errors import SkerchError
+from skerch.jobs import problems
+from skerch.jobs.recorded import load_hessian_data, load_model
+
+if TYPE_CHECKING:
+    from skerch.jobs.config import Config
+    from skerch.jobs.stage import Context
+
+
+class DeviceError(SkerchError):
+    """A device that this machine does not have."""
+
+
+def resolve_device(config: Config) -> torch.device:
+    """`launcher.device`, where "auto" is CUDA if there is one and the CPU otherwise."""
+    name = config.launcher.device
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise DeviceError(
+            f"launcher.device={name}, but PyTorch sees no CUDA device here; set it to cpu or auto."
+        )
+    return torch.device(name)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The network and the datapoints of one Hessian, as they lie in the run directory."""
+
+    problem: problems.Problem
+    model: torch.nn.Module  # in eval mode
+    data: Any  # one batch of all datapoints
+
+    @property
+    def hashes(self) -> dict[str, str]:
+        """What a manifest records of them."""
+        return {
+            "parameters_hash": content_hash(self.model.state_dict()),
+            "datapoints_hash": content_hash(self.data),
+        }
+
+
+def load_inputs(context: Context) -> Inputs:
+    """The inputs of a context's step and split."""
+    assert context.step is not None
+    assert context.split is not None
+    problem = problems.load_problem(context.config.problem, context.config.problem_path)
+    model = load_model(context.run, problem, context.step)
+    return Inputs(problem, model, load_hessian_data(context.run, context.split))
+
+
+def hessian_operator(
+    config: Config, inputs: Inputs, *, strategy: str | None = None, chunk_size: int | None = None
+) -> HessianOperator:
+    """The operator on the device and in the dtype of a config.
+
+    The strategy and chunk size are the config's unless given. The model is moved, not copied.
+    """
+    hessian, device = config.hessian, resolve_device(config)
+    dtype = getattr(torch, hessian.dtype)
+    data = to_device(inputs.data, device, dtype)
+    return HessianOperator(
+        inputs.model.to(device, dtype),
+        split_batch(data, hessian.batch_size or hessian.datapoints),
+        inputs.problem.loss_fn,
+        batch_weight=inputs.problem.batch_weight,
+        param_filter=hessian.param_filter,
+        strategy=strategy or hessian.strategy,
+        chunk_size=chunk_size or hessian.chunk_size,
+    )
+
+
+def content_hash(tree: Any) -> str:
+    """SHA-256 over the tensors of a tree of mappings and sequences, with their names and types."""
+    digest = hashlib.sha256()
+
+    def visit(node: Any) -> None:
+        if isinstance(node, torch.Tensor):
+            digest.update(f"{node.dtype}{tuple(node.shape)}".encode())
+            digest.update(node.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+        elif isinstance(node, dict):
+            for key in node:
+                digest.update(str(key).encode())
+                visit(node[key])
+        elif isinstance(node, (list, tuple)):
+            for item in node:
+                visit(item)
+        else:
+            digest.update(repr(node).encode())
+
+    visit(tree)
+    return digest.hexdigest()

@@ -1,0 +1,132 @@
+"""Which tasks an experiment is, what each needs and leaves, and which of them are missing.
+
+    train → layout → measure … → (range_finder → layout → measure … →) merge → decompose → analyze
+
+once per recorded step and split. The graph follows from the config alone, before N is known, so
+that a scheduler can be given all of it at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from skerch.decompositions.recovery import RECOVERIES
+from skerch.jobs.config import Config
+from skerch.jobs.run_dir import RunDir, method_name
+from skerch.measurements.manifest import count_blocks
+
+
+@dataclass(frozen=True)
+class Task:
+    """A stage on one part of a run.
+
+    It is done when its outputs exist, or when all tasks that read them are done.
+    """
+
+    id: str
+    stage: str  # a module of skerch.jobs
+    arguments: dict[str, Any]  # JSON: step, split, round, tasks; what there is of them
+    outputs: tuple[Path, ...]
+    needs: tuple[str, ...]  # ids of the tasks whose outputs it reads
+    resources: dict[str, Any] = field(default_factory=dict)
+
+
+def tasks(config: Config) -> list[Task]:
+    """All tasks of an experiment, each after those that it needs."""
+    run = RunDir(config.run_dir)
+    training = Task(
+        "train", "train", {}, (run.parameters, run.hessian_data), (), _resources(config, "train")
+    )
+    result = [training]
+    for step in config.training.record_steps:
+        for split in config.hessian.splits:
+            result += _hessian_tasks(config, run, step, split)
+    return result
+
+
+def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterator[Task]:
+    """The tasks of one Hessian."""
+    name = method_name(config)
+    directory = run.step(name, step, split)
+    sketch = config.sketch
+    sizes = RECOVERIES[sketch.recovery].sizes(
+        sketch.rounds, sketch.outer, sketch.inner, sketch.probes
+    )
+
+    def task(
+        stage: str, outputs: list[Path], needs: list[str], suffix: str = "", **arguments: Any
+    ) -> Task:
+        return Task(
+            f"{name}.{directory.path.name}.{stage}{suffix}",
+            stage,
+            {"name": name, "step": step, "split": split, **arguments},
+            tuple(outputs),
+            tuple(needs),
+            _resources(config, stage),
+        )
+
+    ranges: list[str] = []
+    layouts: list[str] = []
+    measures: list[str] = []
+    for number, size in enumerate(sizes, start=1):
+        array = directory.measurements(number)
+        if number > 1:
+            finder = task("range_finder", [directory.range], [*layouts, *measures])
+            ranges.append(finder.id)
+            yield finder
+        layout = task(
+            "layout",
+            [array / "manifest.json"],
+            ["train", *layouts, *ranges],
+            f"-{number}",
+            round=number,
+        )
+        layouts.append(layout.id)
+        yield layout
+        blocks = count_blocks(size.columns, size.stored, size.probes, sketch.block_size)
+        p = config.launcher.blocks_per_task
+        for index in range(-(-blocks // p)):
+            measure = task(
+                "measure",
+                [
+                    array / "blocks" / f"block-{block:06d}.h5"
+                    for block in range(index * p, min((index + 1) * p, blocks))
+                ],
+                ["train", layout.id, *ranges],
+                f"-{number}.{index}",
+                round=number,
+                tasks=[index],
+            )
+            measures.append(measure.id)
+            yield measure
+    arrays = [*layouts, *measures]
+    merge = task("merge", [directory.merged], [*arrays, *ranges])
+    yield merge
+    decompose = task(
+        "decompose", [directory.eigh], [merge.id, *(layouts if config.consolidate else arrays)]
+    )
+    yield decompose
+    figure = run.figure(name, step, split)
+    yield task("analyze", [directory.overlap, figure], ["train", decompose.id])
+
+
+def missing(all_tasks: list[Task]) -> list[Task]:
+    """The tasks that are not done, in order."""
+    consumers: dict[str, list[str]] = {task.id: [] for task in all_tasks}
+    for task in all_tasks:
+        for need in task.needs:
+            consumers[need].append(task.id)
+    done: dict[str, bool] = {}
+    for task in reversed(all_tasks):
+        read_by = consumers[task.id]
+        done[task.id] = all(path.exists() for path in task.outputs) or (
+            bool(read_by) and all(done[consumer] for consumer in read_by)
+        )
+    return [task for task in all_tasks if not done[task.id]]
+
+
+def _resources(config: Config, stage: str) -> dict[str, Any]:
+    return dict(config.resources.get(stage, {}))

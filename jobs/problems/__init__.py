@@ -1,0 +1,132 @@
+"""Problems: what is trained, on which data, with which loss. The registry imports no torch.
+
+A problem is one file of this folder, found by its name, with a function of the same name that
+takes keyword arguments and returns a `Problem`. A user's own is `factory: "module:function"`.
+"""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from skerch.errors import SkerchError
+from skerch.jobs.schema import ConfigError, unknown_key
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+    from torch.utils.data import Dataset
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its data and its loss, rebuilt cheaply anywhere.
+
+    A batch is what torch's `default_collate` makes of samples: a tuple or a dict of tensors.
+    """
+
+    model: Callable[[], Module]  # builds the network, without touching data
+    data: Callable[[str], Dataset[Any]]  # of a split's name; called by training only
+    loss_fn: Callable[[Module, Any], Tensor]  # of (model, batch): a scalar mean
+    batch_weight: Callable[[Any], float] | None = None  # what that mean divides by; None: examples
+
+
+def names() -> list[str]:
+    """The problems that come with skerch."""
+    return sorted(path.stem for path in Path(__file__).parent.glob("[!_]*.py"))
+
+
+def check(problem: Mapping[str, Any]) -> None:
+    """Refuse a config's `problem` section that names no problem, or two; imports nothing."""
+    if ("name" in problem) == ("factory" in problem):
+        raise ConfigError(
+            "problem needs either name or factory, as in problem.name=digits_mlp or "
+            "problem.factory=my_module:make_problem."
+        )
+    if "name" in problem and problem["name"] not in names():
+        raise ConfigError(f"problem.name: {unknown_key(str(problem['name']), names())}")
+    if "factory" in problem and not re.fullmatch(r"[\w.]+:\w+", str(problem["factory"])):
+        raise ConfigError(
+            f"problem.factory is {problem['factory']!r}; it must be module:function, as in "
+            "my_module:make_problem."
+        )
+
+
+def load_problem(problem: Mapping[str, Any], problem_path: str | None = None) -> Problem:
+    """The problem of a config's `problem` section, its other keys passed on as arguments.
+
+    The module of a `factory` is looked for in the folder `problem_path` first.
+
+    Raises:
+        ConfigError: there is no such problem, its module cannot be imported, an argument is
+            unknown or missing, or what it returns is no `Problem`.
+    """
+    check(problem)
+    arguments = {k: v for k, v in problem.items() if k not in ("name", "factory")}
+    make = _registered(problem["name"]) if "name" in problem else _user(problem, problem_path)
+    _check_arguments(make, arguments)
+    with _user_code("problem failed"):
+        made = make(**arguments)
+    if not isinstance(made, Problem):
+        raise ConfigError(
+            f"problem.factory {problem['factory']} returned a {type(made).__name__}; it must "
+            "return skerch.jobs.problems.Problem(model, data, loss_fn)."
+        )
+    return made
+
+
+def _registered(name: str) -> Callable[..., Problem]:
+    make: Callable[..., Problem] = getattr(
+        importlib.import_module(f"skerch.jobs.problems.{name}"), name
+    )
+    return make
+
+
+def _user(problem: Mapping[str, Any], problem_path: str | None) -> Callable[..., Any]:
+    """The function of a `module:function`."""
+    module_name, function_name = problem["factory"].split(":")
+    if problem_path is not None and problem_path not in sys.path:
+        sys.path.insert(0, problem_path)
+    with _user_code(f"problem.factory {problem['factory']} cannot be imported"):
+        module = importlib.import_module(module_name)
+    function = getattr(module, function_name, None)
+    if not callable(function):
+        raise ConfigError(
+            f"problem.factory: {getattr(module, '__file__', module_name)} has no function "
+            f"{function_name}."
+        )
+    return function
+
+
+def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
+    """Refuse arguments that the signature does not have, and missing ones."""
+    parameters = inspect.signature(make).parameters.values()
+    named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters):
+        for key in arguments:
+            if key not in named:
+                raise ConfigError(unknown_key(f"problem.{key}", named))
+    for name, parameter in named.items():
+        if parameter.default is parameter.empty and name not in arguments:
+            raise ConfigError(f"problem.{name} is missing; {make.__name__} needs it.")
+
+
+@contextmanager
+def _user_code(what: str) -> Iterator[None]:
+    """Name the cause, and its file and line, of whatever a problem's own code raises."""
+    try:
+        yield
+    except SkerchError:
+        raise
+    except Exception as error:  # the code is the user's: it may raise anything
+        frame = traceback.extract_tb(error.__traceback__)[-1]
+        place = "" if frame.filename.startswith("<") else f" ({frame.filename}:{frame.lineno})"
+        raise ConfigError(f"{what}: {type(error).__name__}: {error}{place}.") from error

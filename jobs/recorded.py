@@ -1,0 +1,244 @@
+"""What a training leaves for the later stages: recorded parameters and the Hessian datapoints.
+
+`parameters.h5` holds, with checksums on every chunk:
+    parameters   (N, n) one column per recorded step, in the order of `named_parameters`
+    buffers      (B, n) float64, likewise, where the model has persistent buffers
+    steps        (n,) int64
+    description  JSON as bytes: names and shapes of both, and the identity of the training
+`hessian_data.pt` is a dict {split: batch} of tensors, tuples and dicts.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import reduce
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+import h5py
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from skerch.errors import SkerchError
+from skerch.files import stream_atomically
+from skerch.jobs.problems import Problem
+from skerch.jobs.run_dir import RunDir
+
+CHUNK = 2**16  # rows of a column that share a checksum
+
+
+class RecordedError(SkerchError):
+    """Parameters or datapoints that are missing, damaged, or of another training."""
+
+
+@dataclass(frozen=True)
+class Column:
+    """The state of a network at one step."""
+
+    parameters: Tensor  # (N,)
+    buffers: Tensor  # (B,), float64
+
+
+def column(model: nn.Module) -> Column:
+    """A copy of a network's parameters and persistent buffers, flattened, on the CPU."""
+    parameters = [p.detach() for p in model.parameters()]
+    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
+    buffers = [b.double() for _, b in _buffers(model)]
+    return Column(_flatten(parameters, dtype), _flatten(buffers, torch.float64))
+
+
+def write_parameters(
+    path: Path,
+    model: nn.Module,
+    columns: Mapping[int, Column],
+    identity: Mapping[str, Any],
+) -> None:
+    """Write the columns of a model by step, atomically."""
+    description = {
+        "parameters": _shapes(model.named_parameters()),
+        "buffers": _shapes(_buffers(model)),
+        "identity": identity,
+    }
+
+    def write(stream: FileIO) -> None:
+        with h5py.File(stream, "w", libver="latest") as file:
+            _write_columns(file, "parameters", [c.parameters for c in columns.values()])
+            if description["buffers"]:
+                _write_columns(file, "buffers", [c.buffers for c in columns.values()])
+            text = json.dumps(description).encode()
+            for name, array in (
+                ("steps", np.array(list(columns), dtype=np.int64)),
+                ("description", np.frombuffer(text, dtype=np.uint8)),
+            ):
+                file.create_dataset(name, data=array, chunks=array.shape, fletcher32=True)
+
+    stream_atomically(path, write)
+
+
+def recorded_identity(run: RunDir) -> dict[str, Any]:
+    """The identity of the training that the recorded parameters are of."""
+    with _open(run) as file:
+        identity: dict[str, Any] = _description(file)["identity"]
+    return identity
+
+
+def load_parameters(run: RunDir, step: int) -> Tensor:
+    """The parameters (N,) at a recorded step, in the order of `named_parameters`."""
+    with _open(run) as file:
+        return _read_column(file, "parameters", _position(run, file, step))
+
+
+def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
+    """The network at a recorded step, in eval mode, without touching any dataset.
+
+    Raises:
+        RecordedError: nothing is recorded at that step, the file is missing or damaged, or the
+            problem's network is no longer the one that was trained.
+    """
+    with _open(run) as file:
+        position = _position(run, file, step)
+        description = _description(file)
+        parameters = _read_column(file, "parameters", position)
+        buffers = _read_column(file, "buffers", position) if description["buffers"] else None
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = problem.model()
+    kinds = (("parameters", model.named_parameters()), ("buffers", _buffers(model)))
+    for kind, named in kinds:
+        expected, found = description[kind], _shapes(named)
+        if found != expected:
+            new, old = next(
+                pair for pair in zip([*found, None], [*expected, None], strict=False)
+                if pair[0] != pair[1]
+            )  # fmt: skip
+            raise RecordedError(
+                f"The problem's network is not the one recorded in {run.parameters}: its {kind} "
+                f"differ first in {new}, recorded as {old}; take the old model back, or set "
+                "another run_dir."
+            )
+    _unflatten(parameters, list(model.parameters()))
+    if buffers is not None:
+        _unflatten(buffers, [buffer for _, buffer in _buffers(model)])
+    return model.eval()
+
+
+def write_hessian_data(run: RunDir, batches: Mapping[str, Any]) -> None:
+    """Write the Hessian datapoints of each split, atomically."""
+    stream_atomically(run.hessian_data, lambda stream: torch.save(dict(batches), stream))
+
+
+def load_hessian_data(run: RunDir, split: str) -> Any:
+    """The batch of all Hessian datapoints of a split, on the CPU."""
+    batches = load_tensors(run.hessian_data)
+    if split not in batches:
+        raise RecordedError(
+            f"{run.hessian_data} has no datapoints of split {split!r}, only of "
+            f"{', '.join(batches)}."
+        )
+    return batches[split]
+
+
+def load_tensors(path: Path) -> Any:
+    """What `torch.save` wrote to a file of ours, its checksums verified, unpickled safely."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()  # torch itself does not look at the checksums
+        if damaged is None:
+            return torch.load(path, map_location="cpu", weights_only=True)
+        reason = f"checksum of {damaged}"
+    except FileNotFoundError as error:
+        raise RecordedError(f"{path} is missing; the train stage writes it.") from error
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        pickle.UnpicklingError,
+        OSError,
+        RuntimeError,
+        ValueError,
+        KeyError,
+        EOFError,
+    ) as error:
+        reason = str(error).splitlines()[0]
+    raise RecordedError(
+        f"{path} is damaged ({reason}); delete it, and the train stage writes it again."
+    )
+
+
+@contextmanager
+def _open(run: RunDir) -> Iterator[h5py.File]:
+    """The parameters file for reading; whatever HDF5 finds wrong in it becomes one sentence."""
+    path = run.parameters
+    try:
+        with h5py.File(path, "r") as file:
+            yield file
+    except FileNotFoundError as error:
+        raise RecordedError(f"{path} is missing; the train stage writes it.") from error
+    except RecordedError:
+        raise
+    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
+        raise RecordedError(
+            f"{path} is damaged ({error}); delete it, and the train stage writes it again."
+        ) from error
+
+
+def _position(run: RunDir, file: h5py.File, step: int) -> int:
+    steps = file["steps"][()].tolist()
+    if step not in steps:
+        raise RecordedError(
+            f"{run.parameters} has no step {step}; training.record_steps was {steps}."
+        )
+    return int(steps.index(step))
+
+
+def _description(file: h5py.File) -> dict[str, Any]:
+    description: dict[str, Any] = json.loads(file["description"][()].tobytes())
+    return description
+
+
+def _read_column(file: h5py.File, name: str, position: int) -> Tensor:
+    return torch.from_numpy(file[name][:, position])
+
+
+def _write_columns(file: h5py.File, name: str, columns: Sequence[Tensor]) -> None:
+    rows = len(columns[0])
+    dataset = file.create_dataset(
+        name,
+        shape=(rows, len(columns)),
+        dtype=columns[0].numpy().dtype,
+        chunks=(min(rows, CHUNK), 1),
+        fletcher32=True,
+    )
+    for index, values in enumerate(columns):
+        dataset[:, index] = values.numpy()
+
+
+def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The buffers that belong to a model's state."""
+    state = model.state_dict()
+    return [(name, buffer) for name, buffer in model.named_buffers() if name in state]
+
+
+def _shapes(named: Any) -> list[list[Any]]:
+    return [[name, list(tensor.shape)] for name, tensor in named]
+
+
+def _flatten(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
+    if not tensors:
+        return torch.empty(0, dtype=dtype)
+    return torch.cat([tensor.to(dtype).flatten().cpu() for tensor in tensors])
+
+
+def _unflatten(vector: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Copy the pieces of a vector into tensors."""
+    pieces = vector.split([tensor.numel() for tensor in tensors])
+    with torch.no_grad():
+        for tensor, piece in zip(tensors, pieces, strict=True):
+            tensor.copy_(piece.view(tensor.shape))

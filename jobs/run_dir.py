@@ -1,0 +1,195 @@
+"""The one place that names a path inside a run directory, and binds it to what it holds.
+
+Paths are computed, never looked for. What a library format keeps within a measurement round's
+folder, the format itself names.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from skerch.errors import SkerchError
+from skerch.files import cause
+from skerch.jobs import config as configs
+from skerch.jobs.config import Config, ConfigError
+
+
+class RunDirError(SkerchError):
+    """A run directory that cannot be made or used."""
+
+
+def method_name(config: Config) -> str:
+    """The method's folder: what the user calls it, or seigh and the curvature."""
+    if config.name is not None:
+        return config.name
+    curvature = config.hessian.curvature
+    return "seigh" if curvature == "hessian" else f"seigh-{curvature}"
+
+
+@dataclass(frozen=True)
+class StepDir:
+    """One Hessian's folder: a method, at a training step, of a split."""
+
+    path: Path
+
+    def measurements(self, round: int) -> Path:
+        """The folder of a round's measurement array; rounds count from 1."""
+        return self.path / "measurements" / f"round-{round}"
+
+    @property
+    def range(self) -> Path:
+        """Q, the test vectors of the second round."""
+        return self.measurements(2) / "range.h5"
+
+    @property
+    def merged(self) -> Path:
+        """The summary, and unless `consolidate: false` the whole array."""
+        return self.path / "merged.h5"
+
+    @property
+    def eigh(self) -> Path:
+        """Eigenvalues, eigenvectors and errors."""
+        return self.path / "eigh.h5"
+
+    @property
+    def overlap(self) -> Path:
+        """overlap(k), baselines and mask indices."""
+        return self.path / "overlap.json"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """The paths of one experiment's directory."""
+
+    path: Path  # absolute
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "path", Path(self.path).absolute())
+
+    @property
+    def config(self) -> Path:
+        """The resolved config of the latest run; `run` on it repeats that run."""
+        return self.path / "config.yaml"
+
+    @property
+    def training(self) -> Path:
+        """The training's folder."""
+        return self.path / "training"
+
+    @property
+    def training_config(self) -> Path:
+        """The config that the training is bound to."""
+        return self.training / "training_config.yaml"
+
+    @property
+    def parameters(self) -> Path:
+        """One column of parameters per recorded step."""
+        return self.training / "parameters.h5"
+
+    @property
+    def hessian_data(self) -> Path:
+        """The exact Hessian datapoints of each split."""
+        return self.training / "hessian_data.pt"
+
+    @property
+    def log(self) -> Path:
+        """Losses and accuracies at the recorded steps, one JSON object a line."""
+        return self.training / "log.jsonl"
+
+    @property
+    def checkpoint(self) -> Path:
+        """Where training goes on after a kill."""
+        return self.training / "checkpoint.pt"
+
+    @property
+    def figures(self) -> Path:
+        """The figures' folder."""
+        return self.path / "figures"
+
+    @property
+    def logs(self) -> Path:
+        """The folder with one log a task."""
+        return self.path / "logs"
+
+    @property
+    def task_records(self) -> Path:
+        """One JSON object a line for each task that ended: id, stage, seconds, error."""
+        return self.logs / "tasks.jsonl"
+
+    @property
+    def report(self) -> Path:
+        """The report."""
+        return self.path / "report.html"
+
+    @property
+    def jobs(self) -> Path:
+        """Every job submitted to Slurm, one JSON object a line."""
+        return self.path / "slurm" / "jobs.jsonl"
+
+    def method(self, name: str) -> Path:
+        """A method's folder."""
+        return self.path / name
+
+    def hessian_config(self, name: str) -> Path:
+        """The config that a method's results are bound to."""
+        return self.method(name) / "hessian_config.yaml"
+
+    def hessian_configs(self) -> list[Path]:
+        """The configs of all methods of the run."""
+        return sorted(self.path.glob("*/hessian_config.yaml"))
+
+    def step(self, name: str, step: int, split: str) -> StepDir:
+        """The folder of a method's results at a training step, of a split."""
+        return StepDir(self.method(name) / _step_name(step, split))
+
+    def figure(self, name: str, step: int, split: str) -> Path:
+        """A figure on one Hessian."""
+        return self.figures / f"{name}-{_step_name(step, split)}.png"
+
+    def task_log(self, task_id: str) -> Path:
+        """A task's log; what a file name cannot hold becomes a dash."""
+        return self.logs / (re.sub(r"[^\w.-]+", "-", task_id) + ".log")
+
+    def bind(self, config: Config) -> None:
+        """Make the directory, write the config, and bind training and method to their identities.
+
+        A part that is bound already must have the same identity; its file then takes the new
+        values of the keys that say only how the numbers are computed.
+
+        Raises:
+            ConfigError: a part is bound to another identity, or its file is damaged.
+            RunDirError: the directory cannot be made.
+        """
+        name = method_name(config)
+        bound = {"training": self.training_config, "method": self.hessian_config(name)}
+        try:
+            for part, path in bound.items():
+                path.parent.mkdir(parents=True, exist_ok=True)
+                if path.exists():
+                    self._check_identity(part, configs.load_resolved(path), config)
+        except OSError as error:
+            raise RunDirError(
+                f"run_dir {self.path} cannot be used: {cause(error)} ({error.filename}). Give "
+                "permission there, or set another run_dir."
+            ) from error
+        for path in (*bound.values(), self.config):
+            configs.save(config, path)
+
+    def _check_identity(self, part: str, old: Config, new: Config) -> None:
+        """Refuse a config whose identity is not what a part holds, with the ways out."""
+        changes = configs.difference(configs.identity(old, part), configs.identity(new, part))
+        if not changes:
+            return
+        same_training = configs.identity(old, "training") == configs.identity(new, "training")
+        way_out = "another name (as in name=seigh-2) or " if same_training else ""
+        raise ConfigError(
+            f"{self.path} holds results of other settings:\n  "
+            + "\n  ".join(changes)
+            + f"\nSet {way_out}another run_dir, or take the old values back."
+        )
+
+
+def _step_name(step: int, split: str) -> str:
+    return f"step-{step:06d}-{split}"

@@ -1,0 +1,143 @@
+"""What all stages share: the context that a stage gets, and the program around it.
+
+A stage is a module of this folder with `run(context)`, started in process by a launcher or as
+
+    python -m skerch.jobs.<stage> RUN [--name seigh] [--step 300] [--split test] [--round 1]
+                                      [--tasks 3,5-9]
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from skerch.errors import SkerchError
+from skerch.jobs.config import Config, ConfigError, load_resolved
+from skerch.jobs.run_dir import RunDir, StepDir, method_name
+
+if TYPE_CHECKING:
+    from skerch.measurements.array import MeasurementArray
+
+Progress = Callable[[int, int, str], None]
+
+
+def silent(done: int, total: int, unit: str) -> None:
+    """A progress callback that shows nothing."""
+
+
+@dataclass(frozen=True)
+class Context:
+    """Which part of which run a stage works on; step and split are None for the training."""
+
+    run: RunDir
+    config: Config
+    name: str
+    step: int | None = None
+    split: str | None = None
+    round: int = 1
+    tasks: tuple[int, ...] | None = None  # of the measurement array; None means all
+    progress: Progress = silent
+
+    @property
+    def directory(self) -> StepDir:
+        """Where the files of this Hessian lie."""
+        assert self.step is not None
+        assert self.split is not None
+        return self.run.step(self.name, self.step, self.split)
+
+    def array(self, round_number: int) -> MeasurementArray:
+        """The measurement array of a round."""
+        from skerch.measurements.array import MeasurementArray
+
+        return MeasurementArray(self.directory.measurements(round_number))
+
+
+def execute(stage: str, context: Context) -> None:
+    """Run a stage in this process, with the number of threads that its manifest fixes."""
+    import torch
+
+    torch.set_num_threads(_threads(context))
+    import_module(f"skerch.jobs.{stage}").run(context)
+
+
+def default_threads(config: Config) -> int:
+    """`launcher.threads`, or an equal share of the usable cores for each worker."""
+    if config.launcher.threads:
+        return int(config.launcher.threads)
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return max(1, (cores or 1) // config.launcher.workers)
+
+
+def main(stage: str) -> None:
+    """The program of a stage: on one Hessian, or on all of those that the options leave open."""
+    parser = argparse.ArgumentParser(prog=f"python -m skerch.jobs.{stage}")
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("--name", help="the method's folder; default: that of the latest run")
+    parser.add_argument("--step", type=int, help="a recorded step; default: all")
+    parser.add_argument("--split", help="default: all")
+    parser.add_argument("--round", type=int, default=1, choices=(1, 2))
+    parser.add_argument("--tasks", help="measurement tasks, as in 3,5-9; default: all")
+    options = parser.parse_args()
+    try:
+        run = RunDir(options.run)
+        path = run.config if options.name is None else run.hessian_config(options.name)
+        config = load_resolved(path)
+        tasks = None if options.tasks is None else parse_ranges(options.tasks)
+        for step, split in _hessians(stage, config, options.step, options.split):
+            execute(
+                stage,
+                Context(
+                    run, config, method_name(config), step, split, options.round, tasks, _print
+                ),
+            )
+    except SkerchError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(error.exit_status)
+
+
+def parse_ranges(text: str) -> tuple[int, ...]:
+    """The numbers of a list of ranges: "3,5-7" is 3, 5, 6, 7."""
+    numbers: list[int] = []
+    for part in text.split(","):
+        first, dash, last = part.partition("-")
+        if not first.isdecimal() or (dash and not last.isdecimal()):
+            raise ConfigError(f"--tasks {text!r} is not a list of ranges such as 3,5-9.")
+        numbers += range(int(first), int(last or first) + 1)
+    return tuple(numbers)
+
+
+def _hessians(
+    stage: str, config: Config, step: int | None, split: str | None
+) -> list[tuple[int | None, str | None]]:
+    """The steps and splits that are asked for; one of neither for the training."""
+    if stage == "train":
+        return [(None, None)]
+    steps, splits = config.training.record_steps or [], config.hessian.splits
+    if step is not None and step not in steps:
+        raise ConfigError(f"--step {step} is not recorded; there are {steps}.")
+    if split is not None and split not in splits:
+        raise ConfigError(f"--split {split} is not in hessian.splits; there are {splits}.")
+    return [
+        (s, p) for s in steps for p in splits if step in (None, s) and split in (None, p)
+    ]
+
+
+def _threads(context: Context) -> int:
+    """The first round's manifest fixes it for all that follows; before, the config does."""
+    from skerch.measurements import manifest
+
+    if context.step is not None:
+        path = context.directory.measurements(1) / "manifest.json"
+        if path.exists():
+            return int(manifest.read(path).provenance["threads"])
+    return default_threads(context.config)
+
+
+def _print(done: int, total: int, unit: str) -> None:
+    print(f"{done}/{total} {unit}", flush=True)

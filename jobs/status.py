@@ -1,0 +1,67 @@
+"""What is done, missing and failed in a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from skerch.jobs import pipeline, task_log
+from skerch.jobs.config import Config, load_resolved
+from skerch.jobs.run_dir import RunDir, method_name
+
+
+def status(run: RunDir) -> dict[str, Any]:
+    """Counts by stage for each method of the run, and the failures with their logs."""
+    configs = [load_resolved(path) for path in run.hessian_configs()]
+    if not configs:
+        configs = [load_resolved(run.config)]
+    return {"run": str(run.path), "methods": [_method(run, config) for config in configs]}
+
+
+def print_status(run_dir: Path, as_json: bool) -> None:
+    """A table of `status`, or its JSON."""
+    found = status(RunDir(run_dir))
+    if as_json:
+        print(json.dumps(found, indent=1))
+        return
+    output = Console()
+    for method in found["methods"]:
+        table = Table(title=f"{found['run']}: {method['name']}")
+        for heading in ("stage", "done", "of", "missing", "failed"):
+            table.add_column(heading, justify="left" if heading == "stage" else "right")
+        for stage, counts in method["stages"].items():
+            numbers = [counts[key] for key in ("done", "tasks", "missing", "failed")]
+            table.add_row(stage, *map(str, numbers))
+        output.print(table)
+        for failure in method["failures"]:
+            output.print(f"{failure['id']}: {failure['error']}", markup=False, soft_wrap=True)
+            output.print(f"  log: {failure['log']}", markup=False, soft_wrap=True)
+
+
+def _method(run: RunDir, config: Config) -> dict[str, Any]:
+    tasks = pipeline.tasks(config)
+    missing = {task.id for task in pipeline.missing(tasks)}
+    records = task_log.records(run)
+    failed = [t for t in tasks if t.id in missing and records.get(t.id, {}).get("error")]
+    counts = {
+        "tasks": Counter(task.stage for task in tasks),
+        "missing": Counter(task.stage for task in tasks if task.id in missing),
+        "failed": Counter(task.stage for task in failed),
+    }
+    counts["done"] = counts["tasks"] - counts["missing"]
+    return {
+        "name": method_name(config),
+        "stages": {
+            stage: {key: counter[stage] for key, counter in counts.items()}
+            for stage in counts["tasks"]
+        },
+        "failures": [
+            {"id": t.id, "error": records[t.id]["error"], "log": str(run.task_log(t.id))}
+            for t in failed
+        ],
+    }

@@ -1,0 +1,93 @@
+"""What is kept of every task: a log of its own, and one line of `logs/tasks.jsonl` when it ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from skerch.errors import SkerchError
+from skerch.jobs.pipeline import Task
+from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stage import Progress
+
+INTERVAL = 10.0  # seconds between two progress lines
+
+
+@contextmanager
+def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
+    """Log a task's progress, end and any traceback; yields its progress callback."""
+    started = time.time()
+    path = run.task_log(task.id)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        log = path.open("a", buffering=1)
+    except OSError as error:
+        raise SkerchError(
+            f"{path} cannot be written: {error.strerror}. Give permission there, then run again."
+        ) from error
+    with log:
+        log.write(f"{_now()} {task.id} starts on {socket.gethostname()}, pid {os.getpid()}\n")
+        error_line = None
+        try:
+            yield _lines(log)
+        except BaseException as error:
+            error_line = str(error) or type(error).__name__
+            log.write(traceback.format_exc())
+            raise
+        finally:
+            seconds = round(time.time() - started, 3)
+            log.write(f"{_now()} {task.id} {'failed' if error_line else 'done'}, {seconds} s\n")
+            record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
+            _append(run.task_records, record | {"error": error_line})
+
+
+def records(run: RunDir) -> dict[str, dict[str, Any]]:
+    """The latest record of each task that ended, by id."""
+    latest: dict[str, dict[str, Any]] = {}
+    if run.task_records.exists():
+        for line in run.task_records.read_text().splitlines():
+            try:
+                record = json.loads(line)
+            except ValueError:  # the last line of a process that was killed while it wrote
+                continue
+            latest[record["id"]] = record
+    return latest
+
+
+def _append(path: Path, record: dict[str, Any]) -> None:
+    """One write in append mode, so that lines of several processes do not mix."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+    try:
+        os.write(descriptor, (json.dumps(record) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def _lines(log: Any) -> Progress:
+    """Plain lines with the rate and the time that remains, at most one in `INTERVAL` seconds."""
+    first = last = time.monotonic()
+
+    def progress(done: int, total: int, unit: str) -> None:
+        nonlocal last
+        now = time.monotonic()
+        if not done or (now - last < INTERVAL and done < total):
+            return
+        last = now
+        rate = done / max(now - first, 1e-9)
+        log.write(
+            f"{_now()} {done}/{total} {unit}, {rate:.3g}/s, {(total - done) / rate:.0f} s left\n"
+        )
+
+    return progress
+
+
+def _now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="seconds")

@@ -1,0 +1,119 @@
+"""Refuse configs that cannot work, as far as that shows without the data and N."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import reprlib
+from collections.abc import Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from skerch.decompositions import recovery as recoveries
+from skerch.errors import SkerchError
+from skerch.jobs import problems
+from skerch.jobs.schema import LARGEST, Config, ConfigError, Hessian, Sketch, Training
+
+RESERVED_NAMES = ("training", "figures", "logs", "slurm")
+
+
+def check(config: Config) -> None:
+    """Refuse values out of their bounds, as far as they can be known without N and the data."""
+    _check_fields(config, "")
+    problems.check(config.problem)
+    _check_name(config.name)
+    _check_training(config.training)
+    _check_hessian(config.hessian)
+    _check_sketch(config.sketch)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):
+        raise ConfigError(
+            f"launcher.device is {config.launcher.device!r}; it must be auto, cpu, cuda or cuda:0."
+        )
+    for stage, resources in config.resources.items():
+        if not isinstance(resources, Mapping):
+            raise ConfigError(
+                f"resources.{stage} expects a mapping, as in resources.measure.time=60, not "
+                f"{reprlib.repr(resources)}."
+            )
+
+
+def _check_fields(section: Any, prefix: str) -> None:
+    """Bounds of numbers, choices of words, and that free mappings can be stored as JSON."""
+    for f in fields(section):
+        key, value = prefix + f.name, getattr(section, f.name)
+        if is_dataclass(value):
+            _check_fields(value, f"{key}.")
+        if value is not None and "least" in f.metadata:
+            least = f.metadata["least"]
+            if not least <= value <= LARGEST:
+                raise ConfigError(f"{key} is {value}; it must lie between {least} and {LARGEST}.")
+        if "choices" in f.metadata and value not in f.metadata["choices"]:
+            choices = ", ".join(f.metadata["choices"])
+            raise ConfigError(f"{key} is {value!r}; it must be one of {choices}.")
+        if isinstance(value, dict):
+            try:
+                json.dumps(value, sort_keys=True, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{key} holds what cannot be stored as JSON ({error}); use text, finite "
+                    "numbers, lists and mappings with text keys."
+                ) from error
+
+
+def _check_name(name: str | None) -> None:
+    """The method's folder lies inside the run directory."""
+    if name is None:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or len(name) > 100:
+        raise ConfigError(
+            f"name is {reprlib.repr(name)}; it names a folder: letters, digits, '-', '_' and '.', "
+            "the first one a letter or digit."
+        )
+    if name in RESERVED_NAMES:
+        raise ConfigError(f"name is {name!r}, a folder of every run directory; choose another.")
+
+
+def _check_training(training: Training) -> None:
+    if not (math.isfinite(training.lr) and training.lr > 0):
+        raise ConfigError(f"training.lr is {training.lr}; it must be a finite number above 0.")
+    steps = training.record_steps
+    if not steps:
+        raise ConfigError("training.record_steps is empty; give one step at least, as in [0].")
+    if steps != sorted(set(steps)):
+        raise ConfigError(
+            f"training.record_steps is {steps}; give each step once, in ascending order: "
+            f"{sorted(set(steps))}."
+        )
+    last = LARGEST if training.checkpoints is not None else training.max_steps
+    if steps[0] < 0 or steps[-1] > last:
+        raise ConfigError(
+            f"training.record_steps is {steps}; steps must lie between 0 and training.max_steps="
+            f"{last}."
+        )
+
+
+def _check_hessian(hessian: Hessian) -> None:
+    splits = hessian.splits
+    if not splits or len(set(splits)) < len(splits):
+        raise ConfigError(f"hessian.splits is {splits}; name one split or more, each once.")
+    for split in splits:
+        if not re.fullmatch(r"[A-Za-z0-9]\w*", split, re.ASCII) or len(split) > 100:
+            raise ConfigError(
+                f"hessian.splits has {reprlib.repr(split)}; a split's name is letters, digits "
+                "and '_' (it names a folder)."
+            )
+    if hessian.param_filter is not None and not hessian.param_filter:
+        raise ConfigError("hessian.param_filter is empty; give patterns, or null for all.")
+
+
+def _check_sketch(sketch: Sketch) -> None:
+    assert sketch.inner is not None
+    try:
+        recoveries.check(sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes)
+    except SkerchError as error:
+        raise ConfigError(f"sketch: {error}") from error
+    if sketch.inner < sketch.rounds:
+        raise ConfigError(
+            f"sketch.inner is {sketch.inner}; {sketch.rounds} rounds need as many matvecs at least."
+        )

@@ -1,0 +1,141 @@
+"""How good an approximation is, judged after the fact from a few held-out Gaussian probes.
+
+An approximation Ĥ = Σ_j λ_j w_j w_jᵀ of H, computed without the probes g_1, …, g_q, has the
+residual E = H - Ĥ, and E[‖E g‖²] = ‖E‖_F². Written for eigenpairs; for A ≈ Σ_j σ_j u_j v_jᵀ read
+a = Vᵀg, c = UᵀAg.
+
+Tropp, Yurtsever, Udell and Cevher, "Streaming low-rank matrix approximation with an application to
+scientific simulation", SIAM J. Sci. Comput. 41(4), 2019 (TYUC), section 6.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.special import lambertw
+from torch import Tensor
+
+from skerch.errors import ShapeError, SkerchError
+
+
+def residuals(values: Tensor, a: Tensor, c: Tensor, probe_sq_norms: Tensor) -> Tensor:
+    """Estimates of ‖H - H_r‖_F for r = 0, …, k, where H_r is the sum of the first r terms of Ĥ.
+
+    values: λ, (k,).
+    a: Wᵀg for each probe, (k, q).
+    c: WᵀHg for each probe, (k, q); W has orthonormal columns.
+    probe_sq_norms: ‖Hg‖² for each probe, (q,).
+
+    Returns (k + 1,), float64; entry 0 estimates ‖H‖_F, entry k the residual of the whole Ĥ. Their
+    squares (before negative ones are set to 0) are unbiased:
+
+        ‖E‖²       ≈ mean ‖Eg‖²,  ‖Eg‖² = ‖Hg‖² - ‖c‖² + ‖c - λ∘a‖²,
+        ‖H - H_r‖² ≈ mean ‖Eg‖² + Σ_{j>r} [λ_j² + 2 λ_j mean a_j (c_j - λ_j a_j)].
+
+    The first line is TYUC's estimator (section 6.2), Eg taken outside and inside W's range. In the
+    second, H - H_r = E + Σ_{j>r} λ_j w_j w_jᵀ: only E and its w_jᵀE w_j are estimated, the λ_j²
+    are known. That is what makes it so much better than mean ‖(H - H_r)g‖² when E is small.
+
+    Raises `ShapeError` if the shapes do not fit or there is no probe.
+    """
+    values, a, c, sq_norms = (t.double() for t in (values, a, c, probe_sq_norms))
+    k, q = len(values), len(sq_norms)
+    if a.shape != (k, q) or c.shape != (k, q) or q == 0:
+        raise ShapeError(
+            f"{k} values and {q} probes need a and c of shape ({k}, {q}) and at least one probe; "
+            f"they have {tuple(a.shape)} and {tuple(c.shape)}."
+        )
+    inside = c - values[:, None] * a
+    whole = (sq_norms - c.square().sum(0) + inside.square().sum(0)).mean()
+    terms = values.square() + 2 * values * (a * inside).mean(1)
+    return (whole + _tail_sums(terms)).clamp(min=0).sqrt()
+
+
+def probability_bounds(num_probes: int, error: float) -> tuple[float, float]:
+    """Bounds on the probability that q probes misjudge a squared residual by a factor 1 ∓ ε.
+
+    For e² = mean ‖Eg‖² over q = `num_probes` real Gaussian probes and ε = `error` > 0, whatever
+    E is (TYUC 2019, section 6.4, with β = 1):
+
+        P{e² ≤ (1 - ε) ‖E‖_F²} ≤ [e^ε (1 - ε)]^(q/2)     (0 for ε ≥ 1),
+        P{e² ≥ (1 + ε) ‖E‖_F²} ≤ [e^-ε (1 + ε)]^(q/2).
+
+    These are Chernoff's bounds for χ²_q / q, the law of e²/‖E‖_F² when E has rank one, the worst
+    case. Returns (lower, upper). Raises `SkerchError` for q < 1 or ε ≤ 0.
+    """
+    _check_probes(num_probes)
+    if not error > 0:
+        raise SkerchError(f"The relative error is {error}; it must be positive, e.g. 0.5.")
+    upper = math.exp(num_probes / 2 * (math.log1p(error) - error))
+    if error >= 1:
+        return 0.0, upper
+    return math.exp(num_probes / 2 * (math.log1p(-error) + error)), upper
+
+
+def interval(
+    values: Tensor, residual: Tensor, num_probes: int, *, confidence: float = 0.95
+) -> tuple[Tensor, Tensor]:
+    """Bounds between which ‖H - H_r‖_F lies for all r = 0, …, k at once, with `confidence`.
+
+    values: λ, (k,), sorted by decreasing magnitude. residual: (k + 1,), as from `residuals`.
+
+    At rank k both tails of `probability_bounds` get half of 1 - confidence; solving
+    [e^(1 - x) x]^(q/2) = (1 - confidence)/2 for x on both sides of 1, by Lambert's W, gives
+    e_lo = e/√x_hi ≤ ‖E‖_F ≤ e/√x_lo = e_hi. Below k, ‖H - H_r‖_F is within ‖E‖_F of the
+    approximation's own tail τ_r = (Σ_{j>r} λ_j²)^½, so it lies between
+    max(τ_r - e_hi, e_lo - τ_r, 0) and τ_r + e_hi.
+
+    Returns (lower, upper), each (k + 1,), float64. Raises `SkerchError` for a confidence outside
+    (0, 1) or no probe, `ShapeError` if the lengths do not fit.
+    """
+    _check_probes(num_probes)
+    if not 0 < confidence < 1:
+        raise SkerchError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
+    _check_lengths(values, residual)
+    tail, error = _tail_sums(values.double().square()).sqrt(), residual[-1].double()
+    rate = 2 / num_probes * math.log(2 / (1 - confidence))
+    least = error / math.sqrt(-lambertw(-math.exp(-1 - rate), -1).real)
+    most = error / math.sqrt(-lambertw(-math.exp(-1 - rate), 0).real)
+    return torch.maximum(tail - most, least - tail).clamp(min=0), tail + most
+
+
+def scree_bounds(values: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
+    """Estimates from below and above of the scree (τ_r(H) / ‖H‖_F)², r = 0, …, k.
+
+    τ_r(H) is H's best rank-r residual, the tail energy of its spectrum (TYUC 2019, section 6.5):
+
+        lower_r = (τ_r(Ĥ) / ‖H‖)²,   upper_r = ((τ_r(Ĥ) + e) / ‖H‖)²,
+
+    with ‖H‖ and e = ‖H - Ĥ‖_F the first and last entries of `residual`. The upper one is a bound
+    up to the estimates' own error; the lower one as far as Ĥ's tails do not exceed H's, as those
+    of a projection do not. They are not clipped to 1.
+
+    values: λ, (k,), sorted by decreasing magnitude. residual: (k + 1,), as from `residuals`.
+    Returns (lower, upper), each (k + 1,), float64; 0 if H is. Raises `ShapeError` if the lengths
+    do not fit.
+    """
+    _check_lengths(values, residual)
+    norm, error = residual[0].double(), residual[-1].double()
+    tail = _tail_sums(values.double().square()).sqrt()
+    if norm == 0:
+        return torch.zeros_like(tail), torch.zeros_like(tail)
+    return (tail / norm).square(), ((tail + error) / norm).square()
+
+
+def _tail_sums(terms: Tensor) -> Tensor:
+    """Σ_{j>r} terms_j for r = 0, …, k: (k,) to (k + 1,), the small ones added first."""
+    return torch.cat([terms.new_zeros(1), terms.flip(0).cumsum(0)]).flip(0)
+
+
+def _check_probes(num_probes: int) -> None:
+    if num_probes < 1:
+        raise SkerchError(f"{num_probes} probes say nothing; use at least 1, usually 30.")
+
+
+def _check_lengths(values: Tensor, residual: Tensor) -> None:
+    if values.ndim != 1 or residual.shape != (len(values) + 1,):
+        raise ShapeError(
+            f"Values of shape {tuple(values.shape)} and residuals of shape "
+            f"{tuple(residual.shape)} do not fit; k values have k + 1 residuals."
+        )

@@ -1,0 +1,201 @@
+"""The Hessian of a mean loss, as a linear operator on the selected parameters."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from skerch.curvature import backends
+from skerch.curvature.batching import count_examples, to_device
+from skerch.curvature.losses import BatchWeight, LossFn
+from skerch.curvature.parameters import select_parameters
+from skerch.errors import SkerchError
+from skerch.linops.base import LinearOperator
+
+
+class HessianOperator(LinearOperator):
+    """H = Σ_b w_b ∇²L_b(θ) / Σ_b w_b, of shape (N, N) for the N entries of the parameters θ.
+
+    L_b = loss_fn(model, batch) is the scalar mean over batch b and w_b = batch_weight(batch) what
+    that mean divides by, so that H is the Hessian of the mean over all the data, however it is cut
+    into batches. Products are exact: the gradient's graph of a batch is built once, applied to all
+    vectors of the block (Pearlmutter 1994) and freed before the next batch. θ is ordered as in
+    `skerch.curvature.parameters`; entries that the loss does not depend on, or only linearly, have
+    zero rows and columns.
+
+    Args:
+        model: used in the mode it is in; put it in eval mode for a loss without dropout and with
+            fixed batch statistics. Neither its parameters nor their `.grad` change.
+        data: batches that can be iterated again and again, such as a list or a DataLoader; in a
+            fixed order for reproducible bits. Tensors are moved to the parameters' device.
+        loss_fn: loss_fn(model, batch), a tensor of shape ().
+        batch_weight: w_b ≥ 0, the number of examples by default; batches of weight 0 are left out.
+        param_filter: glob patterns on parameter names; None selects all trainable ones.
+        strategy: a name in `backends.STRATEGIES`, or "auto" for the fastest by the clock, chosen
+            by `resolve` or by the first block of two or more columns.
+        chunk_size: the most vectors that "batched" takes at once, a bound on its memory.
+
+    Attributes:
+        params: the selected parameters by name.
+        strategy, chunk_size: as given, or as chosen once "auto" is resolved.
+
+    Raises SkerchError for data that can be iterated only once, unknown strategies, parameters of
+    several dtypes or devices; in products, for a loss that is not a scalar, and for weights that
+    are negative or not finite or sum to zero.
+    """
+
+    self_adjoint = True
+
+    def __init__(
+        self,
+        model: Module,
+        data: Iterable[Any],
+        loss_fn: LossFn,
+        *,
+        batch_weight: BatchWeight | None = None,
+        param_filter: str | Sequence[str] | None = None,
+        strategy: str = "auto",
+        chunk_size: int | None = None,
+    ):
+        if not isinstance(data, Iterable) or isinstance(data, Iterator):
+            raise SkerchError(
+                "Every product iterates over the data, and one of type "
+                f"{type(data).__name__} cannot be iterated more than once; give a list of batches "
+                "or a DataLoader."
+            )
+        if strategy != "auto" and strategy not in backends.STRATEGIES:
+            raise SkerchError(
+                f"Unknown strategy {strategy!r}; choose auto, {', '.join(backends.STRATEGIES)}."
+            )
+        if chunk_size is not None and chunk_size < 1:
+            raise SkerchError(f"chunk_size is {chunk_size}; the least is 1, None leaves it open.")
+        self.params = select_parameters(model, param_filter)
+        kinds = {(p.dtype, p.device) for p in self.params.values()}
+        if len(kinds) > 1:
+            raise SkerchError(
+                "The parameters must share one dtype and device, and have "
+                f"{' and '.join(sorted(f'{dtype} on {device}' for dtype, device in kinds))}; "
+                "convert the model or select some by param_filter."
+            )
+        ((dtype, device),) = kinds
+        size = sum(p.numel() for p in self.params.values())
+        super().__init__((size, size), dtype, device)
+        self.model = model
+        self.data = data
+        self.loss_fn = loss_fn
+        self.batch_weight = batch_weight or count_examples
+        self.strategy = strategy
+        self.chunk_size = chunk_size
+
+    def loss(self) -> float:
+        """The mean loss Σ_b w_b L_b / Σ_b w_b."""
+        with torch.no_grad():
+            terms = [(w, w * float(self._batch_loss(batch))) for w, batch in self._batches()]
+        return math.fsum(term for _, term in terms) / math.fsum(w for w, _ in terms)
+
+    def resolve(self, block_size: int) -> backends.Choice:
+        """Settle "auto" for blocks of `block_size` columns, and return what products will use.
+
+        Strategies are timed on the first batch, in a few seconds at most. A strategy that is given
+        or chosen already stays.
+        """
+        if block_size < 1:
+            raise SkerchError(f"The block size is {block_size}; the least is 1.")
+        if self.strategy == "auto":
+            _, batch = next(self._batches())
+            _, params, grads = self._gradients(batch)
+            choice = backends.choose(grads, params, block_size, self.chunk_size)
+            self.strategy, self.chunk_size = choice.strategy, choice.chunk_size
+        default = backends.STRATEGIES[self.strategy].chunk_size
+        return backends.Choice(self.strategy, self.chunk_size or default)
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        """H X for X of shape (N, b); fastest for the transpose of a contiguous (b, N)."""
+        rows = X.detach().T.contiguous()
+        out = torch.zeros_like(rows)
+        if not len(rows):
+            return out.T
+        if self.strategy == "auto" and len(rows) == 1:
+            choice = backends.Choice("loop", 1)
+        else:
+            choice = self.resolve(len(rows))
+        total = 0.0
+        for weight, batch in self._batches():
+            self._add_product(batch, weight, rows, out, choice)
+            total += weight
+        return out.div_(total).T
+
+    def _add_product(
+        self, batch: Any, weight: float, rows: Tensor, out: Tensor, choice: backends.Choice
+    ) -> None:
+        """out += weight · (H_b Xᵀ)ᵀ for rows X and out of shape (b, N), in chunks of vectors."""
+        columns, params, grads = self._gradients(batch)
+        if not grads:
+            return
+        product = backends.STRATEGIES[choice.strategy].product
+        for start in range(0, len(rows), choice.chunk_size):
+            chunk = slice(start, start + choice.chunk_size)
+            vectors = rows[chunk]
+            block = [
+                vectors[:, c].view(len(vectors), *p.shape)
+                for c, p in zip(columns, params, strict=True)
+            ]
+            for c, part in zip(columns, product(grads, params, block), strict=True):
+                out[chunk, c].view_as(part).add_(part, alpha=weight)
+
+    def _gradients(self, batch: Any) -> tuple[list[slice], list[Tensor], list[Tensor]]:
+        """Columns, parameters and gradients, with their graph, where the gradient is not constant.
+
+        A parameter whose gradient has no graph has a zero row in H_b, by symmetry also a column.
+        """
+        params = list(self.params.values())
+        with torch.enable_grad():
+            loss = self._batch_loss(batch)
+            if not loss.requires_grad:
+                return [], [], []
+            grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        kept = [
+            (c, p, g)
+            for c, p, g in zip(self._columns(), params, grads, strict=True)
+            if g is not None and g.requires_grad
+        ]
+        return [c for c, _, _ in kept], [p for _, p, _ in kept], [g for _, _, g in kept]
+
+    def _columns(self) -> list[slice]:
+        """Where each parameter lies in θ."""
+        columns, start = [], 0
+        for p in self.params.values():
+            columns.append(slice(start, start + p.numel()))
+            start += p.numel()
+        return columns
+
+    def _batch_loss(self, batch: Any) -> Tensor:
+        loss = self.loss_fn(self.model, to_device(batch, self.device))
+        if not isinstance(loss, Tensor) or loss.ndim:
+            got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise SkerchError(
+                f"loss_fn must return a tensor of shape (), the batch's mean, and returned {got}; "
+                "take the mean."
+            )
+        return loss
+
+    def _batches(self) -> Iterator[tuple[float, Any]]:
+        """Weights and batches; those of weight 0, whose mean is 0/0, are left out."""
+        seen = False
+        for batch in self.data:
+            weight = float(self.batch_weight(batch))
+            if not 0 <= weight < math.inf:
+                raise SkerchError(f"A batch weighs {weight}; batch_weight must be finite and ≥ 0.")
+            if weight:
+                seen = True
+                yield weight, batch
+        if not seen:
+            raise SkerchError(
+                "The data have no batch of positive weight, so their mean loss is 0/0; give a "
+                "non-empty list of batches and a batch_weight that counts them."
+            )

@@ -1,0 +1,62 @@
+"""Which parameters span the Hessian, and their flat vector θ of length N.
+
+The vector concatenates the parameters in the order of `model.named_parameters()`, each in row-major
+order. A tied parameter counts once, under its first name.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from torch import Tensor
+from torch.nn import Module, Parameter
+
+from skerch.errors import ShapeError, SkerchError
+
+
+def select_parameters(
+    model: Module, patterns: str | Sequence[str] | None = None
+) -> dict[str, Parameter]:
+    """The trainable parameters whose names match one of the glob patterns; None takes all.
+
+    Raises SkerchError for a pattern that matches nothing, and for a model without trainable
+    parameters.
+    """
+    known = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if not known:
+        raise SkerchError("The model has no parameter with requires_grad=True; set it on some.")
+    if patterns is None:
+        return known
+    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not patterns:
+        raise SkerchError("An empty param_filter selects nothing; leave it out to select all.")
+    for pattern in patterns:
+        if not any(fnmatchcase(name, pattern) for name in known):
+            raise SkerchError(
+                f"The pattern {pattern!r} matches no trainable parameter; the model has "
+                f"{', '.join(known)}."
+            )
+    return {name: p for name, p in known.items() if any(fnmatchcase(name, q) for q in patterns)}
+
+
+def params_to_vector(params: Mapping[str, Tensor]) -> Tensor:
+    """The parameters as one detached copy of shape (N,)."""
+    return torch.cat([p.detach().reshape(-1) for p in params.values()])
+
+
+def vector_to_params(vector: Tensor, params: Mapping[str, Tensor]) -> None:
+    """Copy a vector of shape (N,) into the parameters, in place.
+
+    Raises ShapeError when the vector's shape is not (N,).
+    """
+    sizes = [p.numel() for p in params.values()]
+    if vector.shape != (sum(sizes),):
+        raise ShapeError(
+            f"The parameters have {sum(sizes)} entries and take a vector of shape "
+            f"({sum(sizes)},), not {tuple(vector.shape)}."
+        )
+    with torch.no_grad():
+        for p, part in zip(params.values(), torch.split(vector, sizes), strict=True):
+            p.copy_(part.view_as(p))

@@ -1,0 +1,89 @@
+"""The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
+
+Datasets `eigenvalues` (k,), `eigenvectors` (N, k) and `residual` (k + 1,), the estimated
+‖H - H_r‖_F; attributes `probes`, `recovery`, `manifests` and the recovery's health figures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import h5py
+from torch import Tensor
+
+from skerch.decompositions.core import Solution
+from skerch.errors import SkerchError
+from skerch.files import write_atomically
+from skerch.measurements.array import (
+    Dataset,
+    create_dataset,
+    open_for_reading,
+    write_arrays,
+)
+from skerch.measurements.gram import Rows, slabs
+
+
+class EighError(SkerchError):
+    """A decomposition's file that is missing or damaged."""
+
+
+def write_eigh(
+    path: Path,
+    solution: Solution,
+    rows: Rows,
+    size: int,
+    dtype: str,
+    attributes: dict[str, object],
+    progress: Callable[[int, int], None] | None = None,
+) -> None:
+    """Write the solution, its eigenvectors Y B slab by slab from the rows of Y (`size`, m)."""
+    B = solution.coefficients
+
+    def write(temporary: Path) -> None:
+        small = {"eigenvalues": solution.eigenvalues, "residual": solution.residual}
+        health = {f"health_{name}": value for name, value in solution.health.items()}
+        write_arrays(temporary, small, attributes | health)
+        with h5py.File(temporary, "r+", libver="latest") as file:
+            vectors = create_dataset(file, "eigenvectors", (size, B.shape[1]), dtype, 64)
+            for start, stop in slabs(size):
+                slab = rows(start, stop)[:, : len(B)].double() @ B
+                vectors[start:stop] = slab.numpy().astype(dtype)
+                if progress:
+                    progress(stop, size)
+
+    write_atomically(path, write)
+
+
+class EighFile:
+    """A decomposition's file, open for reading: use as a context manager."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._file = open_for_reading(self.path, EighError)
+
+    def __enter__(self) -> EighFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def eigenvalues(self) -> Tensor:
+        """λ (k,), by decreasing magnitude."""
+        return Dataset(self._file["eigenvalues"], EighError)[...]
+
+    @property
+    def eigenvectors(self) -> Dataset:
+        """W (N, k), read by slices."""
+        return Dataset(self._file["eigenvectors"], EighError)
+
+    @property
+    def residual(self) -> Tensor:
+        """Estimated ‖H - H_r‖_F for r = 0 … k, (k + 1,)."""
+        return Dataset(self._file["residual"], EighError)[...]
+
+    @property
+    def probes(self) -> int:
+        """The number of probes behind the estimate."""
+        return int(self._file.attrs["probes"])

@@ -1,0 +1,23 @@
+"""Rayleigh-Ritz on the range of one round of measurements, as a reference.
+
+Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53(2), 2011, section
+5.3: Y₁ = H Ωᵀ = Q R, then C = QᵀHQ and H ≈ Q C Qᵀ. Half of the matvecs find Q, half measure HQ.
+"""
+
+from __future__ import annotations
+
+from skerch.decompositions.core import Core, asymmetry, largest
+from skerch.measurements.summary import Summary
+
+
+def recover(summary: Summary, outer: int) -> Core:
+    """Eigenpairs of C; `health` has its relative asymmetry."""
+    assert summary.range_map is not None
+    first = len(summary.range_map)
+    kept = summary.range_map.any(dim=0)  # the range may have fewer directions than columns
+    P = summary.range_map[:, kept]
+    C = P.T @ summary.gram[:first, first : summary.stored][:, kept]
+    values, U = largest(C, outer)
+    coefficients = U.new_zeros(summary.stored, U.shape[1])
+    coefficients[:first] = P @ U
+    return Core(values, coefficients, {"asymmetry": asymmetry(C)})

@@ -1,0 +1,98 @@
+"""Indefinite Nyström with a filter, in one round of measurements or in two.
+
+For test vectors X and Y = H X, the Nyström approximation is H ≈ Y M⁺ Yᵀ with M = XᵀY. For an
+indefinite H, M may have small eigenvalues that have nothing to do with H, so that its inverse needs
+to be regularised (Park and Nakatsukasa, "Low-rank approximation of parameter-dependent /
+symmetric indefinite matrices", 2023). Here, with M = W diag(m) Wᵀ,
+
+    H ≈ Y W diag(f(m)) Wᵀ Yᵀ,    f(m) = m / (m² + δ²),
+
+where δ is the one whose approximation fits the held-out probes best. A second round replaces half
+of the test vectors by a basis of the range that the first one found, which is a step of subspace
+iteration at no further matvecs. The price of the filter is that eigenvalues near the end of the
+list shrink.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skerch.decompositions.core import Core, asymmetry, largest
+from skerch.measurements.summary import Summary
+
+GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64)
+
+
+def recover(summary: Summary, outer: int) -> Core:
+    """Eigenpairs of the filtered approximation.
+
+    `health` has the relative asymmetry of M, which is the matvec's own error, and the filter δ
+    relative to the largest eigenvalue of M.
+    """
+    scale = _scale(summary)
+    M = scale[:, None] * _test_products(summary) * scale
+    m, W = largest(M, len(M))
+    W = scale[:, None] * W
+    fit = _Fit(
+        summary.R @ W, m, summary.epsilon, W.T @ summary.probe_products, summary.projected_probes
+    )
+    delta = fit.best_filter(outer)
+    values, U = largest((fit.YW * fit.inverse(delta)) @ fit.YW.T, outer)
+    largest_value = max(float(m[0].abs()), torch.finfo(m.dtype).tiny)
+    health = {"asymmetry": asymmetry(M), "filter": delta / largest_value}
+    return Core(values, summary.P @ U, health)
+
+
+def _scale(summary: Summary) -> Tensor:
+    """The factors that give the test vectors of the first round unit norm; Q's have it."""
+    scale = summary.gram.new_ones(summary.stored)
+    scale[: len(summary.norm)] = 1 / summary.norm
+    return scale
+
+
+def _test_products(summary: Summary) -> Tensor:
+    """M = XᵀY. With X = [Ωᵀ, Y₁P₁] three of its four parts are in the Gram matrix already."""
+    first = len(summary.norm)
+    of_omega = summary.cross[:, :first]
+    if summary.range_map is None:
+        return of_omega
+    G = summary.gram[:first, : summary.stored]
+    of_range = summary.range_map.T @ G
+    return torch.cat([torch.cat([of_omega, of_range[:, :first].T], dim=1), of_range])
+
+
+@dataclass(frozen=True)
+class _Fit:
+    """How well the filtered approximation reproduces the probes, QᵀHZ ≈ (YW) f(m) (WᵀXᵀHZ)."""
+
+    YW: Tensor  # (r, s), in the basis Q
+    m: Tensor  # (s,)
+    epsilon: float
+    probe_products: Tensor  # (s, q)
+    projected_probes: Tensor  # (r, q)
+
+    def inverse(self, delta: float) -> Tensor:
+        """f(m), zero where m is rounding."""
+        resolved = self.m.abs() > self.epsilon * self.m[0].abs()
+        return torch.where(resolved, self.m / (self.m**2 + delta**2), 0.0)
+
+    def misfit(self, delta: float) -> float:
+        approximation = (self.YW * self.inverse(delta)) @ self.probe_products
+        return float(torch.linalg.norm(self.projected_probes - approximation))
+
+    def best_filter(self, outer: int) -> float:
+        """The δ of least misfit, around |m_outer|, searched further where an end of the grid wins."""
+        around = max(float(self.m[outer - 1].abs()), self.epsilon * float(self.m[0].abs()))
+        if around == 0:
+            return 1.0
+        grid = [float(delta) * around for delta in GRID]
+        misfits = [self.misfit(delta) for delta in grid]
+        best, delta = min(zip(misfits, grid, strict=True))
+        if delta in (grid[0], grid[-1]):
+            factor = 0.5 if delta == grid[0] else 2.0
+            while (further := self.misfit(delta * factor)) < best * (1 - 1e-6):
+                best, delta = further, delta * factor
+        return delta

@@ -1,0 +1,115 @@
+"""The sketched eigendecomposition of a symmetric operator, in core.
+
+The same measurements, summary and recoveries as the pipeline's, with the array in memory.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skerch.decompositions import recovery as recoveries
+from skerch.decompositions.recovery import RECOVERIES, RoundSize
+from skerch.decompositions.core import solve
+from skerch.errors import ShapeError
+from skerch.linops.base import LinearOperator
+from skerch.measurements.gram import gram
+from skerch.measurements.manifest import Manifest
+from skerch.measurements.measure import Columns, Measurer
+from skerch.measurements.range_finder import range_map
+from skerch.measurements.summary import summarise
+
+
+@dataclass(frozen=True)
+class EighResult:
+    """Eigenpairs of a symmetric operator, sorted by decreasing magnitude: H ≈ W diag(λ) Wᵀ."""
+
+    eigenvalues: Tensor  # (k,), float64
+    eigenvectors: Tensor  # (N, k), orthonormal columns, of the operator's dtype
+    residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
+    health: dict[str, float]  # "asymmetry" of the core, and the recovery's own figures
+
+
+def seigh(
+    op: LinearOperator,
+    *,
+    outer: int,
+    inner: int | None = None,
+    recovery: str = "nystrom",
+    rounds: int | None = None,
+    sketch: str = "sparse_sign",
+    probes: int = 30,
+    seed: int = 0,
+    block_size: int = 64,
+    dtype: torch.dtype | None = None,
+) -> EighResult:
+    """The `outer` eigenpairs of largest magnitude of a symmetric operator (N, N).
+
+    Spends `inner` matvecs (default: twice `outer`, at most N) in blocks of `block_size`, and
+    `probes` more for the error estimate. `recovery` is "nystrom" (in two `rounds`, or in one),
+    "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of `skerch.sketch_operators`;
+    `dtype` what the columns are kept in, the operator's by default. Fewer pairs come back where
+    the numerical rank of H is below `outer`.
+
+    Raises ShapeError for an operator that is not square, SkerchError for sizes that do not fit.
+    """
+    size = op.shape[0]
+    if op.shape[1] != size:
+        raise ShapeError(f"seigh needs a square operator, not one of shape {op.shape}; see ssvd.")
+    inner = min(2 * outer, size) if inner is None else inner
+    rounds = recoveries.check(recovery, rounds, outer, inner, probes)
+    recoveries.check_size(size, inner)
+    stored_dtype = op.dtype if dtype is None else dtype
+    recipe = RECOVERIES[recovery]
+    first, *second = recipe.sizes(rounds, outer, inner, probes)
+
+    def measure(number: int, round_size: RoundSize, of_range: Columns | None) -> dict[str, Tensor]:
+        manifest = Manifest(
+            size=size,
+            dtype=str(op.dtype).removeprefix("torch."),
+            columns=round_size.columns,
+            stored=round_size.stored,
+            probes=round_size.probes,
+            block_size=block_size,
+            sketch=sketch,
+            seed=seed,
+            compresses=recipe.compresses,
+            round=number,
+        )
+        return _measure_all(op, manifest, stored_dtype, of_range)
+
+    arrays = measure(1, first, None)
+    Y, P1 = arrays["leftouter"], None
+    if second:
+        P1 = range_map(lambda i, j: arrays["leftouter"][i:j], size, second[0].columns, stored_dtype)
+        Q = (Y.double() @ P1).to(op.dtype)
+        Y = torch.cat([Y, measure(2, second[0], lambda i, j: Q[:, i:j])["leftouter"]], dim=1)
+    columns = torch.cat([Y, arrays["probe"]], dim=1)
+    summary = summarise(
+        gram(lambda start, stop: columns[start:stop], size),
+        lambda start, stop: columns[start:stop],
+        size,
+        Y.shape[1],
+        stored_dtype,
+        cross=arrays["cross"].double(),
+        norm=arrays["norm"].double(),
+        inner=arrays["inner"].double() if "inner" in arrays else None,
+        range_map=P1,
+    )
+    solution = solve(summary, recovery, outer)
+    vectors = (Y.double() @ solution.coefficients).to(stored_dtype)
+    return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
+
+
+def _measure_all(
+    op: LinearOperator, manifest: Manifest, dtype: torch.dtype, of_range: Columns | None
+) -> dict[str, Tensor]:
+    """All blocks of an array, joined by name; tests before probes."""
+    measurer = Measurer(manifest, op.device, of_range)
+    parts: dict[str, list[Tensor]] = {}
+    for block in manifest.blocks():
+        for name, array in measurer.measure(op, block).items():
+            parts.setdefault(name, []).append(array.to(dtype))
+    return {name: torch.cat(arrays, dim=-1) for name, arrays in parts.items()}

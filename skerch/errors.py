@@ -1,0 +1,11 @@
+"""Errors that a user can act on: one sentence with the value, the bound and the way out."""
+
+
+class SkerchError(ValueError):
+    """Something asked for cannot be had; the message says what, why and the way out."""
+
+    exit_status = 1  # of a program that it ends; 2 where the usage or the config is at fault
+
+
+class ShapeError(SkerchError):
+    """Operands whose shapes or dtypes do not fit; the message has both."""

@@ -1,0 +1,93 @@
+"""Files that are either complete or absent, whenever the process that writes them dies."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable
+from io import FileIO
+from pathlib import Path
+from typing import Any
+
+from skerch.errors import SkerchError
+
+
+class FileError(SkerchError):
+    """A file that cannot be written or read; the message names it and the cause."""
+
+
+def cause(error: OSError) -> str:
+    """The operating system's words for an error, without its number and path."""
+    return error.strerror or str(error)
+
+
+def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
+    """Let `write(temporary)` make a file beside `path`, then move it there in one step.
+
+    The temporary file `.<name>.<host>.<pid>.tmp` is flushed to disk before it is renamed, and the
+    directory after, so that a reader sees the old file, the new one or none, also after a crash.
+    Missing folders are made. Whatever `write` raises, the temporary file is removed.
+
+    Raises:
+        FileError: the operating system refuses (disk full, no permission, a file in the way).
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{socket.gethostname()}.{os.getpid()}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            write(temporary)
+            _flush(temporary, os.O_RDWR)
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        _flush(path.parent, os.O_RDONLY)
+    except OSError as error:
+        raise FileError(
+            f"{path} cannot be written: {cause(error)}. Make room or give permission there, then "
+            "run the same command again."
+        ) from error
+
+
+def stream_atomically(path: Path | str, write: Callable[[FileIO], None]) -> None:
+    """Like `write_atomically`, for libraries that do not survive a full disk in mid-write.
+
+    HDF5 crashes the process when closing a file fails, and torch's zip writer hides the reason.
+    So `write(file)`, as in `h5py.File(file, "w")` or `torch.save(x, file)`, gets a file that drops
+    what does not fit; the refusal is raised when it is done.
+    """
+
+    def stream(temporary: Path) -> None:
+        with _Unfailing(temporary, "wb+") as file:
+            try:
+                write(file)
+            finally:
+                if file.refusal is not None:
+                    raise file.refusal
+
+    write_atomically(path, stream)
+
+
+class _Unfailing(FileIO):
+    """A binary file that keeps the first error of writing, instead of raising it."""
+
+    refusal: OSError | None = None
+
+    def write(self, data: Any) -> int:
+        view = memoryview(data).cast("B")
+        done = 0
+        while done < len(view) and self.refusal is None:
+            try:
+                done += super().write(view[done:]) or 0
+            except OSError as error:
+                self.refusal = error
+        return len(view)
+
+
+def _flush(path: Path, flags: int) -> None:
+    """Force a file's or a directory's contents to disk."""
+    descriptor = os.open(path, flags)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,230 @@
+"""Other libraries' operators as ours, and ours as SciPy's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from skerch.errors import ShapeError, SkerchError
+from skerch.linops.base import LinearOperator
+
+Matmul = Callable[[Tensor], Tensor]
+
+
+class DenseOperator(LinearOperator):
+    """A matrix that is held, of shape (m, n). Raises `ShapeError` if it is no matrix."""
+
+    def __init__(self, matrix: Tensor, *, self_adjoint: bool = False):
+        if matrix.ndim != 2:
+            raise ShapeError(f"A matrix has shape (m, n), not {tuple(matrix.shape)}.")
+        super().__init__((matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.device)
+        self.matrix, self.self_adjoint = matrix, self_adjoint
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        return self.matrix @ X
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        return self.matrix.T @ X
+
+
+class FunctionOperator(LinearOperator):
+    """A callable X ↦ A X on blocks (n, b), or on vectors (n,) if `vectorwise`.
+
+    `adjoint`, a callable of the same kind, gives X ↦ Aᵀ X.
+    """
+
+    def __init__(
+        self,
+        function: Matmul,
+        shape: tuple[int, int],
+        dtype: torch.dtype = torch.float32,
+        device: torch.device | str = "cpu",
+        *,
+        adjoint: Matmul | None = None,
+        vectorwise: bool = False,
+        self_adjoint: bool = False,
+    ):
+        super().__init__(shape, dtype, device)
+        self.function, self.adjoint = function, adjoint
+        self.vectorwise, self.self_adjoint = vectorwise, self_adjoint
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        return self._call(self.function, X)
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        return super()._rmatmul(X) if self.adjoint is None else self._call(self.adjoint, X)
+
+    def _call(self, function: Matmul, X: Tensor) -> Tensor:
+        return torch.stack([function(x) for x in X.T], dim=1) if self.vectorwise else function(X)
+
+
+class SciPyOperator(LinearOperator):
+    """A SciPy sparse array or `scipy.sparse.linalg.LinearOperator`; products pass through NumPy."""
+
+    def __init__(
+        self,
+        operator: Any,
+        dtype: torch.dtype | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        self_adjoint: bool = False,
+    ):
+        from scipy.sparse.linalg import aslinearoperator as as_scipy_operator
+
+        self.operator = as_scipy_operator(operator)
+        own_dtype = torch.from_numpy(np.empty(0, self.operator.dtype)).dtype
+        super().__init__(self.operator.shape, dtype or own_dtype, device)
+        self.self_adjoint = self_adjoint
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        return self._call(self.operator.matmat, X)
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        if self.self_adjoint:
+            return self._matmul(X)
+        try:
+            return self._call(self.operator.rmatmat, X)
+        except (NotImplementedError, TypeError) as error:  # SciPy's own words for a missing rmatvec
+            raise SkerchError(f"{self!r} has no adjoint product in SciPy ({error}).") from error
+
+    def _call(self, multiply: Callable[[Any], Any], X: Tensor) -> Tensor:
+        Y = np.ascontiguousarray(multiply(X.detach().cpu().numpy()))
+        return torch.from_numpy(Y).to(self.dtype).to(self.device)
+
+
+class CurvlinopsOperator(LinearOperator):
+    """A curvlinops operator, or any other with torch's `dtype`, `device`, `@` and `adjoint()`."""
+
+    def __init__(self, operator: Any, *, self_adjoint: bool | None = None):
+        super().__init__(operator.shape, operator.dtype, operator.device)
+        declared = bool(getattr(operator, "SELF_ADJOINT", False))
+        self.operator = operator
+        self.self_adjoint = declared if self_adjoint is None else self_adjoint
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        Y: Tensor = self.operator @ X
+        return Y
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        Y: Tensor = (self.operator if self.self_adjoint else self.operator.adjoint()) @ X
+        return Y
+
+
+def aslinearoperator(
+    obj: Any,
+    *,
+    shape: tuple[int, int] | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    self_adjoint: bool | None = None,
+    adjoint: Matmul | None = None,
+    vectorwise: bool = False,
+) -> LinearOperator:
+    """`obj` as a `LinearOperator`.
+
+    obj: one of
+        a `LinearOperator`, returned as it is;
+        a torch tensor or NumPy array of shape (m, n), converted to `dtype` and `device`;
+        a SciPy sparse array or `scipy.sparse.linalg.LinearOperator`, its results converted to them;
+        a curvlinops operator;
+        a callable X ↦ A X, which needs `shape`; float32 on the CPU unless told.
+    self_adjoint: declares A = Aᵀ, which is never guessed from numbers. Operators that declare it
+        themselves need not be told.
+    adjoint: for a callable, X ↦ Aᵀ X.
+    vectorwise: whether the callable takes vectors (n,) only, rather than blocks (n, b).
+
+    Raises `ShapeError` where `shape`, `dtype` or `device` is given and is not the operator's, and
+    `SkerchError` for complex or integer dtypes, for a self-adjointness that contradicts the
+    operator's own or its shape, and for an `obj` that is none of the above.
+    """
+    declared = bool(self_adjoint)
+    operator: LinearOperator
+    if isinstance(obj, LinearOperator):
+        operator = obj
+    elif isinstance(obj, Tensor):
+        operator = DenseOperator(obj.to(device=device, dtype=dtype), self_adjoint=declared)
+    elif isinstance(obj, np.ndarray):
+        matrix = torch.from_numpy(np.require(obj, requirements=["C", "W"]))
+        operator = DenseOperator(matrix.to(device=device, dtype=dtype), self_adjoint=declared)
+    elif isinstance(getattr(obj, "dtype", None), torch.dtype) and hasattr(obj, "__matmul__"):
+        operator = CurvlinopsOperator(obj, self_adjoint=self_adjoint)
+    elif _is_scipy(obj):
+        operator = SciPyOperator(obj, dtype, device or "cpu", self_adjoint=declared)
+    elif callable(obj):
+        if shape is None:
+            raise SkerchError("A callable does not say its shape; pass shape=(m, n).")
+        operator = FunctionOperator(
+            obj,
+            shape,
+            dtype or torch.float32,
+            device or "cpu",
+            adjoint=adjoint,
+            vectorwise=vectorwise,
+            self_adjoint=declared,
+        )
+    else:
+        raise SkerchError(
+            f"{type(obj).__name__} is no linear operator; pass a tensor, an array, a SciPy or "
+            "curvlinops operator, or a callable with its shape."
+        )
+    _check_declarations(operator, shape, dtype, device, self_adjoint)
+    return operator
+
+
+def _is_scipy(obj: Any) -> bool:
+    import scipy.sparse.linalg
+
+    return scipy.sparse.issparse(obj) or isinstance(obj, scipy.sparse.linalg.LinearOperator)
+
+
+def _check_declarations(
+    operator: LinearOperator,
+    shape: tuple[int, int] | None,
+    dtype: torch.dtype | None,
+    device: torch.device | str | None,
+    self_adjoint: bool | None,
+) -> None:
+    """Refuse an operator that is not what the caller said of it."""
+    if shape is not None and tuple(shape) != operator.shape:
+        raise ShapeError(f"{operator!r} does not have the declared shape {tuple(shape)}.")
+    if dtype is not None and dtype != operator.dtype:
+        raise ShapeError(f"{operator!r} does not have the declared dtype {dtype}.")
+    if device is not None and torch.device(device).type != operator.device.type:
+        raise ShapeError(f"{operator!r} lives on {operator.device}, not on {device}.")
+    if self_adjoint is not None and self_adjoint != operator.self_adjoint:
+        raise SkerchError(
+            f"{operator!r} says self_adjoint={operator.self_adjoint}, the caller {self_adjoint}."
+        )
+    if operator.self_adjoint and operator.shape[0] != operator.shape[1]:
+        raise ShapeError(f"{operator!r} is not square: it cannot be self-adjoint.")
+
+
+def to_scipy(operator: LinearOperator) -> Any:
+    """The same operator as a `scipy.sparse.linalg.LinearOperator`, for NumPy vectors and blocks.
+
+    It has matvec, matmat, rmatvec and rmatmat; half precisions are shown as float32. Operands are
+    converted to the operator's dtype.
+    """
+    from scipy.sparse.linalg import LinearOperator as SciPyLinearOperator
+
+    shown = torch.promote_types(operator.dtype, torch.float32)
+
+    def product(factor: LinearOperator) -> Callable[[Any], Any]:
+        def multiply(X: Any) -> Any:
+            block = torch.as_tensor(np.ascontiguousarray(X)).to(factor.dtype).to(factor.device)
+            return (factor @ block).detach().to(shown).cpu().numpy()
+
+        return multiply
+
+    return SciPyLinearOperator(
+        shape=operator.shape,
+        matvec=product(operator),
+        matmat=product(operator),
+        rmatvec=product(operator.T),
+        rmatmat=product(operator.T),
+        dtype=torch.empty(0, dtype=shown).numpy().dtype,
+    )

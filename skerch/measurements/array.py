@@ -1,0 +1,218 @@
+"""A measurement array on disk: block files that exist whole or not at all, and readers for them.
+
+    <directory>/manifest.json
+    <directory>/blocks/block-000000.h5
+    <directory>/leftouter_ALL.h5      virtual view, for people
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor
+
+from skerch.errors import SkerchError
+from skerch.files import write_atomically
+from skerch.measurements import manifest as manifests
+from skerch.measurements.manifest import Block, Manifest
+
+CHUNK_ROWS = 4096
+OPEN_FILES = 128
+VIEW = "leftouter_ALL.h5"
+
+
+class BlockError(SkerchError):
+    """A block file that is damaged, or that belongs to another array."""
+
+
+class MeasurementArray:
+    """The array in `directory`: its manifest, and its blocks in any order, from any process."""
+
+    def __init__(self, directory: Path):
+        self.directory = Path(directory)
+        self.manifest = manifests.read(self.directory / "manifest.json")
+        self._hash = self.manifest.hash()
+
+    @classmethod
+    def create(cls, directory: Path, manifest: Manifest) -> MeasurementArray:
+        """Lay an array out: the manifest (the same one, if it exists) and the virtual view."""
+        directory = Path(directory)
+        (directory / "blocks").mkdir(parents=True, exist_ok=True)
+        manifests.create(directory / "manifest.json", manifest)
+        write_atomically(
+            directory / VIEW, lambda path: _write_view(path, manifest)
+        )
+        return cls(directory)
+
+    def path(self, index: int) -> Path:
+        """The file of block `index`."""
+        return self.directory / "blocks" / f"block-{index:06d}.h5"
+
+    def missing(self, indices: Iterable[int] | None = None) -> list[Block]:
+        """The blocks without a file, all of them or those of `indices`, in order."""
+        wanted = None if indices is None else set(indices)
+        return [
+            block
+            for block in self.manifest.blocks()
+            if (wanted is None or block.index in wanted) and not self.path(block.index).exists()
+        ]
+
+    def write(self, block: Block, arrays: Mapping[str, Tensor]) -> None:
+        """Write a block: to a temporary file, to disk, and only then under its name."""
+        attributes = {"manifest": self._hash, "block": block.index, "kind": block.kind}
+        attributes |= {"start": block.start, "stop": block.stop}
+        write_atomically(
+            self.path(block.index), lambda path: write_arrays(path, arrays, attributes)
+        )
+
+    def remove_blocks(self) -> None:
+        """Delete all block files and the view of them; the manifest stays."""
+        for block in self.manifest.blocks():
+            self.path(block.index).unlink(missing_ok=True)
+        (self.directory / VIEW).unlink(missing_ok=True)
+
+    def open(self, block: Block) -> h5py.File:
+        """Open a block for reading, refused unless it belongs to this manifest."""
+        path = self.path(block.index)
+        file = open_for_reading(path, BlockError)
+        if (file.attrs.get("manifest"), file.attrs.get("block")) != (self._hash, block.index):
+            file.close()
+            raise BlockError(
+                f"{path} was measured for another manifest or as another block; "
+                "delete it and run again to measure it anew."
+            )
+        return file
+
+    def small(self, name: str) -> Tensor | None:
+        """The dataset `name` (rows, b) or (b,) of all blocks that have it, joined, in float64."""
+        parts: dict[str, list[Tensor]] = {"test": [], "probe": []}
+        for block in self.manifest.blocks():
+            with self.open(block) as file:
+                if name in file:
+                    parts[block.kind].append(Dataset(file[name], BlockError)[...].double())
+        joined = parts["test"] + parts["probe"]
+        return torch.cat(joined, dim=-1) if joined else None
+
+
+class StoredColumns:
+    """Row slabs of the stored columns [test vectors | probes] of several arrays, side by side.
+
+    The rounds' stored test columns come first, in order, then the rounds' probes. At most
+    `OPEN_FILES` block files are open at a time.
+    """
+
+    def __init__(self, arrays: list[MeasurementArray]):
+        self.size = arrays[0].manifest.size
+        self.dtype = getattr(torch, arrays[0].manifest.dtype)
+        self.sources = [
+            (array, block, name)
+            for kind, name in (("test", "leftouter"), ("probe", "probe"))
+            for array in arrays
+            for block in array.manifest.blocks()
+            if block.kind == kind and block.stored
+        ]
+        self.columns = sum(
+            block.stop - block.start for _, block, name in self.sources if name == "leftouter"
+        )
+        self.width = sum(block.stop - block.start for _, block, _ in self.sources)
+        self._files: OrderedDict[Path, h5py.File] = OrderedDict()
+
+    def __call__(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop) of all columns, (stop - start, width), in the stored dtype."""
+        slab = torch.empty((stop - start, self.width), dtype=self.dtype)
+        column = 0
+        for array, block, name in self.sources:
+            width = block.stop - block.start
+            dataset = Dataset(self._file(array, block)[name], BlockError)
+            slab[:, column : column + width] = dataset[start:stop]
+            column += width
+        return slab
+
+    def _file(self, array: MeasurementArray, block: Block) -> h5py.File:
+        path = array.path(block.index)
+        if path in self._files:
+            self._files.move_to_end(path)
+        else:
+            if len(self._files) >= OPEN_FILES:
+                self._files.popitem(last=False)[1].close()
+            self._files[path] = array.open(block)
+        return self._files[path]
+
+    def __enter__(self) -> StoredColumns:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for file in self._files.values():
+            file.close()
+        self._files.clear()
+
+
+def damaged(path: Path, error: Exception, kind: type[SkerchError]) -> SkerchError:
+    """The error for a file that HDF5 cannot read."""
+    reason = str(error).split("(")[-1].rstrip(")")
+    return kind(f"{path} cannot be read ({reason}); delete it and run again to make it anew.")
+
+
+def open_for_reading(path: Path, kind: type[SkerchError]) -> h5py.File:
+    """Open an HDF5 file; `kind` names one that is missing or damaged."""
+    try:
+        return h5py.File(path, "r")
+    except FileNotFoundError:
+        raise kind(f"{path} is missing; run again to make it.") from None
+    except OSError as error:
+        raise damaged(path, error, kind) from None
+
+
+class Dataset:
+    """A dataset whose reads are tensors, and whose damage is an error that names the file."""
+
+    def __init__(self, dataset: h5py.Dataset, kind: type[SkerchError]):
+        self._dataset = dataset
+        self._kind = kind
+        self.shape: tuple[int, ...] = dataset.shape
+
+    def __getitem__(self, key: Any) -> Tensor:
+        try:
+            return torch.from_numpy(self._dataset[key])
+        except OSError as error:
+            raise damaged(Path(self._dataset.file.filename), error, self._kind) from None
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop)."""
+        return self[start:stop]
+
+
+def create_dataset(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, columns: int | None = None
+) -> h5py.Dataset:
+    """An uncompressed dataset with checksums, in chunks of a row slab by `columns` (all)."""
+    chunks = (min(CHUNK_ROWS, shape[0]), *shape[1:])
+    if columns is not None:
+        chunks = (chunks[0], min(columns, shape[1]))
+    return file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
+    """Write tensors and attributes into a new HDF5 file."""
+    with h5py.File(path, "w", libver="latest") as file:
+        file.attrs.update(attributes)
+        for name, tensor in arrays.items():
+            array = tensor.cpu().numpy()
+            create_dataset(file, name, array.shape, array.dtype)[...] = array
+
+
+def _write_view(path: Path, manifest: Manifest) -> None:
+    """A virtual dataset over the stored columns; what is not measured yet reads as NaN."""
+    view = h5py.VirtualLayout((manifest.size, manifest.stored), manifest.dtype)
+    for block in manifest.blocks():
+        if block.kind == "test" and block.stored:
+            shape = (manifest.size, block.stop - block.start)
+            source = h5py.VirtualSource(f"blocks/block-{block.index:06d}.h5", "leftouter", shape)
+            view[:, block.start : block.stop] = source
+    with h5py.File(path, "w", libver="latest") as file:
+        file.create_virtual_dataset("leftouter", view, fillvalue=float("nan"))

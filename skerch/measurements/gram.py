@@ -1,0 +1,76 @@
+"""Orthogonalisation of tall arrays from their Gram matrix, in streaming passes.
+
+Rows come as slabs of a fixed size and partial products are summed in a fixed order in float64, so
+that the result has the same bits whoever computes which slab. Nothing of N rows is ever held.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+SLAB_ROWS = 4096
+RESOLVED = 1e-13  # eigenvalues of a Gram matrix below this fraction of the largest are rounding
+FLOOR = 1e-14  # by which a second pass scales what the first could not resolve
+
+Rows = Callable[[int, int], Tensor]
+
+
+@dataclass(frozen=True)
+class Basis:
+    """An orthonormal basis Q = Y P of the range of Y (N x m), and Y = Q R."""
+
+    P: Tensor  # (m, r), float64
+    R: Tensor  # (r, m), float64
+
+
+def slabs(size: int) -> Iterator[tuple[int, int]]:
+    """The row ranges of the slabs of an array of `size` rows."""
+    return ((start, min(start + SLAB_ROWS, size)) for start in range(0, size, SLAB_ROWS))
+
+
+def gram(rows: Rows, size: int, transform: Tensor | None = None) -> Tensor:
+    """(A T)ᵀ (A T) in float64, for the (size, w) array A whose rows `rows(start, stop)` gives."""
+    total: Tensor | None = None
+    for start, stop in slabs(size):
+        slab = rows(start, stop).double()
+        if transform is not None:
+            slab = slab @ transform
+        part = slab.T @ slab
+        total = part if total is None else total.add_(part)
+    assert total is not None
+    return total
+
+
+def orthonormalise(G: Tensor, rows: Rows, size: int, dtype: torch.dtype) -> Basis:
+    """The basis of an array Y from its Gram matrix G = YᵀY, with a second pass where needed.
+
+    With G = E diag(l) Eᵀ, P = E diag(l)^(-1/2) loses orthogonality as eps κ(Y)², so that it serves
+    float32 arrays whose l stays above 1e-13 l_0. Otherwise the Gram matrix of Y T with
+    T = E diag(max(l, 1e-14 l_0))^(-1/2) is taken too, which gives what a QR would
+    (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44, 2015).
+    Directions that are zero to rounding are left out, so r ≤ m; the others come in the order of
+    Y's singular values, which are the norms of the rows of R.
+    """
+    values, vectors = _descending_eigh(G)
+    if values[0] <= 0:
+        return Basis(G.new_zeros(len(G), 0), G.new_zeros(0, len(G)))
+    if dtype == torch.float32 and values[-1] > RESOLVED * values[0]:
+        roots = values.sqrt()
+        return Basis(vectors / roots, roots[:, None] * vectors.T)
+    roots = values.clamp(min=FLOOR * float(values[0])).sqrt()
+    T = vectors / roots
+    values, rotation = _descending_eigh(gram(rows, size, T))
+    kept = values > RESOLVED * values[0]
+    second, rotation = values[kept].sqrt(), rotation[:, kept]
+    R = (second[:, None] * rotation.T) @ (roots[:, None] * vectors.T)
+    U, S, Vh = torch.linalg.svd(R, full_matrices=False)
+    return Basis(T @ (rotation / second) @ U, S[:, None] * Vh)
+
+
+def _descending_eigh(A: Tensor) -> tuple[Tensor, Tensor]:
+    values, vectors = torch.linalg.eigh((A + A.T) / 2)
+    return values.flip(0), vectors.flip(1)

@@ -1,0 +1,121 @@
+"""The manifest: everything that decides the bits of a measurement array, and its blocks.
+
+It is written once, by `create`, and every block file carries its hash. It imports no torch.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from skerch.errors import SkerchError
+from skerch.files import write_atomically
+
+FORMAT = 1
+
+
+class ManifestError(SkerchError):
+    """A manifest that is missing, damaged, or belongs to other measurements."""
+
+
+@dataclass(frozen=True)
+class Block:
+    """A range of columns: the unit of work, of atomic write and of resume."""
+
+    index: int
+    kind: str  # "test" (test vectors of Ω or of the range) or "probe"
+    start: int  # first column among those of its kind
+    stop: int
+    stored: bool  # whether the (N, stop - start) measurements are stored, or only their sketches
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One round's measurement array: `columns` test vectors, `probes` probes, in blocks."""
+
+    size: int  # N
+    dtype: str  # "float32" or "float64", of the matvecs and of what is stored
+    columns: int  # test vectors of this round
+    stored: int  # the first of them are stored whole
+    probes: int  # held-out Gaussian vectors, stored whole
+    block_size: int
+    sketch: str  # kind of the sketch operators
+    seed: int
+    compresses: bool  # whether the columns are also compressed by Ψ
+    round: int = 1
+    range_hash: str | None = None  # the test vectors are the columns of the file with this hash
+    provenance: Mapping[str, Any] = field(default_factory=dict)  # JSON: whose matvecs, and how made
+    format: int = FORMAT
+
+    def blocks(self) -> list[Block]:
+        """All blocks: stored test vectors, then the other test vectors, then probes."""
+        ranges = [
+            ("test", 0, self.stored, True),
+            ("test", self.stored, self.columns, False),
+            ("probe", 0, self.probes, True),
+        ]
+        return [
+            Block(index, kind, start, min(start + self.block_size, end), stored)
+            for index, (kind, start, end, stored) in enumerate(
+                (kind, start, end, stored)
+                for kind, begin, end, stored in ranges
+                for start in range(begin, end, self.block_size)
+            )
+        ]
+
+    def hash(self) -> str:
+        """SHA-256 of the manifest as canonical JSON."""
+        canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
+        return hashlib.sha256(canonical.encode()).hexdigest()
+
+
+def count_blocks(columns: int, stored: int, probes: int, block_size: int) -> int:
+    """The number of blocks of an array, before its N is known."""
+    return sum(-(-n // block_size) for n in (stored, columns - stored, probes))
+
+
+def create(path: Path, manifest: Manifest) -> None:
+    """Write the manifest, once: an existing one must be the same."""
+    if path.exists():
+        existing = read(path)
+        if existing != manifest:
+            old, new = asdict(existing), asdict(manifest)
+            changes = ", ".join(f"{k}: {old[k]} -> {new[k]}" for k in old if old[k] != new[k])
+            raise ManifestError(
+                f"{path} describes other measurements ({changes}); "
+                "delete its folder to measure anew, or use another name or run_dir."
+            )
+        return
+    text = json.dumps(asdict(manifest) | {"hash": manifest.hash()}, indent=1)
+
+    def write(temporary: Path) -> None:
+        temporary.write_text(text)
+
+    write_atomically(path, write)
+
+
+def read(path: Path) -> Manifest:
+    """Read and check a manifest."""
+    try:
+        content = json.loads(path.read_text())
+        expected = content.pop("hash")
+        manifest = Manifest(**{f.name: content.pop(f.name) for f in fields(Manifest)})
+    except FileNotFoundError:
+        raise ManifestError(f"{path} is missing; the layout stage writes it.") from None
+    except (ValueError, KeyError, TypeError, AttributeError):
+        manifest, expected, content = None, None, {}
+    if manifest is None or content or manifest.hash() != expected:
+        raise ManifestError(
+            f"{path} is damaged; delete it, and the layout stage writes it again (finished blocks "
+            "stay valid if it comes out the same)."
+        )
+    if manifest.format != FORMAT:
+        raise ManifestError(
+            f"{path} has format {manifest.format}, this skerch reads format {FORMAT}; "
+            "use the skerch that wrote it."
+        )
+    return manifest

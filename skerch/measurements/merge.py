@@ -1,0 +1,146 @@
+"""Consolidation: one streaming pass over the blocks of one or two rounds gives the merged file.
+
+It holds the summary (see `skerch.measurements.summary`) and, if asked for, the stored columns
+`leftouter` (N, m) and the probes' `probe` (N, q).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import h5py
+from torch import Tensor
+
+from skerch.errors import SkerchError
+from skerch.files import write_atomically
+from skerch.measurements.array import (
+    Dataset,
+    MeasurementArray,
+    StoredColumns,
+    create_dataset,
+    open_for_reading,
+)
+from skerch.measurements.gram import Rows, gram, slabs
+from skerch.measurements.summary import Summary, summarise
+
+Progress = Callable[[int, int], None]
+MATRICES = [f.name for f in fields(Summary) if f.name != "epsilon"]
+
+
+class MergeError(SkerchError):
+    """A merged file that is damaged, or blocks that cannot be merged."""
+
+
+def merge(
+    arrays: list[MeasurementArray],
+    path: Path,
+    *,
+    range_map: Tensor | None = None,
+    consolidate: bool = True,
+    progress: Progress | None = None,
+) -> None:
+    """Merge the rounds' arrays into the file `path`, which appears whole or not at all.
+
+    Raises MergeError for missing blocks and BlockError for a damaged or foreign one.
+    """
+    for array in arrays:
+        missing = array.missing()
+        if missing:
+            raise MergeError(
+                f"{array.directory} lacks {len(missing)} of {len(array.manifest.blocks())} blocks "
+                f"(the first is {array.path(missing[0].index).name}); measure them, then merge."
+            )
+    with StoredColumns(arrays) as columns:
+        write_atomically(
+            path, lambda file: _write(file, arrays, columns, range_map, consolidate, progress)
+        )
+
+
+def _write(
+    path: Path,
+    arrays: list[MeasurementArray],
+    columns: StoredColumns,
+    range_map: Tensor | None,
+    consolidate: bool,
+    progress: Progress | None,
+) -> None:
+    first, m, size = arrays[0], columns.columns, columns.size
+    with h5py.File(path, "w", libver="latest") as file:
+        file.attrs["manifests"] = [array.manifest.hash() for array in arrays]
+        if consolidate:
+            width, dtype = first.manifest.block_size, first.manifest.dtype
+            stored = create_dataset(file, "leftouter", (size, m), dtype, width)
+            probes = create_dataset(file, "probe", (size, columns.width - m), dtype, width)
+
+        def copied(start: int, stop: int) -> Tensor:
+            slab = columns(start, stop)
+            if consolidate:
+                stored[start:stop], probes[start:stop] = slab[:, :m].numpy(), slab[:, m:].numpy()
+            if progress:
+                progress(stop, size)
+            return slab
+
+        cross, norm = first.small("cross"), first.small("norm")
+        assert cross is not None
+        assert norm is not None
+        summary = summarise(
+            gram(copied, size),
+            columns,
+            size,
+            m,
+            columns.dtype,
+            cross=cross,
+            norm=norm,
+            inner=first.small("inner"),
+            range_map=range_map,
+        )
+        file.attrs["epsilon"] = summary.epsilon
+        for name in MATRICES:
+            matrix = getattr(summary, name)
+            if matrix is not None:
+                create_dataset(file, f"summary/{name}", matrix.shape, "f8")[...] = matrix.numpy()
+
+
+class MergedArray:
+    """A merged file, open for reading: use as a context manager."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._file = open_for_reading(self.path, MergeError)
+
+    def __enter__(self) -> MergedArray:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def manifests(self) -> list[str]:
+        """The hashes of the manifests that it was merged from."""
+        return list(self._file.attrs["manifests"])
+
+    @property
+    def summary(self) -> Summary:
+        """The small matrices."""
+        group = self._file["summary"]
+        matrices = {
+            name: Dataset(group[name], MergeError)[...] for name in MATRICES if name in group
+        }
+        return Summary(epsilon=float(self._file.attrs["epsilon"]), **matrices)
+
+    @property
+    def rows(self) -> Rows | None:
+        """The stored columns by row ranges, None if the file was merged without them."""
+        if "leftouter" not in self._file:
+            return None
+        return Dataset(self._file["leftouter"], MergeError).rows
+
+    def verify(self) -> None:
+        """Read everything, checksums included; raises MergeError where it cannot be."""
+        assert self.summary
+        for name in {"leftouter", "probe"} & set(self._file):
+            dataset = Dataset(self._file[name], MergeError)
+            for start, stop in slabs(dataset.shape[0]):
+                dataset[start:stop]

@@ -1,0 +1,93 @@
+"""The second round's test vectors: an orthonormal basis Q of the range that the first one found.
+
+The file holds `Q` (N, columns) in the array's dtype and `map`, P₁ with Q = Y₁ P₁, in float64; its
+attribute `hash` is the SHA-256 of both.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import h5py
+import torch
+from torch import Tensor
+
+from skerch.errors import SkerchError
+from skerch.files import write_atomically
+from skerch.measurements.array import (
+    Dataset,
+    MeasurementArray,
+    StoredColumns,
+    create_dataset,
+    open_for_reading,
+)
+from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
+
+
+class RangeError(SkerchError):
+    """A range file that is missing or damaged."""
+
+
+def range_map(rows: Rows, size: int, columns: int, dtype: torch.dtype) -> Tensor:
+    """P₁ (m₁, columns) in float64, so that Q = Y₁ P₁ has orthonormal columns.
+
+    They span the directions of the largest singular values of Y₁. Where Y₁ has a lower numerical
+    rank the last columns are zero, so that the size of a round does not depend on its numbers.
+    """
+    P = orthonormalise(gram(rows, size), rows, size, dtype).P[:, :columns]
+    return torch.nn.functional.pad(P, (0, columns - P.shape[1]))
+
+
+def find_range(array: MeasurementArray, path: Path, columns: int) -> None:
+    """Write the range file of `columns` columns from the blocks of the first round."""
+    with StoredColumns([array]) as stored:
+        m, size = stored.columns, stored.size
+
+        def rows(start: int, stop: int) -> Tensor:
+            return stored(start, stop)[:, :m]
+
+        P = range_map(rows, size, columns, stored.dtype)
+
+        def write(temporary: Path) -> None:
+            digest = hashlib.sha256(P.contiguous().numpy().tobytes())
+            with h5py.File(temporary, "w", libver="latest") as file:
+                create_dataset(file, "map", P.shape, "f8")[...] = P.numpy()
+                Q = create_dataset(
+                    file, "Q", (size, columns), array.manifest.dtype, array.manifest.block_size
+                )
+                for start, stop in slabs(size):
+                    slab = (rows(start, stop).double() @ P).to(stored.dtype).numpy()
+                    digest.update(slab.tobytes())
+                    Q[start:stop] = slab
+                file.attrs["hash"] = digest.hexdigest()
+
+        write_atomically(path, write)
+
+
+class RangeFile:
+    """A range file, open for reading: use as a context manager."""
+
+    def __init__(self, path: Path):
+        self.path = Path(path)
+        self._file = open_for_reading(self.path, RangeError)
+
+    def __enter__(self) -> RangeFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    @property
+    def hash(self) -> str:
+        """The SHA-256 of its content."""
+        return str(self._file.attrs["hash"])
+
+    @property
+    def map(self) -> Tensor:
+        """P₁ (m₁, columns)."""
+        return Dataset(self._file["map"], RangeError)[...]
+
+    def columns(self, start: int, stop: int) -> Tensor:
+        """Columns [start, stop) of Q, (N, stop - start)."""
+        return Dataset(self._file["Q"], RangeError)[:, start:stop]

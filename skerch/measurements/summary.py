@@ -1,0 +1,78 @@
+"""The summary: the small matrices that stand for a measurement array.
+
+After one streaming pass over the array nothing of N rows is needed any more: every recovery and
+every error estimate works on these, in float64, whether the columns lie in memory or in files.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from skerch.measurements.gram import Rows, orthonormalise
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Small matrices of Y = H X (N x m), X the stored test vectors, and HZ, Z the q probes.
+
+    X is the first columns of Ωᵀ; in two rounds [Ωᵀ, Q] with Q = Y₁ P₁.
+    """
+
+    gram: Tensor  # (m + q, m + q), of [Y, HZ]
+    P: Tensor  # (m, r), Y P is orthonormal
+    R: Tensor  # (r, m), Y = (Y P) R
+    cross: Tensor  # (s₁, m₁ + q), Ω [Y₁, HZ]
+    norm: Tensor  # (s₁,), ‖ω_i‖
+    epsilon: float  # relative rounding of the stored columns
+    inner: Tensor | None = None  # (s₁, s₁), Ψ H Ωᵀ
+    range_map: Tensor | None = None  # P₁ (m₁, m - m₁)
+
+    @property
+    def stored(self) -> int:
+        """m, the number of stored columns."""
+        return self.P.shape[0]
+
+    @property
+    def probe_products(self) -> Tensor:
+        """XᵀHZ (m, q), which is YᵀZ as H is symmetric."""
+        if self.range_map is None:
+            return self.cross[: self.stored, -self.probes :]
+        first = len(self.range_map)
+        of_range = self.range_map.T @ self.gram[:first, self.stored :]
+        return torch.cat([self.cross[:, -self.probes :], of_range])
+
+    @property
+    def probes(self) -> int:
+        """q, the number of probes."""
+        return len(self.gram) - self.stored
+
+    @property
+    def projected_probes(self) -> Tensor:
+        """QᵀHZ (r, q) for the basis Q = Y P."""
+        return self.P.T @ self.gram[: self.stored, self.stored :]
+
+
+def summarise(
+    G: Tensor,
+    rows: Rows,
+    size: int,
+    stored: int,
+    dtype: torch.dtype,
+    *,
+    cross: Tensor,
+    norm: Tensor,
+    inner: Tensor | None = None,
+    range_map: Tensor | None = None,
+) -> Summary:
+    """The summary of the array [Y, HZ] with Gram matrix G, whose rows `rows` gives.
+
+    Y has `stored` columns, N = `size` rows and the dtype `dtype`; see `Summary` for the rest.
+    """
+    basis = orthonormalise(
+        G[:stored, :stored], lambda start, stop: rows(start, stop)[:, :stored], size, dtype
+    )
+    epsilon = torch.finfo(dtype).eps
+    return Summary(G, basis.P, basis.R, cross, norm, epsilon, inner, range_map)

@@ -1,0 +1,17 @@
+"""Reproducible random streams: each a pure function of (seed, role, index).
+
+Streams are spawned with `numpy.random.SeedSequence`, whose spawn keys are hashed together with the
+seed, so that neighbouring seeds, roles and indices are independent.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+ROLES = {"omega": 0, "psi": 1, "probe": 2, "training": 3, "data": 4, "synthetic": 5}
+
+
+def stream(seed: int, role: str, *index: int) -> np.random.Generator:
+    """The generator of stream `index` of a role (a key of `ROLES`) under a non-negative seed."""
+    sequence = np.random.SeedSequence(seed, spawn_key=(ROLES[role], *index))
+    return np.random.Generator(np.random.SFC64(sequence))

@@ -1,0 +1,130 @@
+"""Overlap against its definition, written out with explicit masks in NumPy."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from math import comb
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from skerch.analysis.overlap import overlap, overlap_curve
+from skerch.errors import ShapeError, SkerchError
+
+
+def orthonormal(n: int, k: int, seed: int = 0) -> torch.Tensor:
+    """A Haar-random orthonormal basis (n, k), float64."""
+    gaussian = np.random.default_rng(seed).standard_normal((n, k))
+    Q, R = np.linalg.qr(gaussian)
+    return torch.from_numpy(Q * np.sign(np.diag(R)))
+
+
+def by_definition(W: np.ndarray, parameters: np.ndarray) -> np.ndarray:
+    """‖M_k W[:, :k]‖_F² / k with the diagonal 0/1 matrix M_k of the k largest parameters."""
+    ranked = sorted(range(len(parameters)), key=lambda i: (-abs(parameters[i]), i))
+    values = []
+    for k in range(1, W.shape[1] + 1):
+        mask = np.zeros(len(parameters))
+        mask[ranked[:k]] = 1
+        values.append(np.linalg.norm(mask[:, None] * W[:, :k]) ** 2 / k)
+    return np.array(values)
+
+
+@pytest.mark.parametrize("tied", [False, True])
+def test_overlap_equals_its_definition_for_every_k(tied):
+    W = orthonormal(300, 80)
+    parameters = torch.randn(300, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    if tied:
+        parameters = parameters.round()
+    result = overlap(W, parameters)
+    np.testing.assert_allclose(
+        result.overlap, by_definition(W.numpy(), parameters.numpy()), rtol=0, atol=1e-12
+    )
+    assert torch.equal(result.baseline, torch.arange(1.0, 81.0, dtype=torch.float64) / 300)
+    assert torch.allclose(result.multiple * result.baseline, result.overlap)
+
+
+def test_random_curves_are_the_overlap_with_the_masks_of_the_seed():
+    from skerch.analysis.masks import random_order
+
+    W, parameters = orthonormal(60, 20), torch.rand(60)
+    result = overlap(W, parameters, random_masks=3, seed=7)
+    for index, curve in enumerate(result.random):
+        ranks = np.empty(60)
+        ranks[random_order(60, 7, index)] = np.arange(60, 0, -1)
+        np.testing.assert_allclose(curve, by_definition(W.numpy(), ranks), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("slab_rows", [1, 17, 299, 300, 1000])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_slabs_and_hdf5_change_no_bit_of_the_curves(tmp_path, slab_rows, dtype):
+    W, parameters = orthonormal(300, 40).to(dtype), torch.randn(300)
+    whole = overlap(W, parameters, slab_rows=300)
+    with h5py.File(tmp_path / "eigh.h5", "w") as file:
+        dataset = file.create_dataset("eigenvectors", data=W.numpy(), chunks=(64, 40))
+        streamed = overlap(dataset, parameters, slab_rows=slab_rows)
+    assert torch.equal(streamed.overlap, whole.overlap)
+    assert torch.equal(streamed.random, whole.random)
+    assert torch.equal(streamed.mask, whole.mask)
+    assert torch.allclose(streamed.deviation, whole.deviation, rtol=1e-10, atol=0)
+
+
+def test_every_row_is_read_once_and_few_at_a_time():
+    class Recorder:
+        shape = (100, 10)
+        reads: list[slice] = []  # noqa: RUF012
+
+        def __getitem__(self, rows: slice) -> np.ndarray:
+            self.reads.append(rows)
+            return orthonormal(100, 10).numpy()[rows]
+
+    recorder = Recorder()
+    overlap(recorder, torch.rand(100), slab_rows=16)
+    touched = [i for rows in recorder.reads for i in range(100)[rows]]
+    assert touched == list(range(100))
+    assert len(recorder.reads) == 7
+
+
+def test_overlap_is_one_where_the_eigenvectors_span_the_mask_and_zero_off_it():
+    parameters = torch.tensor([0.1, -9.0, 0.2, 8.0, 7.0, 0.3, 0.4])
+    on, off = torch.zeros(7, 3).double(), torch.zeros(7, 3).double()
+    on[[1, 3, 4]] = orthonormal(3, 3)
+    off[[0, 2, 5]] = orthonormal(3, 3)
+    assert overlap(on, parameters).overlap[-1] == pytest.approx(1, abs=1e-14)
+    assert torch.equal(overlap(off, parameters).overlap, torch.zeros(3).double())
+    nested = torch.eye(7).double()[:, [1, 3, 4]]
+    assert torch.equal(overlap(nested, parameters).overlap, torch.ones(3).double())
+
+
+def test_mean_over_haar_random_eigenvectors_is_k_over_n():
+    parameters = torch.randn(40, generator=torch.Generator().manual_seed(0))
+    curves = torch.stack([overlap(orthonormal(40, 10, s), parameters).overlap for s in range(600)])
+    error = curves.std(0) / 600**0.5
+    assert ((curves.mean(0) - torch.arange(1.0, 11.0) / 40).abs() < 4 * error).all()
+
+
+@pytest.mark.parametrize("k", [1, 3, 6, 7])
+def test_mean_and_deviation_are_those_over_all_masks(k):
+    W = orthonormal(7, 7, seed=3)
+    result = overlap(W, torch.rand(7))
+    values = [float(W[list(mask), :k].square().sum() / k) for mask in combinations(range(7), k)]
+    assert len(values) == comb(7, k)
+    assert float(result.baseline[k - 1]) == pytest.approx(np.mean(values), abs=1e-12)
+    assert float(result.deviation[k - 1]) == pytest.approx(np.std(values), abs=1e-8)
+
+
+def test_networks_that_do_not_fit_are_refused():
+    with pytest.raises(ShapeError, match=r"\(10, 3\) and \(9,\)"):
+        overlap(orthonormal(10, 3), torch.rand(9))
+    with pytest.raises(ShapeError, match=r"not \(4, 3\)"):
+        overlap_curve(torch.zeros(4, 3))
+
+
+@pytest.mark.parametrize("flaw", [2.0, float("nan"), float("inf")])
+def test_eigenvectors_that_are_none_are_refused(flaw):
+    W = orthonormal(10, 3)
+    W[:, 1] *= flaw
+    with pytest.raises(SkerchError, match="first 2 eigenvectors"):
+        overlap(W, torch.rand(10))

@@ -1,0 +1,240 @@
+"""Experiments: what is accepted, what is refused in which words, and what identifies them."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from skerch.jobs import config as configs
+from skerch.jobs.config import Config, ConfigError
+
+
+@pytest.fixture
+def experiment(tmp_path, monkeypatch):
+    """A minimal experiment file in a folder, with another folder as the current one."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    path = tmp_path / "elsewhere" / "small.yaml"
+    path.parent.mkdir()
+    path.write_text("problem: {name: digits_mlp}\n")
+    return path
+
+
+def test_only_the_problem_is_required(experiment, tmp_path):
+    config = configs.load(experiment)
+    assert config.run_dir == str(tmp_path / "here" / "runs" / "small")
+    assert config.training.record_steps == [0, 300]
+    assert config.sketch.inner == 2 * config.sketch.outer
+
+
+def test_overrides_are_yaml_and_win(experiment, tmp_path):
+    config = configs.load(
+        experiment,
+        ["training.record_steps=[0,20]", "training.lr=1e-3", "training.lr=1", "problem.root=../data", "name=a",
+         "hessian.param_filter=*.weight", "training.optimizer_options={momentum: 0.9}"],
+    )  # fmt: skip
+    assert config.training.record_steps == [0, 20]
+    assert config.training.lr == 1.0
+    assert config.training.optimizer_options == {"momentum": 0.9}
+    assert config.problem["root"] == str(tmp_path / "data")
+    assert config.hessian.param_filter == ["*.weight"]
+
+
+@pytest.mark.parametrize("name", ["digits", "digits.yaml", "config/experiment/digits.yaml"])
+def test_packaged_experiments_are_found_by_name(name, experiment):
+    assert configs.load(name).problem == {"name": "digits_mlp"}
+
+
+def test_a_mistyped_path_is_no_packaged_experiment(experiment):
+    with pytest.raises(ConfigError, match=r"no experiment file my/digits.yaml .*digits"):
+        configs.load("my/digits.yaml")
+
+
+def test_importing_it_does_not_import_torch():
+    code = "import sys; from skerch.jobs import config, run_dir; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.batchsize=1", r"training\.batchsize; did you mean training\.batch_size\?"),
+        ("trainin.lr=1", r"trainin; did you mean training\?"),
+        ("outer=5", r"outer; did you mean sketch\.outer\?"),
+        ("training.lr=fast", r"training\.lr expects a number, not 'fast'"),
+        ("training.seed='5'", r"training\.seed expects a whole number, not '5'"),
+        ("keep_blocks=1", r"keep_blocks expects true or false, not 1"),
+        ("training.lr=.nan", r"training\.lr is nan; .*above 0"),
+        ("training.seed=-1", r"training\.seed is -1; .*between 0"),
+        ("training.record_steps=3", r"training\.record_steps expects a list .*whole number"),
+        ("training.record_steps={a: 1}", r"training\.record_steps expects a list"),
+        ("training.record_steps=[0,301]", r"between 0 and training\.max_steps=300"),
+        ("training.record_steps=[9,0,9]", r"ascending order: \[0, 9\]"),
+        ("training=5", r"training expects a mapping, not 5"),
+        ("sketch.recovery=nystroem", r"sketch\.recovery is 'nystroem'; .* nystrom, oversampled"),
+        ("sketch.recovery=oversampled", r"set rounds to 1"),
+        ("sketch.inner=50", r"outer=100 .*inner=50"),
+        ("sketch.probes=1", r"sketch\.probes is 1; .*between 2"),
+        ("sketch.outer=0", r"sketch\.outer is 0; .*between 1"),
+        ("hessian.splits=[]", r"hessian\.splits is \[\]"),
+        ("hessian.splits=[test,test]", r"each once"),
+        ("hessian.splits=[../up]", r"hessian\.splits has '\.\./up'"),
+        ("name=../up", r"name is '\.\./up'"),
+        ("name=training", r"name is 'training', a folder of every run"),
+        ("problem.factory=a:b", r"either name or factory"),
+        ("problem.name=digit_mlp", r"digit_mlp; did you mean digits_mlp\?"),
+        ("problem.x=!!binary aGk=", r"problem holds what cannot be stored as JSON"),
+        ("launcher.device=gpu", r"launcher\.device is 'gpu'"),
+        ("training.checkpoints=ckpt_*.pt", r"no file matches 'ckpt_\*\.pt' in .* or in"),
+        ("sketch.seed=${nowhere}", r"nowhere"),
+        ("training.lr", r"form key\.path=value"),
+        ("training.lr=[", r"'training\.lr=\[' is not valid YAML"),
+    ],
+)
+def test_a_bad_value_is_one_sentence_that_names_its_key(override, words, experiment):
+    with pytest.raises(ConfigError, match=words) as caught:
+        configs.load(experiment, [override])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "3", "just words", "- 1", "problem: {name: digits_mlp}\nproblem: {}", "a: ${", "\0",
+             "problem: !!python/object/apply:os.getcwd []", "problem:\n\t- x", "problem: 0b_"],
+)  # fmt: skip
+def test_what_is_no_experiment_is_refused(text, experiment):
+    experiment.write_text(text)
+    with pytest.raises(ConfigError):
+        configs.load(experiment)
+
+
+def test_what_is_no_text_is_refused(experiment):
+    experiment.write_bytes(b"\xff\xfe\x00problem")
+    with pytest.raises(ConfigError, match="UTF-8"):
+        configs.load(experiment)
+
+
+def test_checkpoints_give_the_recorded_steps(experiment):
+    for step in (0, 50, 300):
+        (experiment.parent / f"v2_ckpt_{step}.pt").touch()
+
+    def load(*more: str) -> Config:
+        return configs.load(experiment, ["training.checkpoints=*ckpt_*.pt", *more])
+
+    assert load().training.record_steps == [0, 50, 300]
+    assert load().training.checkpoints == str(experiment.parent / "*ckpt_*.pt")
+    assert load("training.record_steps=[50]").training.record_steps == [50]
+    with pytest.raises(ConfigError, match=r"asks for \[60\], .*\[0, 50, 300\]"):
+        load("training.record_steps=[50,60]")
+    (experiment.parent / "copy_ckpt_50.pt").touch()
+    with pytest.raises(ConfigError, match="both have step 50"):
+        load()
+
+
+def test_a_saved_config_comes_back_and_can_be_run_again(experiment, tmp_path, monkeypatch):
+    experiment.write_text("problem: {factory: 'mine:make', depth: 1e-3, text: '1e-3'}\nname: '1e3'")
+    config = configs.load(experiment)
+    assert config.problem_path == str(experiment.parent)
+    saved = tmp_path / "run" / "config.yaml"
+    configs.save(config, saved)
+    monkeypatch.chdir(tmp_path)
+    assert configs.load_resolved(saved) == config
+    assert configs.load(saved) == config
+
+
+def test_a_changed_byte_of_a_saved_config_is_refused(experiment, tmp_path):
+    saved = tmp_path / "config.yaml"
+    configs.save(configs.load(experiment), saved)
+    content = saved.read_bytes()
+    for position in range(len(content)):
+        saved.write_bytes(content[:position] + bytes([content[position] ^ 1]) + content[position + 1 :])
+        with pytest.raises(ConfigError, match=r"config\.yaml"):
+            configs.load_resolved(saved)
+
+
+NEITHER, METHOD, BOTH = set(), {"method"}, {"training", "method"}
+
+
+@pytest.mark.parametrize(
+    ("override", "parts"),
+    [
+        ("training.lr=0.7", BOTH),
+        ("training.seed=1", BOTH),
+        ("hessian.datapoints=50", BOTH),
+        ("hessian.subset=first", BOTH),
+        ("hessian.splits=[test]", BOTH),
+        ("problem.width=3", BOTH),
+        ("hessian.curvature=ggn", METHOD),
+        ("hessian.dtype=float64", METHOD),
+        ("hessian.batch_size=7", METHOD),
+        ("sketch.outer=50", METHOD),
+        ("sketch.seed=1", METHOD),
+        ("problem.root=data", NEITHER),
+        ("problem.download=true", NEITHER),
+        ("launcher.workers=4", NEITHER),
+        ("launcher.device=cpu", NEITHER),
+        ("cluster=gpu", NEITHER),
+        ("resources.measure.time=60", NEITHER),
+        ("keep_blocks=false", NEITHER),
+        ("consolidate=false", NEITHER),
+        ("name=other", NEITHER),
+        ("run_dir=other", NEITHER),
+    ],
+)
+def test_a_key_belongs_to_the_identity_of_what_it_changes(override, parts, experiment):
+    old, new = configs.load(experiment), configs.load(experiment, [override])
+    assert old != new
+    changed = {
+        part
+        for part in ("training", "method")
+        if configs.difference(configs.identity(old, part), configs.identity(new, part))
+    }
+    assert changed == parts
+
+
+def test_differences_are_lines_of_leaves():
+    old = {"sketch": {"outer": 1, "kind": "a"}, "gone": [1]}
+    new = {"sketch": {"outer": 2, "kind": "a"}, "more": None}
+    assert configs.difference(old, new) == [
+        "sketch.outer: 1 -> 2",
+        "gone: [1] -> (not set)",
+        "more: (not set) -> None",
+    ]
+
+
+def _keys(tree: dict, prefix: str = "") -> list[str]:
+    return [
+        full
+        for key, value in tree.items()
+        for full in (prefix + key, *(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else ()))
+    ]
+
+
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["${sketch.outer}", "${", "???", "~", "balanced", "float64", "a:b", "[", "!!set"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2),
+    max_leaves=4,
+)
+
+
+@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
+@given(st.dictionaries(st.sampled_from(_keys(asdict(Config()))), VALUES, min_size=1, max_size=3))
+def test_any_value_anywhere_is_accepted_or_refused_in_a_sentence(experiment, values):
+    overrides = [f"{key}={value}" for key, value in values.items()]
+    try:
+        config = configs.load(experiment, overrides)
+    except ConfigError as error:
+        assert str(error)
+        return
+    saved = experiment.parent / "saved.yaml"
+    configs.save(config, saved)
+    assert configs.load_resolved(saved) == config
+    assert configs.difference(configs.identity(config, "method"), configs.identity(config, "method")) == []

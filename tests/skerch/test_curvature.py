@@ -1,0 +1,395 @@
+"""The Hessian operator against dense Hessians by `torch.func` on all the data at once.
+
+The oracle shares nothing with the operator: no batches, no weights, no products. It writes the mean
+loss over the whole data set out in a closed form and takes its Hessian forward over reverse.
+"""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call, hessian
+from torch.utils.data import DataLoader, TensorDataset
+
+from skerch.curvature import (
+    HessianOperator,
+    backends,
+    count_examples,
+    label_weight,
+    params_to_vector,
+    select_parameters,
+    split_batch,
+    supervised_loss,
+    to_device,
+    vector_to_params,
+)
+from skerch.errors import SkerchError
+
+IGNORED = -100
+CLASS_WEIGHTS = torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64)
+
+
+def mlp() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
+
+
+def convnet() -> nn.Module:
+    return nn.Sequential(
+        nn.Unflatten(1, (1, 2, 2)),
+        nn.Conv2d(1, 3, 2, padding=1),
+        nn.Softplus(),
+        nn.MaxPool2d(2),
+        nn.Flatten(),
+        nn.Linear(3, 3),
+    )
+
+
+class Wasteful(nn.Module):
+    """Has parameters that the loss does not depend on, and one of shape ()."""
+
+    def __init__(self):
+        super().__init__()
+        self.unused = nn.Linear(2, 2)
+        self.scale = nn.Parameter(torch.tensor(1.3))
+        self.net = mlp()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * self.net(x)
+
+
+MODELS = {"mlp": mlp, "convnet": convnet, "wasteful": Wasteful}
+
+
+def make(name: str = "mlp", examples: int = 11) -> tuple[nn.Module, Tensor, Tensor]:
+    torch.manual_seed(3)
+    model = MODELS[name]().double()
+    x = torch.randn(examples, 4, dtype=torch.float64)
+    x[-1] *= 5  # an outlier in the short last batch shows what an unweighted mean does
+    return model, x, torch.arange(examples) % 3
+
+
+def batches(x: Tensor, y: Tensor, size: int = 4) -> list:
+    return list(zip(x.split(size), y.split(size), strict=True))
+
+
+def mean_loss(logits: Tensor, y: Tensor, weights: Tensor | None = None) -> Tensor:
+    """Σ_i c_i (log Σ_j exp z_ij - z_i,y_i) / Σ_i c_i over the labels that are not ignored."""
+    c = torch.ones(3, dtype=logits.dtype) if weights is None else weights
+    logits, y = logits[y != IGNORED], y[y != IGNORED]
+    terms = logits.logsumexp(1) - logits.gather(1, y[:, None])[:, 0]
+    return (c[y] * terms).sum() / c[y].sum()
+
+
+def dense(model: nn.Module, loss, names: list[str] | None = None) -> Tensor:
+    """The Hessian of loss(forward) by torch.func, on the named parameters in order."""
+    fixed = {name: p.detach() for name, p in model.named_parameters()}
+    names = list(fixed) if names is None else names
+
+    def function(theta: dict[str, Tensor]) -> Tensor:
+        return loss(lambda x: functional_call(model, {**fixed, **theta}, (x,)))
+
+    H = hessian(function)({name: fixed[name] for name in names})
+    return torch.cat(
+        [
+            torch.cat([H[a][b].reshape(fixed[a].numel(), fixed[b].numel()) for b in names], 1)
+            for a in names
+        ]
+    )
+
+
+def matrix(op: HessianOperator) -> Tensor:
+    return op @ torch.eye(op.shape[0], dtype=op.dtype)
+
+
+def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> None:
+    assert expected.abs().max() > 1e-3
+    assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
+
+
+@pytest.mark.parametrize("strategy", backends.STRATEGIES)
+@pytest.mark.parametrize("name", MODELS)
+def test_equals_the_dense_hessian_on_uneven_batches(name, strategy):
+    model, x, y = make(name)
+    op = HessianOperator(
+        model, batches(x, y), supervised_loss(nn.CrossEntropyLoss()), strategy=strategy
+    )
+    assert_close(matrix(op), dense(model, lambda f: mean_loss(f(x), y)))
+    assert op.loss() == pytest.approx(mean_loss(model(x), y).item(), rel=1e-12)
+
+
+@pytest.mark.parametrize("strategy", backends.STRATEGIES)
+def test_ignored_labels_and_class_weights_combine_exactly(strategy):
+    model, x, y = make()
+    y[[1, 2, 4, 5, 6, 7]] = IGNORED  # the second batch has nothing left: its own mean is 0/0
+    criterion = nn.CrossEntropyLoss(weight=CLASS_WEIGHTS, ignore_index=IGNORED)
+    op = HessianOperator(
+        model,
+        batches(x, y),
+        supervised_loss(criterion),
+        batch_weight=label_weight(IGNORED, CLASS_WEIGHTS),
+        strategy=strategy,
+    )
+    assert_close(matrix(op), dense(model, lambda f: mean_loss(f(x), y, CLASS_WEIGHTS)))
+    assert op.loss() == pytest.approx(mean_loss(model(x), y, CLASS_WEIGHTS).item(), rel=1e-12)
+
+
+def test_dict_batches_take_their_labels_by_key():
+    model, x, y = make()
+    y[:3] = IGNORED
+    data = [{"x": a, "labels": b} for a, b in batches(x, y)]
+    op = HessianOperator(
+        model,
+        data,
+        lambda model, batch: nn.functional.cross_entropy(model(batch["x"]), batch["labels"]),
+        batch_weight=label_weight(labels="labels"),
+    )
+    assert_close(matrix(op), dense(model, lambda f: mean_loss(f(x), y)))
+
+
+def test_dataloaders_serve_every_product():
+    model, x, y = make()
+    loader = DataLoader(TensorDataset(x, y), batch_size=4)
+    op = HessianOperator(model, loader, supervised_loss(nn.CrossEntropyLoss()))
+    expected = dense(model, lambda f: mean_loss(f(x), y))
+    assert_close(matrix(op), expected)
+    assert_close(op @ torch.ones(op.shape[0], dtype=op.dtype), expected.sum(1))
+
+
+def test_param_filter_selects_the_block_of_the_hessian():
+    model, x, y = make()
+    op = HessianOperator(
+        model,
+        batches(x, y),
+        supervised_loss(nn.CrossEntropyLoss()),
+        param_filter=["2.*", "0.bias"],
+    )
+    names = ["0.bias", "2.weight", "2.bias"]
+    assert list(op.params) == names
+    assert_close(matrix(op), dense(model, lambda f: mean_loss(f(x), y), names))
+
+
+def test_equals_curvlinops_in_float32():
+    curvlinops = pytest.importorskip("curvlinops")
+    model, x, y = make()
+    model, x = model.float(), x.float()
+    criterion = nn.CrossEntropyLoss()
+    theirs = curvlinops.HessianLinearOperator(
+        model, criterion, list(model.parameters()), batches(x, y)
+    )
+    ours = HessianOperator(model, batches(x, y), supervised_loss(criterion))
+    X = torch.randn(ours.shape[0], 6, generator=torch.Generator().manual_seed(1))
+    assert_close(ours @ X, theirs @ X, 1e-5)
+
+
+def test_chunks_and_strategies_agree_and_the_layout_of_the_block_does_not_matter():
+    model, x, y = make()
+    X = torch.randn(7, 43, generator=torch.Generator().manual_seed(1), dtype=torch.float64).T
+    loss_fn = supervised_loss(nn.CrossEntropyLoss())
+    choices = [("loop", None), ("batched", None), ("batched", 1), ("batched", 3)]
+    ops = [
+        HessianOperator(model, batches(x, y), loss_fn, strategy=s, chunk_size=c) for s, c in choices
+    ]
+    expected = ops[0] @ X
+    for op in ops:
+        assert_close(op @ X, expected, 1e-13)
+        assert torch.equal(op @ X, op @ X.contiguous())
+        assert torch.equal(op @ X, op @ X)
+
+
+def test_is_symmetric_and_its_own_adjoint():
+    model, x, y = make("convnet")
+    op = HessianOperator(model, batches(x, y), supervised_loss(nn.CrossEntropyLoss()))
+    H = matrix(op)
+    assert_close(H, H.T, 1e-13)
+    assert op.T is op
+
+
+@pytest.mark.parametrize("strategy", ["auto", *backends.STRATEGIES])
+@pytest.mark.parametrize("loss_fn", ["linear", "constant"])
+def test_linear_and_constant_losses_have_a_zero_hessian(strategy, loss_fn):
+    model = nn.Linear(3, 1)
+    losses = {
+        "linear": lambda model, x: model(x).mean(),
+        "constant": lambda model, x: x.mean(),
+    }
+    op = HessianOperator(model, [torch.randn(5, 3)], losses[loss_fn], strategy=strategy)
+    assert torch.equal(op @ torch.ones(4, 2), torch.zeros(4, 2))
+
+
+def test_a_loss_linear_in_some_parameters_keeps_their_cross_terms():
+    model = nn.Module()
+    model.a = nn.Parameter(torch.tensor([2.0, 5.0]))
+    model.b = nn.Parameter(torch.tensor([3.0]))
+
+    def loss_fn(model: nn.Module, x: Tensor) -> Tensor:
+        return (model.a * x).sum() * model.b[0]
+
+    op = HessianOperator(model, [torch.ones(2)], loss_fn)
+    assert torch.equal(matrix(op), torch.tensor([[0.0, 0, 1], [0, 0, 1], [1, 1, 0]]))
+    for strategy in backends.STRATEGIES:
+        part = HessianOperator(model, [torch.ones(2)], loss_fn, param_filter="a", strategy=strategy)
+        assert torch.equal(matrix(part), torch.zeros(2, 2))
+
+
+def test_products_leave_the_model_alone_and_no_graph_behind():
+    model, x, y = make()
+    outputs = []
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        logits = model(batch[0])
+        outputs.append(weakref.ref(logits))
+        return nn.functional.cross_entropy(logits, batch[1])
+
+    op = HessianOperator(model, batches(x, y), loss_fn)
+    before = params_to_vector(op.params)
+    gc.collect()
+    gc.disable()
+    try:
+        with torch.no_grad():
+            product = matrix(op)
+        assert len(outputs) == 4  # three batches, and the one that "auto" was timed on
+        assert all(reference() is None for reference in outputs)
+    finally:
+        gc.enable()
+    assert_close(product, dense(model, lambda f: mean_loss(f(x), y)))
+    assert not product.requires_grad
+    assert all(p.grad is None for p in model.parameters())
+    assert torch.equal(before, params_to_vector(op.params))
+
+
+class Unvectorisable(torch.autograd.Function):
+    """x², with a backward pass that cannot be vectorised: it looks at numbers."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x * x
+
+    @staticmethod
+    def backward(ctx, g):
+        (x,) = ctx.saved_tensors
+        return 2 * x * g if g.abs().sum().item() >= 0 else g
+
+
+def test_auto_falls_to_the_loop_where_vectorising_fails():
+    model, x, y = make()
+    criterion = nn.MSELoss()
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        return criterion(Unvectorisable.apply(model(batch[0])), batch[0][:, :3])
+
+    op = HessianOperator(model, batches(x, y), loss_fn)
+    assert op.resolve(16).strategy == "loop"
+    assert_close(matrix(op), dense(model, lambda f: ((f(x) ** 2 - x[:, :3]) ** 2).mean()))
+    with pytest.raises(RuntimeError):
+        matrix(HessianOperator(model, batches(x, y), loss_fn, strategy="batched"))
+
+
+def test_auto_takes_the_strategy_that_the_clock_favours(monkeypatch):
+    model, x, y = make()
+    ticks = iter(range(10_000))
+    monkeypatch.setattr(backends, "_now", lambda device: 1e-3 * next(ticks))
+    loss_fn = supervised_loss(nn.CrossEntropyLoss())
+    op = HessianOperator(model, batches(x, y), loss_fn)
+    op @ torch.ones(43, dtype=torch.float64)
+    assert op.strategy == "auto"
+    # Every call takes one tick: the largest chunk is the cheapest for each vector.
+    assert op.resolve(40) == backends.Choice("batched", 40)
+    assert (op.strategy, op.chunk_size) == ("batched", 40)
+    assert op.resolve(2) == backends.Choice("batched", 40)
+    monkeypatch.setattr(backends, "_now", lambda device: 10.0 * next(ticks))
+    slow = HessianOperator(model, batches(x, y), loss_fn)
+    assert slow.resolve(40) == backends.Choice("loop", 1)
+    assert HessianOperator(model, batches(x, y), loss_fn).resolve(1).strategy == "loop"
+
+
+def test_split_batches_slice_every_tensor_of_the_tree():
+    batch = {
+        "x": torch.arange(5),
+        "pair": [torch.arange(10).view(5, 2), "kept"],
+        "t": torch.ones(()),
+    }
+    parts = split_batch(batch, 2)
+    assert [count_examples(part) for part in parts] == [2, 2, 1]
+    assert torch.equal(torch.cat([part["x"] for part in parts]), batch["x"])
+    assert torch.equal(torch.cat([part["pair"][0] for part in parts]), batch["pair"][0])
+    assert all(part["pair"][1] == "kept" and part["t"] == 1 for part in parts)
+
+
+def test_to_device_converts_floating_tensors_only():
+    x, (y, flag) = to_device((torch.ones(2), [torch.arange(2), True]), "cpu", torch.float64)
+    assert (x.dtype, y.dtype, flag) == (torch.float64, torch.int64, True)
+
+
+def test_parameters_survive_the_way_through_a_vector():
+    model, *_ = make()
+    params = select_parameters(model, "*.weight")
+    vector = params_to_vector(params)
+    assert torch.equal(vector, torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]))
+    vector_to_params(vector + 1, params)
+    assert torch.equal(params_to_vector(params), vector + 1)
+    assert all(p.requires_grad and p.grad_fn is None for p in params.values())
+
+
+def test_frozen_parameters_are_not_selected():
+    model, *_ = make()
+    model[0].requires_grad_(False)
+    assert list(select_parameters(model)) == ["2.weight", "2.bias"]
+
+
+def mixed() -> nn.Module:
+    return nn.Sequential(nn.Linear(4, 5), nn.Linear(5, 3).double())
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"data": (b for b in [])}, "type generator cannot be iterated more than once"),
+        ({"data": iter([])}, "type list_iterator cannot be iterated more than once"),
+        ({"data": 3}, "type int cannot be iterated more than once"),
+        ({"data": []}, "no batch of positive weight"),
+        ({"batch_weight": lambda batch: 0}, "no batch of positive weight"),
+        ({"batch_weight": lambda batch: -2}, r"weighs -2\.0"),
+        ({"batch_weight": lambda batch: float("nan")}, "weighs nan"),
+        ({"strategy": "fast"}, "'fast'; choose auto, loop, batched"),
+        ({"chunk_size": 0}, "chunk_size is 0"),
+        ({"param_filter": ["0.*", "1.*"]}, r"'1\.\*' matches no .* 0\.weight, 0\.bias, 2\.weight"),
+        ({"param_filter": []}, "empty param_filter"),
+        ({"model": mixed()}, "torch.float32 on cpu and torch.float64 on cpu"),
+        ({"model": nn.Tanh()}, "no parameter with requires_grad=True"),
+        (
+            {"loss_fn": lambda model, batch: model(batch[0])[:, 0]},
+            r"returned \(4,\); take the mean",
+        ),
+        ({"loss_fn": lambda model, batch: 1.0}, "returned float; take the mean"),
+        ({"data": ["text"]}, "no tensor with a dimension of examples"),
+    ],
+)
+def test_what_cannot_be_had_is_said_in_a_sentence(kwargs, message):
+    model, x, y = make()
+    defaults = {
+        "model": model,
+        "data": batches(x, y),
+        "loss_fn": supervised_loss(nn.CrossEntropyLoss()),
+    }
+    with pytest.raises(SkerchError, match=message):
+        matrix(HessianOperator(**{**defaults, **kwargs}))
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: split_batch(torch.ones(3), 0), "batches of 0; the least size is 1"),
+        (lambda: split_batch((torch.ones(3), torch.ones(2)), 1), r"3 examples has .* \(2,\)"),
+        (
+            lambda: vector_to_params(torch.ones(3), {"a": nn.Parameter(torch.ones(2))}),
+            r"not \(3,\)",
+        ),
+        (lambda: label_weight()((torch.ones(3), torch.ones(3))), "dtype torch.float32"),
+    ],
+)
+def test_helpers_refuse_in_a_sentence(call, message):
+    with pytest.raises(SkerchError, match=message):
+        call()

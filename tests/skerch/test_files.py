@@ -1,0 +1,93 @@
+"""Atomic writing: old file, new file, or none; also where the disk is full."""
+
+import os
+import resource
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import h5py
+import numpy as np
+import pytest
+
+from skerch.files import FileError, stream_atomically, write_atomically
+
+
+def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
+    path = tmp_path / "file"
+    write_atomically(path, lambda temporary: temporary.write_text("old"))
+
+    def fail(temporary: Path) -> None:
+        temporary.write_text("half of the n")
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        write_atomically(path, fail)
+    assert path.read_text() == "old"
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_readers_see_no_temporary_name(tmp_path):
+    seen = []
+    write_atomically(
+        tmp_path / "new" / "file",
+        lambda temporary: (seen.append(temporary.name), temporary.write_text("x")),
+    )
+    assert seen[0].startswith(".file.")
+    assert seen[0].endswith(f".{os.getpid()}.tmp")
+    assert os.listdir(tmp_path / "new") == ["file"]
+
+
+def test_a_file_in_place_of_the_folder_is_one_sentence(tmp_path):
+    (tmp_path / "folder").write_text("a file")
+    with pytest.raises(FileError, match=r"folder/file cannot be written"):
+        write_atomically(tmp_path / "folder" / "file", lambda temporary: None)
+
+
+def test_a_stream_holds_what_hdf5_wrote(tmp_path):
+    array = np.random.default_rng(0).random((50, 40))
+
+    def write(stream):
+        with h5py.File(stream, "w", libver="latest") as file:
+            file.create_dataset("x", data=array, chunks=(7, 40), fletcher32=True)
+
+    stream_atomically(tmp_path / "x.h5", write)
+    with h5py.File(tmp_path / "x.h5") as file:
+        np.testing.assert_array_equal(file["x"], array)
+
+
+FULL_DISK = """
+import sys, h5py, numpy, torch
+from skerch.files import FileError, stream_atomically
+def hdf5(stream):
+    with h5py.File(stream, "w", libver="latest") as file:
+        file.create_dataset("x", data=numpy.ones(10**6), chunks=(1000,), fletcher32=True)
+def tensors(stream):
+    torch.save(torch.ones(10**6), stream)
+for write in hdf5, tensors:
+    try:
+        stream_atomically(sys.argv[1], write)
+    except FileError as error:
+        print(error)
+"""
+
+
+def test_no_room_for_hdf5_or_torch_is_one_sentence_and_no_crash(tmp_path):
+    """A limit on the size of files refuses writes as a full disk does."""
+
+    def limit() -> None:
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+
+    target = tmp_path / "x"
+    done = subprocess.run(
+        [sys.executable, "-c", FULL_DISK, str(target)],
+        preexec_fn=limit,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count(f"{target} cannot be written: File too large") == 2
+    assert not list(tmp_path.iterdir())
