@@ -28,7 +28,7 @@ from yaml import YAMLError
 
 from skerch.files import cause, write_atomically
 from skerch.jobs import validation
-from skerch.jobs.schema import Config, ConfigError, unknown_key
+from skerch.jobs.schema import Config, ConfigError, unknown
 
 __all__ = [
     "Config",
@@ -222,8 +222,8 @@ def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) ->
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", FutureWarning)  # conversions between types
-                node[key] = value
-        except (OmegaConfBaseException, TypeError, FutureWarning) as error:
+                node[key] = float(value) if hint is float and type(value) is int else value
+        except (OmegaConfBaseException, TypeError, OverflowError, FutureWarning) as error:
             raise ConfigError(
                 f"{full_key} expects {_expected(hint)}, not {reprlib.repr(value)}."
             ) from error
@@ -234,8 +234,8 @@ def _unknown(full_key: str, hints: Mapping[str, Any]) -> str:
     leaf = full_key.rpartition(".")[2]
     for section, hint in get_type_hints(Config).items():
         if is_dataclass(hint) and leaf in get_type_hints(hint):
-            return f"Unknown key {full_key}; did you mean {section}.{leaf}?"
-    return unknown_key(full_key, hints)
+            return f"There is no key {full_key}; did you mean {section}.{leaf}?"
+    return unknown("key", full_key, hints)
 
 
 def _expected(hint: Any) -> str:

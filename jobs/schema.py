@@ -98,11 +98,14 @@ class Config:
     problem_path: str | None = None  # on loading: the folder that problem.factory is imported from
 
 
-def unknown_key(key: str, known: Iterable[str]) -> str:
-    """A sentence on a key that does not exist, with the nearest of those that do."""
+def unknown(what: str, name: str, known: Iterable[str]) -> str:
+    """A sentence on a name (of a key, a problem, …) that does not exist, with the nearest one."""
     names = list(known)
     if not names:
-        return f"Unknown key {key}; none is known here."
-    prefix, dot, leaf = key.rpartition(".")
-    nearest = max(names, key=lambda name: difflib.SequenceMatcher(None, leaf, name).ratio())
-    return f"Unknown key {key}; did you mean {prefix}{dot}{nearest}? Known here: {', '.join(names)}."
+        return f"There is no {what} {name}, nor any other."
+    prefix, dot, leaf = name.rpartition(".")
+    nearest = max(names, key=lambda other: difflib.SequenceMatcher(None, leaf, other).ratio())
+    return (
+        f"There is no {what} {name}; did you mean {prefix}{dot}{nearest}? "
+        f"There are {', '.join(names)}."
+    )

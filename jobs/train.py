@@ -27,7 +27,7 @@ from skerch.jobs.config import checkpoint_files, difference, identity
 from skerch.jobs.problems import Problem, load_problem
 from skerch.jobs.recorded import Column, load_hessian_data, load_model, load_parameters
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.schema import Config, ConfigError, Training, unknown_key
+from skerch.jobs.schema import Config, ConfigError, Training, unknown
 from skerch.jobs.stage import Context, main
 from skerch.randomness import stream
 
@@ -291,7 +291,7 @@ def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
         and value is not torch.optim.Optimizer
     }
     if training.optimizer not in classes:
-        raise ConfigError(f"training.optimizer: {unknown_key(training.optimizer, classes)}")
+        raise ConfigError(unknown("optimizer", training.optimizer, classes))
     parameters = [p for p in model.parameters() if p.requires_grad]
     try:
         return classes[training.optimizer](parameters, lr=training.lr, **training.optimizer_options)

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerch.errors import SkerchError
-from skerch.jobs.schema import ConfigError, unknown_key
+from skerch.jobs.schema import ConfigError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,7 +52,7 @@ def check(problem: Mapping[str, Any]) -> None:
             "problem.factory=my_module:make_problem."
         )
     if "name" in problem and problem["name"] not in names():
-        raise ConfigError(f"problem.name: {unknown_key(str(problem['name']), names())}")
+        raise ConfigError(unknown("problem", str(problem["name"]), names()))
     if "factory" in problem and not re.fullmatch(r"[\w.]+:\w+", str(problem["factory"])):
         raise ConfigError(
             f"problem.factory is {problem['factory']!r}; it must be module:function, as in "
@@ -113,7 +113,7 @@ def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> 
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for key in arguments:
             if key not in named:
-                raise ConfigError(unknown_key(f"problem.{key}", named))
+                raise ConfigError(unknown("key", f"problem.{key}", named))
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in arguments:
             raise ConfigError(f"problem.{name} is missing; {make.__name__} needs it.")

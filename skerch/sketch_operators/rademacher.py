@@ -12,7 +12,7 @@ from skerch.sketch_operators.base import RowwiseSketch
 class Rademacher(RowwiseSketch):
     """S of shape (s, N) with independent entries ±1/√s of equal probability.
 
-    Martinsson and Tropp 2020, section 8.1.
+    Achlioptas 2003, theorem 1.1.
     """
 
     def _draw(self, row: int, out: NDArray[np.float32]) -> None:

@@ -25,7 +25,7 @@ class SparseSign(SketchOperator):
     Each row is kept as two bags of coordinates, those with +1 and those with -1: row i of S x is
     (Σ x over bag 2i - Σ x over bag 2i + 1) / √ζ. The bags are kept by chunks of coordinates, as a
     chunk of a block X fits in the cache; their sums are taken in a fixed order, whatever the
-    number of threads. Tropp, Yurtsever, Udell and Cevher 2019, section 3.2; Martinsson and
+    number of threads. Tropp, Yurtsever, Udell and Cevher 2019, section 3.3; Martinsson and
     Tropp 2020, section 9.2.
     """
 

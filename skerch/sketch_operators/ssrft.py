@@ -73,7 +73,7 @@ class SSRFT(SketchOperator):
     Π and Π' are signed permutations, F the orthonormal DCT, R a choice of s distinct coordinates.
     Vectors are padded with zeros to n'. The padded map has S Sᵀ = (n'/s) I; so has S itself where
     N = n', and nearly where it is a little less. Tropp, Yurtsever, Udell and Cevher 2019,
-    section 3.3.
+    section 3.2.
 
     Raises:
         ShapeError: where s exceeds N, or the dtype is neither float32 nor float64.

@@ -1,0 +1,307 @@
+"""Training: resumed to the same bits, recorded exactly, and independent of data afterwards."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import Dataset
+
+from skerch.jobs import config as configs
+from skerch.jobs import datapoints, recorded
+from skerch.jobs import train as stage
+from skerch.jobs.problems import Problem, load_problem
+from skerch.jobs.recorded import RecordedError
+from skerch.jobs.run_dir import RunDir
+from skerch.jobs.schema import ConfigError, Hessian
+from skerch.jobs.train import TrainingError, load_hessian_data, load_model, load_parameters, train
+
+SMALL = [
+    "training.max_steps=30",
+    "training.record_steps=[0,10,30]",
+    "training.lr=0.3",
+    "hessian.datapoints=100",
+]
+
+
+class Triples(Dataset):
+    """Dict samples, noisy each time they are read, of a linear function."""
+
+    def __init__(self, n: int):
+        x = torch.linspace(-1, 1, 3 * n).view(n, 3)
+        self.x, self.y = x, x.sum(1)
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def __getitem__(self, i: int) -> dict[str, torch.Tensor]:
+        return {"x": self.x[i] + 0.01 * torch.randn(3), "y": self.y[i]}
+
+
+def noisy(fail_at: int = 0) -> Problem:
+    """Dropout, batch norm, random samples, and on demand a kill at the nth loss."""
+    calls = 0
+
+    def loss_fn(model, batch):
+        nonlocal calls
+        calls += 1
+        if calls == fail_at:
+            raise KeyboardInterrupt
+        return (model(batch["x"])[:, 0] - batch["y"]).square().mean()
+
+    def model():
+        return nn.Sequential(
+            nn.Linear(3, 8), nn.BatchNorm1d(8), nn.Dropout(0.3), nn.Tanh(), nn.Linear(8, 1)
+        )
+
+    return Problem(model, lambda split: Triples(50 if split == "train" else 20), loss_fn)
+
+
+@pytest.fixture
+def start(tmp_path, monkeypatch):
+    """Binds a run directory of a name to the digits with overrides; (run, config)."""
+    monkeypatch.chdir(tmp_path)
+
+    def bind(name: str, *overrides: str):
+        config = configs.load("digits", [f"run_dir={name}", *SMALL, *overrides])
+        run = RunDir(config.run_dir)
+        run.bind(config)
+        return run, config
+
+    return bind
+
+
+NOISY = [
+    "hessian.subset=first",
+    "hessian.datapoints=10",
+    "training.batch_size=8",
+    "training.optimizer=Adam",
+    "training.lr=0.01",
+]
+
+
+@pytest.mark.parametrize("fail_at", [3, 40, 61])
+def test_a_killed_training_goes_on_to_the_same_bits(fail_at, start, monkeypatch):
+    """Epochs of six batches, the last incomplete one dropped: kills fall within epochs."""
+    runs = {}
+    for name, problem in (("whole", noisy()), ("killed", noisy(fail_at))):
+        runs[name], config = start(name, *NOISY)
+        monkeypatch.setattr(stage, "load_problem", lambda *_, problem=problem: problem)
+        if name == "killed":
+            with pytest.raises(KeyboardInterrupt):
+                train(runs[name], config, checkpoint_seconds=0)
+        train(runs[name], config, checkpoint_seconds=0)
+    whole, killed = runs["whole"], runs["killed"]
+    for step in (0, 10, 30):
+        assert torch.equal(load_parameters(whole, step), load_parameters(killed, step))
+        states = [load_model(run, noisy(), step).state_dict() for run in (whole, killed)]
+        assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in states), strict=True))
+    assert whole.log.read_text() == killed.log.read_text()
+
+
+def test_the_resumed_training_does_not_start_over(start, monkeypatch):
+    run, config = start("run", *NOISY)
+    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy(40))
+    with pytest.raises(KeyboardInterrupt):
+        train(run, config, checkpoint_seconds=0)
+    steps = []
+    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy())
+    train(run, config, progress=lambda done, total, text: steps.append(done))
+    assert steps[0] > 10
+    assert steps[-1] == 30
+
+
+def test_training_follows_the_published_recipe(start):
+    """SGD by hand, from the recorded initialisation, on the batches of the seed's permutation."""
+    run, config = start("run", "training.record_steps=[0,15]")
+    train(run, config)
+    problem = load_problem(config.problem)
+    data = problem.data("train")
+    model = load_model(run, problem, 0)
+    order = torch.cat([
+        torch.from_numpy(stage.stream(12345, "data", epoch).permutation(1198))[:1100]
+        for epoch in range(2)
+    ])  # fmt: skip
+    for step in range(15):
+        x, y = (t[order[100 * step : 100 * (step + 1)]] for t in data.tensors)
+        loss = nn.functional.cross_entropy(model(x), y)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        with torch.no_grad():
+            for parameter, gradient in zip(model.parameters(), gradients, strict=True):
+                parameter -= 0.3 * gradient
+    expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+    torch.testing.assert_close(load_parameters(run, 15), expected, rtol=0, atol=1e-6)
+
+
+def test_log_has_losses_and_accuracies_of_both_splits(start):
+    run, config = start("run")
+    train(run, config)
+    entries = [json.loads(line) for line in run.log.read_text().splitlines()]
+    assert [entry["step"] for entry in entries] == [0, 10, 30]
+    problem = load_problem(config.problem)
+    model = load_model(run, problem, 30)
+    for split in ("train", "test"):
+        inputs, targets = problem.data(split).tensors
+        logits = model(inputs)
+        loss = nn.functional.cross_entropy(logits, targets).item()
+        accuracy = (logits.argmax(1) == targets).double().mean().item()
+        assert entries[-1][split]["loss"] == pytest.approx(loss, rel=1e-5)
+        assert entries[-1][split]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_later_stages_need_no_dataset(start, monkeypatch):
+    run, config = start("run")
+    train(run, config)
+    problem = load_problem(config.problem)
+    inputs, targets = problem.data("test").tensors
+
+    def refuse(split: str):
+        raise AssertionError("touched the dataset")
+
+    blind = Problem(problem.model, refuse, problem.loss_fn)
+    x, y = load_hessian_data(run, "test")
+    assert y.bincount().tolist() == [10] * 10
+    chosen = [i for c in range(10) for i in (targets == c).nonzero()[:10, 0].tolist()]
+    assert torch.equal(x, inputs[sorted(chosen)])
+    assert torch.equal(y, targets[sorted(chosen)])
+    model = load_model(run, blind, 30)
+    assert not model.training
+    assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), load_parameters(run, 30))
+    generic = torch.load(run.hessian_data, weights_only=True)
+    assert set(generic) == {"train", "test"}
+
+
+def test_what_is_there_is_not_made_again_and_what_is_missing_is(start, monkeypatch):
+    run, config = start("run")
+    train(run, config)
+    parameters, batch = run.parameters.read_bytes(), load_hessian_data(run, "train")
+    run.hessian_data.unlink()
+    train(run, config)
+    assert run.parameters.read_bytes() == parameters
+    assert all(torch.equal(a, b) for a, b in zip(load_hessian_data(run, "train"), batch, strict=True))
+    monkeypatch.setattr(stage, "load_problem", lambda *_: pytest.fail("needed nothing"))
+    train(run, config)
+
+
+def test_parameters_of_another_training_are_refused(start):
+    run, config = start("run")
+    train(run, config)
+    config.training.lr = 0.2
+    with pytest.raises(TrainingError, match=r"training\.lr: 0\.3 -> 0\.2"):
+        train(run, config)
+
+
+def test_checkpoints_of_a_training_done_elsewhere_are_recorded(start, tmp_path):
+    problem = load_problem({"name": "digits_mlp"})
+    models = {step: problem.model() for step in (0, 7)}
+    torch.save(models[0].state_dict(), "net_0.pt")
+    state = {f"module.{name}": value for name, value in models[7].state_dict().items()}
+    torch.save({"state_dict": state, "epoch": 3}, "net_7.pt")
+    run, config = start("run", "training.checkpoints=net_*.pt", "training.record_steps=null")
+    train(run, config)
+    for step, model in models.items():
+        expected = torch.cat([p.detach().flatten() for p in model.parameters()])
+        assert torch.equal(load_parameters(run, step), expected)
+
+
+class Code:
+    """What only an unsafe unpickler would load."""
+
+
+def test_unfit_checkpoints_are_one_sentence_and_no_pickle_is_executed(start):
+    for content, words in (
+        ({"weight": torch.ones(3)}, r"net_1\.pt does not fit the problem's network"),
+        (Code(), r"net_1\.pt holds more than tensors"),
+        (torch.ones(3), r"net_1\.pt holds a Tensor"),
+    ):
+        torch.save(content, "net_1.pt")
+        run, config = start("run", "training.checkpoints=net_*.pt", "training.record_steps=null")
+        with pytest.raises(TrainingError, match=words):
+            train(run, config)
+
+
+def test_a_diverging_training_stops_at_its_step(start):
+    run, config = start("run", "training.lr=1e30")
+    with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+; lower training\.lr"):
+        train(run, config)
+    assert not run.parameters.exists()
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("training.optimizer=Sgd", r"no optimizer Sgd; did you mean SGD\?"),
+        ("training.optimizer_options={momentun: 1}", r"optimizer_options do not fit SGD: .*momentun"),
+        ("training.batch_size=1199", r"batch_size is 1199, but the train split has only 1198"),
+        ("hessian.datapoints=101", r"multiple of its 10 classes, at most"),
+        ("hessian.datapoints=550", r"the test split .* 10 classes, at most 510 .* 51 samples"),
+        ("hessian.splits=[validation]", r"train and test, not 'validation'"),
+    ],
+)  # fmt: skip
+def test_what_cannot_be_trained_is_one_sentence(override, words, start):
+    run, config = start("run", override)
+    with pytest.raises(ConfigError, match=words):
+        train(run, config)
+
+
+def test_subset_first_takes_any_dataset_and_balanced_wants_targets():
+    batch = datapoints.hessian_batch(Triples(9), "train", Hessian(datapoints=5, subset="first"))
+    assert batch["x"].shape == (5, 3)
+    with pytest.raises(ConfigError, match=r"hessian\.datapoints is 10, but .* only 9"):
+        datapoints.hessian_batch(Triples(9), "train", Hessian(datapoints=10, subset="first"))
+    with pytest.raises(ConfigError, match=r"no `targets`.*hessian\.subset=first"):
+        datapoints.hessian_batch(Triples(9), "train", Hessian(datapoints=6))
+
+
+def test_missing_and_changed_records_are_refused_by_name(start):
+    run, config = start("run")
+    problem = load_problem(config.problem)
+    with pytest.raises(RecordedError, match=r"parameters\.h5 is missing; the train stage"):
+        load_model(run, problem, 0)
+    train(run, config)
+    with pytest.raises(RecordedError, match=r"no step 20; training\.record_steps was \[0, 10, 30\]"):
+        load_parameters(run, 20)
+    with pytest.raises(RecordedError, match=r"no datapoints of split 'val', only of train, test"):
+        load_hessian_data(run, "val")
+    other = Problem(lambda: nn.Linear(2, 2), problem.data, problem.loss_fn)
+    with pytest.raises(RecordedError, match=r"differ first in \['weight', \[2, 2\]\]"):
+        load_model(run, other, 0)
+
+
+def test_a_flipped_bit_is_refused_or_harmless(start):
+    """Every 97th byte of the parameters and of the datapoints."""
+    run, config = start("run", "hessian.datapoints=20", "hessian.splits=[test]")
+    train(run, config)
+    readers = (
+        (run.parameters, lambda: [load_parameters(run, 10), torch.tensor(0)]),
+        (run.hessian_data, lambda: list(load_hessian_data(run, "test"))),
+    )
+    for path, read in readers:
+        expected, content = read(), path.read_bytes()
+        refused = 0
+        for position in range(0, len(content), 97):
+            flipped = bytearray(content)
+            flipped[position] ^= 1 << position % 8
+            Path(path).write_bytes(flipped)
+            try:
+                found = read()
+            except RecordedError as error:
+                assert str(path) in str(error)
+                refused += 1
+            else:
+                assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+        assert refused > 0
+        path.write_bytes(content)
+
+
+def test_a_flipped_bit_in_the_checkpoint_is_refused(start, monkeypatch):
+    run, config = start("run", *NOISY)
+    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy(40))
+    with pytest.raises(KeyboardInterrupt):
+        train(run, config, checkpoint_seconds=0)
+    content = bytearray(run.checkpoint.read_bytes())
+    content[len(content) // 2] ^= 1
+    run.checkpoint.write_bytes(content)
+    with pytest.raises(RecordedError, match=r"checkpoint\.pt is damaged .*delete it"):
+        recorded.load_tensors(run.checkpoint)
