@@ -12,8 +12,8 @@ from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.decompositions.eigh_file import EighFile
 from skerch.files import write_atomically
 from skerch.jobs import problems
-from skerch.jobs.stage import Context, main
 from skerch.jobs.recorded import load_model
+from skerch.jobs.stage import Context, main
 
 
 def run(context: Context) -> None:

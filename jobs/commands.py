@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
@@ -11,7 +11,7 @@ Experiment = Annotated[
     str, typer.Argument(metavar="EXPERIMENT.yaml", help="An experiment file, or a name: digits.")
 ]
 Overrides = Annotated[
-    Optional[list[str]], typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as training.lr=0.1.")
+    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as training.lr=0.1.")
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 
@@ -63,8 +63,8 @@ def check(experiment: Experiment, overrides: Overrides = None) -> None:
 def exhaustive(
     experiment: Experiment,
     overrides: Overrides = None,
-    step: Annotated[Optional[int], typer.Option(help="A recorded step; default: the last.")] = None,
-    split: Annotated[Optional[str], typer.Option(help="Default: the last of hessian.splits.")] = None,
+    step: Annotated[int | None, typer.Option(help="A recorded step; default: the last.")] = None,
+    split: Annotated[str | None, typer.Option(help="Default: the last of hessian.splits.")] = None,
 ) -> None:
     """Run, then compare the sketched with the exact eigendecomposition, for small networks."""
     from skerch.jobs import results

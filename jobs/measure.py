@@ -47,7 +47,7 @@ def run(context: Context) -> None:
             range_file = stack.enter_context(RangeFile(context.directory.range))
             if range_file.hash != array.manifest.range_hash:
                 raise MeasureError(
-                    f"{array.directory} was laid out for another {range_file.path.name}; "
+                    f"{array.directory} was laid out for another {context.directory.range}; "
                     "delete its manifest.json and blocks, and run again."
                 )
             columns = range_file.columns

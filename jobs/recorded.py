@@ -4,12 +4,14 @@
     parameters   (N, n) one column per recorded step, in the order of `named_parameters`
     buffers      (B, n) float64, likewise, where the model has persistent buffers
     steps        (n,) int64
-    description  JSON as bytes: names and shapes of both, and the identity of the training
+    description  JSON as bytes: names and shapes of both, the identity of the training, and the
+                 hash of each split's datapoints
 `hessian_data.pt` is a dict {split: batch} of tensors, tuples and dicts.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import pickle
 import zipfile
@@ -60,12 +62,14 @@ def write_parameters(
     model: nn.Module,
     columns: Mapping[int, Column],
     identity: Mapping[str, Any],
+    datapoints: Mapping[str, str],
 ) -> None:
-    """Write the columns of a model by step, atomically."""
+    """Write the columns of a model by step, atomically, with the hashes of the datapoints."""
     description = {
         "parameters": _shapes(model.named_parameters()),
         "buffers": _shapes(_buffers(model)),
         "identity": identity,
+        "datapoints": datapoints,
     }
 
     def write(stream: FileIO) -> None:
@@ -83,11 +87,10 @@ def write_parameters(
     stream_atomically(path, write)
 
 
-def recorded_identity(run: RunDir) -> dict[str, Any]:
-    """The identity of the training that the recorded parameters are of."""
+def describe(run: RunDir) -> dict[str, Any]:
+    """The description of the recorded parameters."""
     with _open(run) as file:
-        identity: dict[str, Any] = _description(file)["identity"]
-    return identity
+        return _description(file)
 
 
 def load_parameters(run: RunDir, step: int) -> Tensor:
@@ -130,30 +133,76 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
     return model.eval()
 
 
-def write_hessian_data(run: RunDir, batches: Mapping[str, Any]) -> None:
+def write_hessian_data(path: Path, batches: Mapping[str, Any]) -> None:
     """Write the Hessian datapoints of each split, atomically."""
-    stream_atomically(run.hessian_data, lambda stream: torch.save(dict(batches), stream))
+    stream_atomically(path, lambda stream: torch.save(dict(batches), stream))
 
 
 def load_hessian_data(run: RunDir, split: str) -> Any:
-    """The batch of all Hessian datapoints of a split, on the CPU."""
-    batches = load_tensors(run.hessian_data)
-    if split not in batches:
+    """The batch of all Hessian datapoints of a split, on the CPU; the very ones of the training."""
+    hashes = describe(run)["datapoints"]
+    batches = _load(run.hessian_data)
+    if split not in hashes:
         raise RecordedError(
-            f"{run.hessian_data} has no datapoints of split {split!r}, only of "
-            f"{', '.join(batches)}."
+            f"{run.hessian_data} has no datapoints of split {split!r}, only of {', '.join(hashes)}."
         )
+    if content_hash(batches.get(split)) != hashes[split]:
+        raise _damaged(run.hessian_data, "its content does not have the recorded hash")
     return batches[split]
 
 
-def load_tensors(path: Path) -> Any:
-    """What `torch.save` wrote to a file of ours, its checksums verified, unpickled safely."""
+def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
+    """Write a tree of tensors, numbers and text, atomically, with its hash."""
+    whole = {"state": state, "hash": content_hash(state)}
+    stream_atomically(path, lambda stream: torch.save(whole, stream))
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """What `write_checkpoint` wrote, on the CPU."""
+    whole = _load(path)
+    if whole.keys() != {"state", "hash"} or content_hash(whole["state"]) != whole["hash"]:
+        raise _damaged(path, "its content does not have its hash")
+    state: dict[str, Any] = whole["state"]
+    return state
+
+
+def content_hash(tree: Any) -> str:
+    """SHA-256 of a tree of mappings, sequences and tensors: names, types, shapes and bits."""
+    digest = hashlib.sha256()
+
+    def visit(node: Any) -> None:
+        digest.update(f"{type(node).__name__}:".encode())
+        if isinstance(node, Tensor):
+            digest.update(f"{node.dtype}{tuple(node.shape)}".encode())
+            digest.update(node.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+        elif isinstance(node, Mapping):
+            for key, value in node.items():
+                visit(key)
+                visit(value)
+        elif isinstance(node, list | tuple):
+            for item in node:
+                visit(item)
+        else:
+            digest.update(repr(node).encode())
+        digest.update(b";")
+
+    visit(tree)
+    return digest.hexdigest()
+
+
+def _load(path: Path) -> dict[str, Any]:
+    """A dict that `torch.save` wrote, unpickled safely.
+
+    torch itself does not look at the checksums; they cover the contents, but not the directory of
+    the archive, which is why callers compare hashes.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()  # torch itself does not look at the checksums
-        if damaged is None:
-            return torch.load(path, map_location="cpu", weights_only=True)
-        reason = f"checksum of {damaged}"
+            reason = archive.testzip()
+        if reason is None:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+            if isinstance(content, dict):
+                return content
     except FileNotFoundError as error:
         raise RecordedError(f"{path} is missing; the train stage writes it.") from error
     except (
@@ -166,10 +215,19 @@ def load_tensors(path: Path) -> Any:
         KeyError,
         EOFError,
     ) as error:
-        reason = str(error).splitlines()[0]
-    raise RecordedError(
+        reason = first_line(error)
+    raise _damaged(path, reason or "it holds no dict")
+
+
+def _damaged(path: Path, reason: str) -> RecordedError:
+    return RecordedError(
         f"{path} is damaged ({reason}); delete it, and the train stage writes it again."
     )
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's words, or its name where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 @contextmanager
@@ -184,9 +242,7 @@ def _open(run: RunDir) -> Iterator[h5py.File]:
     except RecordedError:
         raise
     except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise RecordedError(
-            f"{path} is damaged ({error}); delete it, and the train stage writes it again."
-        ) from error
+        raise _damaged(path, first_line(error)) from error
 
 
 def _position(run: RunDir, file: h5py.File, step: int) -> int:

@@ -41,7 +41,13 @@ def print_table(config: Config) -> None:
     run, name = RunDir(config.run_dir), method_name(config)
     outer = config.sketch.outer
     table = Table(title=f"{name}: {outer} eigenpairs from {config.sketch.inner} matvecs")
-    for heading in ("step", "split", "top eigenvalues", "relative residual", f"overlap, k = {outer}"):
+    for heading in (
+        "step",
+        "split",
+        "top eigenvalues",
+        "relative residual",
+        f"overlap, k = {outer}",
+    ):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for step in config.training.record_steps or []:
         for split in config.hessian.splits:

@@ -104,7 +104,13 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     if not names:
         return f"There is no {what} {name}, nor any other."
     prefix, dot, leaf = name.rpartition(".")
-    nearest = max(names, key=lambda other: difflib.SequenceMatcher(None, leaf, other).ratio())
+    matcher = difflib.SequenceMatcher(b=leaf.lower())
+
+    def likeness(other: str) -> float:
+        matcher.set_seq1(other.lower())
+        return matcher.ratio()
+
+    nearest = max(names, key=likeness)
     return (
         f"There is no {what} {name}; did you mean {prefix}{dot}{nearest}? "
         f"There are {', '.join(names)}."

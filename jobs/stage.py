@@ -123,9 +123,7 @@ def _hessians(
         raise ConfigError(f"--step {step} is not recorded; there are {steps}.")
     if split is not None and split not in splits:
         raise ConfigError(f"--split {split} is not in hessian.splits; there are {splits}.")
-    return [
-        (s, p) for s in steps for p in splits if step in (None, s) and split in (None, p)
-    ]
+    return [(s, p) for s in steps for p in splits if step in (None, s) and split in (None, p)]
 
 
 def _threads(context: Context) -> int:

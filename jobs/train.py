@@ -21,17 +21,15 @@ from torch import Tensor, nn
 
 from skerch.curvature.batching import count_examples, to_device
 from skerch.errors import SkerchError
-from skerch.files import stream_atomically, write_atomically
+from skerch.files import write_atomically
 from skerch.jobs import datapoints, recorded
 from skerch.jobs.config import checkpoint_files, difference, identity
 from skerch.jobs.problems import Problem, load_problem
-from skerch.jobs.recorded import Column, load_hessian_data, load_model, load_parameters
+from skerch.jobs.recorded import Column
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.schema import Config, ConfigError, Training, unknown
 from skerch.jobs.stage import Context, main
 from skerch.randomness import stream
-
-__all__ = ["load_hessian_data", "load_model", "load_parameters", "run", "train"]
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
 
@@ -70,7 +68,8 @@ def train(
     wanted = identity(config, "training")
     trained = run.parameters.exists()
     if trained:
-        changes = difference(recorded.recorded_identity(run), wanted)
+        description = recorded.describe(run)
+        changes = difference(description["identity"], wanted)
         if changes:
             raise TrainingError(
                 f"{run.parameters} is of another training ({'; '.join(changes)}); delete it to "
@@ -83,10 +82,14 @@ def train(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed(config.training.seed, 0)
         data = {split: problem.data(split) for split in dict.fromkeys(["train", *hessian.splits])}
-        recorded.write_hessian_data(
-            run,
-            {s: datapoints.hessian_batch(data[s], s, hessian) for s in hessian.splits},
-        )
+        batches = {s: datapoints.hessian_batch(data[s], s, hessian) for s in hessian.splits}
+        hashes = {split: recorded.content_hash(batch) for split, batch in batches.items()}
+        if trained and hashes != description["datapoints"]:
+            raise TrainingError(
+                f"{run.hessian_data} is missing, and the problem's data are no longer those of the "
+                "training; bring the old ones back, or set another run_dir."
+            )
+        recorded.write_hessian_data(run.hessian_data, batches)
         if trained:
             return
         session = _Session(run, config.training, problem, data, device, wanted)
@@ -94,7 +97,7 @@ def train(
             session.train(progress, checkpoint_seconds)
         else:
             session.read_checkpoints(progress)
-    recorded.write_parameters(run.parameters, session.model, session.state.columns, wanted)
+    recorded.write_parameters(run.parameters, session.model, session.state.columns, wanted, hashes)
 
 
 @dataclass
@@ -260,13 +263,13 @@ class _Session:
             "log": self.state.log,
             "columns": {step: asdict(column) for step, column in self.state.columns.items()},
         }
-        stream_atomically(self.run.checkpoint, lambda stream: torch.save(state, stream))
+        recorded.write_checkpoint(self.run.checkpoint, state)
 
     def _resume(self, optimizer: torch.optim.Optimizer) -> None:
         """Take over the checkpoint, if there is one of this training."""
         if not self.run.checkpoint.exists():
             return
-        saved = recorded.load_tensors(self.run.checkpoint)
+        saved = recorded.load_checkpoint(self.run.checkpoint)
         if saved["identity"] != self.identity:
             return
         self.model.load_state_dict(saved["model"])
@@ -323,7 +326,7 @@ def _read_state_dict(path: Path) -> dict[str, Tensor]:
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read: {str(error).splitlines()[0]}.") from error
+        raise TrainingError(f"{path} cannot be read: {recorded.first_line(error)}.") from error
     except pickle.UnpicklingError as error:
         raise TrainingError(
             f"{path} holds more than tensors; save model.state_dict() alone, with torch.save."

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import math
 import re
 import reprlib
 from collections.abc import Mapping
@@ -15,6 +14,7 @@ from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.schema import LARGEST, Config, ConfigError, Hessian, Sketch, Training
 
+LARGEST_RATE = 3e38  # of float32
 RESERVED_NAMES = ("training", "figures", "logs", "slurm")
 
 
@@ -75,8 +75,10 @@ def _check_name(name: str | None) -> None:
 
 
 def _check_training(training: Training) -> None:
-    if not (math.isfinite(training.lr) and training.lr > 0):
-        raise ConfigError(f"training.lr is {training.lr}; it must be a finite number above 0.")
+    if not 0 < training.lr < LARGEST_RATE:
+        raise ConfigError(
+            f"training.lr is {training.lr}; it must be above 0 and below {LARGEST_RATE:g}."
+        )
     steps = training.record_steps
     if not steps:
         raise ConfigError("training.record_steps is empty; give one step at least, as in [0].")

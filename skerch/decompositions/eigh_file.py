@@ -13,19 +13,9 @@ import h5py
 from torch import Tensor
 
 from skerch.decompositions.core import Solution
-from skerch.errors import SkerchError
 from skerch.files import write_atomically
-from skerch.measurements.array import (
-    Dataset,
-    create_dataset,
-    open_for_reading,
-    write_arrays,
-)
+from skerch.hdf5 import Dataset, attribute, create_dataset, open_for_reading, write_arrays
 from skerch.measurements.gram import Rows, slabs
-
-
-class EighError(SkerchError):
-    """A decomposition's file that is missing or damaged."""
 
 
 def write_eigh(
@@ -59,8 +49,7 @@ class EighFile:
     """A decomposition's file, open for reading: use as a context manager."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self._file = open_for_reading(self.path, EighError)
+        self._file = open_for_reading(path)
 
     def __enter__(self) -> EighFile:
         return self
@@ -71,19 +60,19 @@ class EighFile:
     @property
     def eigenvalues(self) -> Tensor:
         """λ (k,), by decreasing magnitude."""
-        return Dataset(self._file["eigenvalues"], EighError)[...]
+        return Dataset(self._file, "eigenvalues")[...]
 
     @property
     def eigenvectors(self) -> Dataset:
         """W (N, k), read by slices."""
-        return Dataset(self._file["eigenvectors"], EighError)
+        return Dataset(self._file, "eigenvectors")
 
     @property
     def residual(self) -> Tensor:
         """Estimated ‖H - H_r‖_F for r = 0 … k, (k + 1,)."""
-        return Dataset(self._file["residual"], EighError)[...]
+        return Dataset(self._file, "residual")[...]
 
     @property
     def probes(self) -> int:
         """The number of probes behind the estimate."""
-        return int(self._file.attrs["probes"])
+        return int(attribute(self._file, "probes"))

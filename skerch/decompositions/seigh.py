@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from skerch.decompositions import recovery as recoveries
-from skerch.decompositions.recovery import RECOVERIES, RoundSize
 from skerch.decompositions.core import solve
+from skerch.decompositions.recovery import RECOVERIES, RoundSize
 from skerch.errors import ShapeError
 from skerch.linops.base import LinearOperator
 from skerch.measurements.gram import gram

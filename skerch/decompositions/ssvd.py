@@ -12,6 +12,7 @@ from skerch import sketch_operators
 from skerch.a_posteriori import residuals
 from skerch.errors import SkerchError
 from skerch.linops.base import LinearOperator
+from skerch.sketch_operators.base import SketchOperator
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ def ssvd(
 ) -> SvdResult:
     """The `outer` largest singular triplets of an operator (m, n) that has an adjoint.
 
-    With sketch operators Ω (s, n) and Ψ (s, m), s = `inner` (default: twice `outer`), and k = outer:
+    With sketch operators Ω (s, n) and Ψ (s, m), s = `inner` (default: 2 `outer`), and k = outer:
 
         A Ω₁ᵀ = Q R,    Aᵀ Ψ₁ᵀ = P T    (the first k rows of Ω and Ψ),
         C = (ΨQ)⁺ (Ψ A Ωᵀ) ((ΩP)⁺)ᵀ,    A ≈ Q C Pᵀ
@@ -52,7 +53,7 @@ def ssvd(
             f"and at least 2 probes, not outer={outer}, inner={inner}, probes={probes}."
         )
 
-    def make(kind: str, role: str, shape: tuple[int, int]) -> sketch_operators.SketchOperator:
+    def make(kind: str, role: str, shape: tuple[int, int]) -> SketchOperator:
         return sketch_operators.make(
             kind, shape, seed=seed, role=role, dtype=op.dtype, device=op.device
         )

@@ -1,8 +1,8 @@
 """A measurement array on disk: block files that exist whole or not at all, and readers for them.
 
-    <directory>/manifest.json
-    <directory>/blocks/block-000000.h5
-    <directory>/leftouter_ALL.h5      virtual view, for people
+<directory>/manifest.json
+<directory>/blocks/block-000000.h5
+<directory>/leftouter_ALL.h5      virtual view, for people
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
 
 import h5py
 import torch
@@ -18,16 +17,16 @@ from torch import Tensor
 
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
+from skerch.hdf5 import Dataset, attribute, open_for_reading, write_arrays
 from skerch.measurements import manifest as manifests
 from skerch.measurements.manifest import Block, Manifest
 
-CHUNK_ROWS = 4096
 OPEN_FILES = 128
 VIEW = "leftouter_ALL.h5"
 
 
 class BlockError(SkerchError):
-    """A block file that is damaged, or that belongs to another array."""
+    """A block file that belongs to another array."""
 
 
 class MeasurementArray:
@@ -44,9 +43,7 @@ class MeasurementArray:
         directory = Path(directory)
         (directory / "blocks").mkdir(parents=True, exist_ok=True)
         manifests.create(directory / "manifest.json", manifest)
-        write_atomically(
-            directory / VIEW, lambda path: _write_view(path, manifest)
-        )
+        write_atomically(directory / VIEW, lambda path: _write_view(path, manifest))
         return cls(directory)
 
     def path(self, index: int) -> Path:
@@ -79,8 +76,8 @@ class MeasurementArray:
     def open(self, block: Block) -> h5py.File:
         """Open a block for reading, refused unless it belongs to this manifest."""
         path = self.path(block.index)
-        file = open_for_reading(path, BlockError)
-        if (file.attrs.get("manifest"), file.attrs.get("block")) != (self._hash, block.index):
+        file = open_for_reading(path)
+        if (attribute(file, "manifest"), attribute(file, "block")) != (self._hash, block.index):
             file.close()
             raise BlockError(
                 f"{path} was measured for another manifest or as another block; "
@@ -88,15 +85,21 @@ class MeasurementArray:
             )
         return file
 
-    def small(self, name: str) -> Tensor | None:
-        """The dataset `name` (rows, b) or (b,) of all blocks that have it, joined, in float64."""
-        parts: dict[str, list[Tensor]] = {"test": [], "probe": []}
-        for block in self.manifest.blocks():
+    def small(self, name: str) -> Tensor:
+        """The dataset `name`, (rows, b) or (b,) in each block that has it, joined, in float64.
+
+        `cross` is of the stored columns and probes, `norm` and `inner` of all test vectors.
+        """
+        having = [
+            block
+            for block in self.manifest.blocks()
+            if (block.stored if name == "cross" else block.kind == "test")
+        ]
+        parts = []
+        for block in having:
             with self.open(block) as file:
-                if name in file:
-                    parts[block.kind].append(Dataset(file[name], BlockError)[...].double())
-        joined = parts["test"] + parts["probe"]
-        return torch.cat(joined, dim=-1) if joined else None
+                parts.append(Dataset(file, name)[...].double())
+        return torch.cat(parts, dim=-1)
 
 
 class StoredColumns:
@@ -128,7 +131,7 @@ class StoredColumns:
         column = 0
         for array, block, name in self.sources:
             width = block.stop - block.start
-            dataset = Dataset(self._file(array, block)[name], BlockError)
+            dataset = Dataset(self._file(array, block), name)
             slab[:, column : column + width] = dataset[start:stop]
             column += width
         return slab
@@ -150,60 +153,6 @@ class StoredColumns:
         for file in self._files.values():
             file.close()
         self._files.clear()
-
-
-def damaged(path: Path, error: Exception, kind: type[SkerchError]) -> SkerchError:
-    """The error for a file that HDF5 cannot read."""
-    reason = str(error).split("(")[-1].rstrip(")")
-    return kind(f"{path} cannot be read ({reason}); delete it and run again to make it anew.")
-
-
-def open_for_reading(path: Path, kind: type[SkerchError]) -> h5py.File:
-    """Open an HDF5 file; `kind` names one that is missing or damaged."""
-    try:
-        return h5py.File(path, "r")
-    except FileNotFoundError:
-        raise kind(f"{path} is missing; run again to make it.") from None
-    except OSError as error:
-        raise damaged(path, error, kind) from None
-
-
-class Dataset:
-    """A dataset whose reads are tensors, and whose damage is an error that names the file."""
-
-    def __init__(self, dataset: h5py.Dataset, kind: type[SkerchError]):
-        self._dataset = dataset
-        self._kind = kind
-        self.shape: tuple[int, ...] = dataset.shape
-
-    def __getitem__(self, key: Any) -> Tensor:
-        try:
-            return torch.from_numpy(self._dataset[key])
-        except OSError as error:
-            raise damaged(Path(self._dataset.file.filename), error, self._kind) from None
-
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop)."""
-        return self[start:stop]
-
-
-def create_dataset(
-    file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, columns: int | None = None
-) -> h5py.Dataset:
-    """An uncompressed dataset with checksums, in chunks of a row slab by `columns` (all)."""
-    chunks = (min(CHUNK_ROWS, shape[0]), *shape[1:])
-    if columns is not None:
-        chunks = (chunks[0], min(columns, shape[1]))
-    return file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
-
-
-def write_arrays(path: Path, arrays: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
-    """Write tensors and attributes into a new HDF5 file."""
-    with h5py.File(path, "w", libver="latest") as file:
-        file.attrs.update(attributes)
-        for name, tensor in arrays.items():
-            array = tensor.cpu().numpy()
-            create_dataset(file, name, array.shape, array.dtype)[...] = array
 
 
 def _write_view(path: Path, manifest: Manifest) -> None:

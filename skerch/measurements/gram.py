@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 SLAB_ROWS = 4096
-RESOLVED = 1e-13  # eigenvalues of a Gram matrix below this fraction of the largest are rounding
+ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
+RESOLVED = 1e-13  # eigenvalues below this fraction of the largest are rounding
 FLOOR = 1e-14  # by which a second pass scales what the first could not resolve
 
 Rows = Callable[[int, int], Tensor]
@@ -48,17 +49,18 @@ def gram(rows: Rows, size: int, transform: Tensor | None = None) -> Tensor:
 def orthonormalise(G: Tensor, rows: Rows, size: int, dtype: torch.dtype) -> Basis:
     """The basis of an array Y from its Gram matrix G = YᵀY, with a second pass where needed.
 
-    With G = E diag(l) Eᵀ, P = E diag(l)^(-1/2) loses orthogonality as eps κ(Y)², so that it serves
-    float32 arrays whose l stays above 1e-13 l_0. Otherwise the Gram matrix of Y T with
-    T = E diag(max(l, 1e-14 l_0))^(-1/2) is taken too, which gives what a QR would
-    (CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44, 2015).
+    With G = E diag(l) Eᵀ, P = E diag(l)^(-1/2) loses orthogonality as eps κ(Y)² (float64's eps), so
+    that it serves float32 arrays with κ(Y) up to 1e5: ‖QᵀQ - I‖ stays below 1e-5. Otherwise the
+    Gram matrix of Y T with T = E diag(max(l, 1e-14 l_0))^(-1/2) is taken too, which leaves the
+    rounding of Y P itself, eps κ(Y) (cf. CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya,
+    ETNA 44, 2015).
     Directions that are zero to rounding are left out, so r ≤ m; the others come in the order of
     Y's singular values, which are the norms of the rows of R.
     """
     values, vectors = _descending_eigh(G)
     if values[0] <= 0:
         return Basis(G.new_zeros(len(G), 0), G.new_zeros(0, len(G)))
-    if dtype == torch.float32 and values[-1] > RESOLVED * values[0]:
+    if dtype == torch.float32 and values[-1] > ONE_PASS * values[0]:
         roots = values.sqrt()
         return Basis(vectors / roots, roots[:, None] * vectors.T)
     roots = values.clamp(min=FLOOR * float(values[0])).sqrt()

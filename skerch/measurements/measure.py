@@ -11,6 +11,7 @@ from skerch import sketch_operators
 from skerch.errors import SkerchError
 from skerch.linops.base import LinearOperator
 from skerch.measurements.manifest import Block, Manifest
+from skerch.sketch_operators.base import SketchOperator
 
 Columns = Callable[[int, int], Tensor]
 
@@ -44,7 +45,7 @@ class Measurer:
         self.dtype = getattr(torch, manifest.dtype)
         self.range_columns = range_columns
 
-        def sketch(kind: str, role: str, rows: int) -> sketch_operators.SketchOperator:
+        def sketch(kind: str, role: str, rows: int) -> SketchOperator:
             return sketch_operators.make(
                 kind, (rows, manifest.size), seed=manifest.seed, role=role,
                 dtype=self.dtype, device=device,

@@ -15,22 +15,16 @@ from torch import Tensor
 
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
-from skerch.measurements.array import (
-    Dataset,
-    MeasurementArray,
-    StoredColumns,
-    create_dataset,
-    open_for_reading,
-)
+from skerch.hdf5 import Dataset, attribute, create_dataset, open_for_reading
+from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram, slabs
 from skerch.measurements.summary import Summary, summarise
 
 Progress = Callable[[int, int], None]
-MATRICES = [f.name for f in fields(Summary) if f.name != "epsilon"]
 
 
 class MergeError(SkerchError):
-    """A merged file that is damaged, or blocks that cannot be merged."""
+    """Measurements that cannot be merged yet, or that a merged file is not of."""
 
 
 def merge(
@@ -69,6 +63,7 @@ def _write(
     first, m, size = arrays[0], columns.columns, columns.size
     with h5py.File(path, "w", libver="latest") as file:
         file.attrs["manifests"] = [array.manifest.hash() for array in arrays]
+        file.attrs["consolidated"] = consolidate
         if consolidate:
             width, dtype = first.manifest.block_size, first.manifest.dtype
             stored = create_dataset(file, "leftouter", (size, m), dtype, width)
@@ -82,33 +77,33 @@ def _write(
                 progress(stop, size)
             return slab
 
-        cross, norm = first.small("cross"), first.small("norm")
-        assert cross is not None
-        assert norm is not None
         summary = summarise(
             gram(copied, size),
             columns,
             size,
             m,
             columns.dtype,
-            cross=cross,
-            norm=norm,
-            inner=first.small("inner"),
+            cross=first.small("cross"),
+            norm=first.small("norm"),
+            inner=first.small("inner") if first.manifest.compresses else None,
             range_map=range_map,
         )
+        matrices = {
+            f.name: value
+            for f in fields(Summary)
+            if isinstance(value := getattr(summary, f.name), Tensor)
+        }
         file.attrs["epsilon"] = summary.epsilon
-        for name in MATRICES:
-            matrix = getattr(summary, name)
-            if matrix is not None:
-                create_dataset(file, f"summary/{name}", matrix.shape, "f8")[...] = matrix.numpy()
+        file.attrs["matrices"] = list(matrices)
+        for name, matrix in matrices.items():
+            create_dataset(file, f"summary/{name}", matrix.shape, "f8")[...] = matrix.numpy()
 
 
 class MergedArray:
     """A merged file, open for reading: use as a context manager."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self._file = open_for_reading(self.path, MergeError)
+        self._file = open_for_reading(path)
 
     def __enter__(self) -> MergedArray:
         return self
@@ -119,28 +114,26 @@ class MergedArray:
     @property
     def manifests(self) -> list[str]:
         """The hashes of the manifests that it was merged from."""
-        return list(self._file.attrs["manifests"])
+        return list(attribute(self._file, "manifests"))
 
     @property
     def summary(self) -> Summary:
         """The small matrices."""
-        group = self._file["summary"]
-        matrices = {
-            name: Dataset(group[name], MergeError)[...] for name in MATRICES if name in group
-        }
-        return Summary(epsilon=float(self._file.attrs["epsilon"]), **matrices)
+        names = attribute(self._file, "matrices")
+        matrices = {name: Dataset(self._file, f"summary/{name}")[...] for name in names}
+        return Summary(epsilon=float(attribute(self._file, "epsilon")), **matrices)
 
     @property
     def rows(self) -> Rows | None:
         """The stored columns by row ranges, None if the file was merged without them."""
-        if "leftouter" not in self._file:
+        if not attribute(self._file, "consolidated"):
             return None
-        return Dataset(self._file["leftouter"], MergeError).rows
+        return Dataset(self._file, "leftouter").rows
 
     def verify(self) -> None:
         """Read everything, checksums included; raises MergeError where it cannot be."""
         assert self.summary
-        for name in {"leftouter", "probe"} & set(self._file):
-            dataset = Dataset(self._file[name], MergeError)
+        for name in ("leftouter", "probe") if self.rows else ():
+            dataset = Dataset(self._file, name)
             for start, stop in slabs(dataset.shape[0]):
                 dataset[start:stop]

@@ -13,20 +13,10 @@ import h5py
 import torch
 from torch import Tensor
 
-from skerch.errors import SkerchError
 from skerch.files import write_atomically
-from skerch.measurements.array import (
-    Dataset,
-    MeasurementArray,
-    StoredColumns,
-    create_dataset,
-    open_for_reading,
-)
+from skerch.hdf5 import Dataset, attribute, create_dataset, open_for_reading
+from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
-
-
-class RangeError(SkerchError):
-    """A range file that is missing or damaged."""
 
 
 def range_map(rows: Rows, size: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -69,8 +59,7 @@ class RangeFile:
     """A range file, open for reading: use as a context manager."""
 
     def __init__(self, path: Path):
-        self.path = Path(path)
-        self._file = open_for_reading(self.path, RangeError)
+        self._file = open_for_reading(path)
 
     def __enter__(self) -> RangeFile:
         return self
@@ -81,13 +70,13 @@ class RangeFile:
     @property
     def hash(self) -> str:
         """The SHA-256 of its content."""
-        return str(self._file.attrs["hash"])
+        return str(attribute(self._file, "hash"))
 
     @property
     def map(self) -> Tensor:
         """P₁ (m₁, columns)."""
-        return Dataset(self._file["map"], RangeError)[...]
+        return Dataset(self._file, "map")[...]
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Columns [start, stop) of Q, (N, stop - start)."""
-        return Dataset(self._file["Q"], RangeError)[:, start:stop]
+        return Dataset(self._file, "Q")[:, start:stop]

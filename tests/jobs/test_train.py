@@ -1,7 +1,7 @@
 """Training: resumed to the same bits, recorded exactly, and independent of data afterwards."""
 
 import json
-from pathlib import Path
+import math
 
 import pytest
 import torch
@@ -12,10 +12,15 @@ from skerch.jobs import config as configs
 from skerch.jobs import datapoints, recorded
 from skerch.jobs import train as stage
 from skerch.jobs.problems import Problem, load_problem
-from skerch.jobs.recorded import RecordedError
+from skerch.jobs.recorded import (
+    RecordedError,
+    load_hessian_data,
+    load_model,
+    load_parameters,
+)
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.schema import ConfigError, Hessian
-from skerch.jobs.train import TrainingError, load_hessian_data, load_model, load_parameters, train
+from skerch.jobs.train import TrainingError, train
 
 SMALL = [
     "training.max_steps=30",
@@ -81,9 +86,11 @@ NOISY = [
 ]
 
 
-@pytest.mark.parametrize("fail_at", [3, 40, 61])
+@pytest.mark.parametrize("fail_at", [3, 17, 25, 40])
 def test_a_killed_training_goes_on_to_the_same_bits(fail_at, start, monkeypatch):
-    """Epochs of six batches, the last incomplete one dropped: kills fall within epochs."""
+    """Killed in the first evaluation, within an epoch of six steps, in the second evaluation, and
+    after it. (An evaluation takes ten losses, a step one.)"""
+    monkeypatch.setattr(stage, "CHECKPOINT_SHARE", math.inf)
     runs = {}
     for name, problem in (("whole", noisy()), ("killed", noisy(fail_at))):
         runs[name], config = start(name, *NOISY)
@@ -101,6 +108,7 @@ def test_a_killed_training_goes_on_to_the_same_bits(fail_at, start, monkeypatch)
 
 
 def test_the_resumed_training_does_not_start_over(start, monkeypatch):
+    monkeypatch.setattr(stage, "CHECKPOINT_SHARE", math.inf)
     run, config = start("run", *NOISY)
     monkeypatch.setattr(stage, "load_problem", lambda *_: noisy(40))
     with pytest.raises(KeyboardInterrupt):
@@ -108,7 +116,7 @@ def test_the_resumed_training_does_not_start_over(start, monkeypatch):
     steps = []
     monkeypatch.setattr(stage, "load_problem", lambda *_: noisy())
     train(run, config, progress=lambda done, total, text: steps.append(done))
-    assert steps[0] > 10
+    assert steps[0] == 19
     assert steps[-1] == 30
 
 
@@ -167,7 +175,9 @@ def test_later_stages_need_no_dataset(start, monkeypatch):
     assert torch.equal(y, targets[sorted(chosen)])
     model = load_model(run, blind, 30)
     assert not model.training
-    assert torch.equal(torch.cat([p.flatten() for p in model.parameters()]), load_parameters(run, 30))
+    assert torch.equal(
+        torch.cat([p.flatten() for p in model.parameters()]), load_parameters(run, 30)
+    )
     generic = torch.load(run.hessian_data, weights_only=True)
     assert set(generic) == {"train", "test"}
 
@@ -179,7 +189,9 @@ def test_what_is_there_is_not_made_again_and_what_is_missing_is(start, monkeypat
     run.hessian_data.unlink()
     train(run, config)
     assert run.parameters.read_bytes() == parameters
-    assert all(torch.equal(a, b) for a, b in zip(load_hessian_data(run, "train"), batch, strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(load_hessian_data(run, "train"), batch, strict=True)
+    )
     monkeypatch.setattr(stage, "load_problem", lambda *_: pytest.fail("needed nothing"))
     train(run, config)
 
@@ -222,7 +234,7 @@ def test_unfit_checkpoints_are_one_sentence_and_no_pickle_is_executed(start):
 
 
 def test_a_diverging_training_stops_at_its_step(start):
-    run, config = start("run", "training.lr=1e30")
+    run, config = start("run", "training.lr=1e38")
     with pytest.raises(TrainingError, match=r"loss is (nan|inf) at step \d+; lower training\.lr"):
         train(run, config)
     assert not run.parameters.exists()
@@ -232,7 +244,7 @@ def test_a_diverging_training_stops_at_its_step(start):
     ("override", "words"),
     [
         ("training.optimizer=Sgd", r"no optimizer Sgd; did you mean SGD\?"),
-        ("training.optimizer_options={momentun: 1}", r"optimizer_options do not fit SGD: .*momentun"),
+        ("training.optimizer_options={momentun: 1}", r"do not fit SGD: .*momentun"),
         ("training.batch_size=1199", r"batch_size is 1199, but the train split has only 1198"),
         ("hessian.datapoints=101", r"multiple of its 10 classes, at most"),
         ("hessian.datapoints=550", r"the test split .* 10 classes, at most 510 .* 51 samples"),
@@ -260,7 +272,9 @@ def test_missing_and_changed_records_are_refused_by_name(start):
     with pytest.raises(RecordedError, match=r"parameters\.h5 is missing; the train stage"):
         load_model(run, problem, 0)
     train(run, config)
-    with pytest.raises(RecordedError, match=r"no step 20; training\.record_steps was \[0, 10, 30\]"):
+    with pytest.raises(
+        RecordedError, match=r"no step 20; training\.record_steps was \[0, 10, 30\]"
+    ):
         load_parameters(run, 20)
     with pytest.raises(RecordedError, match=r"no datapoints of split 'val', only of train, test"):
         load_hessian_data(run, "val")
@@ -269,39 +283,33 @@ def test_missing_and_changed_records_are_refused_by_name(start):
         load_model(run, other, 0)
 
 
-def test_a_flipped_bit_is_refused_or_harmless(start):
-    """Every 97th byte of the parameters and of the datapoints."""
+def test_a_flipped_bit_is_refused_or_harmless(start, monkeypatch):
+    """Bytes from all over the parameters, datapoints and checkpoint; never other data."""
+    monkeypatch.setattr(stage, "CHECKPOINT_SHARE", math.inf)
     run, config = start("run", "hessian.datapoints=20", "hessian.splits=[test]")
-    train(run, config)
-    readers = (
-        (run.parameters, lambda: [load_parameters(run, 10), torch.tensor(0)]),
-        (run.hessian_data, lambda: list(load_hessian_data(run, "test"))),
-    )
-    for path, read in readers:
+    train(run, config, checkpoint_seconds=0)
+
+    def checkpointed():
+        saved = recorded.load_checkpoint(run.checkpoint)
+        return [*saved["model"].values(), torch.tensor(saved["step"])]
+
+    readers = {
+        run.parameters: lambda: [load_parameters(run, 10)],
+        run.hessian_data: lambda: list(load_hessian_data(run, "test")),
+        run.checkpoint: checkpointed,
+    }
+    for path, read in readers.items():
         expected, content = read(), path.read_bytes()
         refused = 0
-        for position in range(0, len(content), 97):
+        for position in [*range(0, len(content), 97), *range(len(content) - 800, len(content), 3)]:
             flipped = bytearray(content)
             flipped[position] ^= 1 << position % 8
-            Path(path).write_bytes(flipped)
+            path.write_bytes(flipped)
             try:
                 found = read()
             except RecordedError as error:
-                assert str(path) in str(error)
-                refused += 1
+                refused += f"{path} is damaged" in str(error)
             else:
                 assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
-        assert refused > 0
+        assert refused > len(content) // 97 // 3
         path.write_bytes(content)
-
-
-def test_a_flipped_bit_in_the_checkpoint_is_refused(start, monkeypatch):
-    run, config = start("run", *NOISY)
-    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy(40))
-    with pytest.raises(KeyboardInterrupt):
-        train(run, config, checkpoint_seconds=0)
-    content = bytearray(run.checkpoint.read_bytes())
-    content[len(content) // 2] ^= 1
-    run.checkpoint.write_bytes(content)
-    with pytest.raises(RecordedError, match=r"checkpoint\.pt is damaged .*delete it"):
-        recorded.load_tensors(run.checkpoint)

@@ -1,0 +1,85 @@
+"""HDF5 as this library uses it: checksums on everything, and damage that is named.
+
+Files are written in the latest format, whose metadata have checksums, and datasets uncompressed,
+with a Fletcher checksum on every chunk: what can be read back is what was written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import h5py
+import torch
+from torch import Tensor
+
+from skerch.errors import SkerchError
+from skerch.files import FileError
+
+CHUNK_ROWS = 4096
+
+
+@contextmanager
+def reading(path: Path | str) -> Iterator[None]:
+    """Turn whatever HDF5 finds wrong in a file into a FileError that names it."""
+    try:
+        yield
+    except SkerchError:
+        raise
+    except FileNotFoundError:
+        raise FileError(f"{path} is missing; run again to make it.") from None
+    except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        reason = str(error).split("(")[-1].rstrip(")'\"")
+        raise FileError(
+            f"{path} cannot be read ({reason}); delete it and run again to make it anew."
+        ) from error
+
+
+def open_for_reading(path: Path) -> h5py.File:
+    """Open a file; raises FileError for one that is missing or damaged."""
+    with reading(path):
+        return h5py.File(path, "r")
+
+
+def attribute(file: h5py.File, name: str) -> Any:
+    """An attribute of a file; raises FileError where it cannot be read."""
+    with reading(file.filename):
+        return file.attrs[name]
+
+
+class Dataset:
+    """A dataset whose reads are tensors, and raise FileError where it is damaged."""
+
+    def __init__(self, group: h5py.Group, name: str):
+        with reading(group.file.filename):
+            self._dataset = group[name]
+            self.shape: tuple[int, ...] = self._dataset.shape
+
+    def __getitem__(self, key: Any) -> Tensor:
+        with reading(self._dataset.file.filename):
+            return torch.from_numpy(self._dataset[key])
+
+    def rows(self, start: int, stop: int) -> Tensor:
+        """Rows [start, stop)."""
+        return self[start:stop]
+
+
+def create_dataset(
+    file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, columns: int | None = None
+) -> h5py.Dataset:
+    """A dataset in chunks of a row slab by `columns` (default: all of them)."""
+    chunks = (min(CHUNK_ROWS, shape[0]), *shape[1:])
+    if columns is not None:
+        chunks = (chunks[0], min(columns, shape[1]))
+    return file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
+
+
+def write_arrays(path: Path, arrays: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
+    """Write tensors and attributes into a new file."""
+    with h5py.File(path, "w", libver="latest") as file:
+        file.attrs.update(attributes)
+        for name, tensor in arrays.items():
+            array = tensor.cpu().numpy()
+            create_dataset(file, name, array.shape, array.dtype)[...] = array

@@ -1,0 +1,287 @@
+"""Measurement arrays against the dense operator that was measured."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import signal
+import subprocess
+import sys
+
+import h5py
+import numpy as np
+import pytest
+import torch
+
+from skerch import sketch_operators, synthmat
+from skerch.decompositions.core import solve
+from skerch.decompositions.eigh_file import EighFile, write_eigh
+from skerch.decompositions.seigh import seigh
+from skerch.errors import SkerchError
+from skerch.files import FileError
+from skerch.linops import aslinearoperator
+from skerch.measurements.array import BlockError, MeasurementArray, StoredColumns
+from skerch.measurements.gram import SLAB_ROWS, gram, orthonormalise
+from skerch.measurements.manifest import Manifest, ManifestError
+from skerch.measurements.measure import Measurer, NonFiniteError
+from skerch.measurements.merge import MergedArray, MergeError, merge
+from skerch.measurements.range_finder import RangeFile, find_range
+
+N, OUTER, INNER, PROBES = 300, 20, 41, 5
+
+
+def manifest(**changes):
+    values = {
+        "size": N,
+        "dtype": "float64",
+        "columns": INNER,
+        "stored": INNER,
+        "probes": PROBES,
+        "block_size": 8,
+        "sketch": "sparse_sign",
+        "seed": 3,
+        "compresses": False,
+    }
+    return Manifest(**values | changes)
+
+
+@pytest.fixture(scope="module")
+def H():
+    return synthmat.symmetric(synthmat.exponential_decay(N, 5, 0.1), seed=0, signs="alternate")[0]
+
+
+@pytest.fixture(scope="module")
+def op(H):
+    return aslinearoperator(H, self_adjoint=True)
+
+
+def fill(array, op, range_columns=None, order=1):
+    measurer = Measurer(array.manifest, range_columns=range_columns)
+    for block in array.missing()[::order]:
+        array.write(block, measurer.measure(op, block))
+
+
+def test_blocks_partition_the_columns_and_never_straddle_a_boundary():
+    oversampled = manifest(columns=50, stored=21, probes=9, block_size=10)
+    blocks = oversampled.blocks()
+    assert [b.index for b in blocks] == list(range(len(blocks)))
+    ranges = [(b.kind, b.start, b.stop, b.stored) for b in blocks]
+    assert ranges == [
+        ("test", 0, 10, True),
+        ("test", 10, 20, True),
+        ("test", 20, 21, True),
+        ("test", 21, 31, False),
+        ("test", 31, 41, False),
+        ("test", 41, 50, False),
+        ("probe", 0, 9, True),
+    ]
+
+
+@pytest.mark.parametrize("kind", sorted(sketch_operators.KINDS))
+def test_a_measured_array_holds_the_products_of_its_test_vectors(tmp_path, H, op, kind):
+    array = MeasurementArray.create(
+        tmp_path, manifest(sketch=kind, columns=INNER, stored=OUTER, compresses=True)
+    )
+    fill(array, op)
+    shape = {"seed": 3, "dtype": torch.float64}
+    omega = sketch_operators.make(kind, (INNER, N), role="omega", **shape).rows(0, INNER)
+    psi = sketch_operators.make(kind, (INNER, N), role="psi", **shape).rows(0, INNER)
+    G = sketch_operators.make("gaussian", (PROBES, N), role="probe", **shape).rows(0, PROBES)
+    Y, HZ = H @ omega.T, H @ G.T * PROBES**0.5
+    with StoredColumns([array]) as columns:
+        torch.testing.assert_close(columns(0, N), torch.cat([Y[:, :OUTER], HZ], dim=1))
+    torch.testing.assert_close(array.small("inner"), psi @ Y)
+    torch.testing.assert_close(array.small("cross"), omega @ torch.cat([Y[:, :OUTER], HZ], dim=1))
+    torch.testing.assert_close(array.small("norm"), torch.linalg.norm(omega, dim=1))
+
+
+def test_the_pipeline_of_files_gives_the_eigenpairs_of_the_in_core_solver(tmp_path, op):
+    first = MeasurementArray.create(tmp_path / "round-1", manifest(columns=21, stored=21))
+    fill(first, op, order=-1)
+    find_range(first, tmp_path / "range.h5", 20)
+    with RangeFile(tmp_path / "range.h5") as found:
+        second = MeasurementArray.create(
+            tmp_path / "round-2",
+            manifest(columns=20, stored=20, probes=0, round=2, range_hash=found.hash),
+        )
+        fill(second, op, found.columns)
+        merge([first, second], tmp_path / "merged.h5", range_map=found.map)
+    with MergedArray(tmp_path / "merged.h5") as merged:
+        merged.verify()
+        solution = solve(merged.summary, "nystrom", OUTER)
+        write_eigh(tmp_path / "eigh.h5", solution, merged.rows, N, "float64", {"probes": PROBES})
+    expected = seigh(op, outer=OUTER, inner=INNER, probes=PROBES, seed=3, block_size=8)
+    with EighFile(tmp_path / "eigh.h5") as file:
+        torch.testing.assert_close(file.eigenvalues, expected.eigenvalues, rtol=0, atol=1e-12)
+        torch.testing.assert_close(file.residual, expected.residual, rtol=1e-9, atol=1e-9)
+        signs = (file.eigenvectors[:] * expected.eigenvectors).sum(dim=0)
+        torch.testing.assert_close(signs.abs(), torch.ones(OUTER).double(), rtol=0, atol=1e-6)
+
+
+def test_a_merge_without_consolidation_keeps_the_summary_only(tmp_path, op):
+    array = MeasurementArray.create(tmp_path, manifest())
+    fill(array, op)
+    for consolidate in (True, False):
+        merge([array], tmp_path / f"{consolidate}.h5", consolidate=consolidate)
+    with MergedArray(tmp_path / "True.h5") as whole, MergedArray(tmp_path / "False.h5") as small:
+        assert small.rows is None
+        assert whole.rows is not None
+        assert torch.equal(whole.summary.gram, small.summary.gram)
+        with StoredColumns([array]) as columns:
+            assert torch.equal(whole.rows(0, N), columns(0, N)[:, :INNER])
+
+
+def test_missing_blocks_are_named_and_not_read_as_zeros(tmp_path, op):
+    array = MeasurementArray.create(tmp_path, manifest())
+    fill(array, op)
+    array.path(3).unlink()
+    with pytest.raises(MergeError, match=r"lacks 1 of 7 blocks.*block-000003\.h5"):
+        merge([array], tmp_path / "merged.h5")
+    assert not (tmp_path / "merged.h5").exists()
+    with h5py.File(tmp_path / "leftouter_ALL.h5") as view:
+        unmeasured = np.isnan(view["leftouter"][...]).any(axis=0)
+    assert unmeasured.nonzero()[0].tolist() == list(range(24, 32))
+
+
+def test_blocks_of_another_manifest_and_swapped_blocks_are_refused(tmp_path, op):
+    ours = MeasurementArray.create(tmp_path / "ours", manifest())
+    other = MeasurementArray.create(tmp_path / "other", manifest(provenance={"step": 1}))
+    fill(ours, op)
+    fill(other, op)
+    whole = ours.path(1).read_bytes()
+    for foreign in (other.path(1), ours.path(2)):
+        ours.path(1).write_bytes(foreign.read_bytes())
+        with pytest.raises(BlockError, match=r"block-000001\.h5 was measured for another"):
+            merge([ours], tmp_path / "merged.h5")
+    ours.path(1).write_bytes(whole)
+    merge([ours], tmp_path / "merged.h5")
+
+
+def test_a_flipped_bit_is_refused_by_name_or_changes_nothing(tmp_path, op):
+    array = MeasurementArray.create(tmp_path, manifest())
+    fill(array, op)
+    merge([array], tmp_path / "merged.h5")
+    with MergedArray(tmp_path / "merged.h5") as merged:
+        expected = merged.summary
+    path = array.path(2)
+    whole = bytearray(path.read_bytes())
+    refused = unchanged = 0
+    for offset in np.random.default_rng(0).choice(len(whole), 60, replace=False):
+        damaged = bytearray(whole)
+        damaged[offset] ^= 1 << (offset % 8)
+        path.write_bytes(damaged)
+        try:
+            merge([array], tmp_path / "again.h5")
+        except SkerchError as error:
+            refused += path.name in str(error)
+        else:
+            unchanged += 1
+            with MergedArray(tmp_path / "again.h5") as merged:
+                assert torch.equal(merged.summary.gram, expected.gram)
+                assert torch.equal(merged.summary.cross, expected.cross)
+    assert refused + unchanged == 60
+    assert refused > 30
+
+
+def test_manifests_are_written_once_and_checked(tmp_path):
+    MeasurementArray.create(tmp_path, manifest())
+    MeasurementArray.create(tmp_path, manifest())
+    with pytest.raises(ManifestError, match=r"seed: 3 -> 4"):
+        MeasurementArray.create(tmp_path, manifest(seed=4))
+    path = tmp_path / "manifest.json"
+    path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
+    with pytest.raises(ManifestError, match=r"manifest\.json is damaged"):
+        MeasurementArray(tmp_path)
+    path.unlink()
+    with pytest.raises(ManifestError, match=r"manifest\.json is missing"):
+        MeasurementArray(tmp_path)
+
+
+def test_every_field_of_a_manifest_is_in_its_hash():
+    original = manifest(range_hash="a", provenance={"step": 1})
+    for field in dataclasses.fields(Manifest):
+        value = getattr(original, field.name)
+        changed = {"step": 2} if field.name == "provenance" else f"{value}x"
+        if isinstance(value, int):
+            changed = value + 1
+        assert dataclasses.replace(original, **{field.name: changed}).hash() != original.hash()
+
+
+def test_columns_that_are_not_finite_are_refused_by_their_number(H):
+    class Exploding:
+        shape, dtype, device = (N, N), torch.float64, torch.device("cpu")
+
+        def __matmul__(self, X):
+            Y = H @ X
+            Y[7, 2] = float("nan")
+            return Y
+
+    measurer = Measurer(manifest())
+    block = manifest().blocks()[1]
+    with pytest.raises(NonFiniteError, match=r"Column 10 \(test vector\) is not finite"):
+        measurer.measure(Exploding(), block)
+
+
+def test_a_damaged_range_file_is_named(tmp_path, op):
+    array = MeasurementArray.create(tmp_path, manifest())
+    fill(array, op)
+    path = tmp_path / "range.h5"
+    find_range(array, path, 20)
+    path.write_bytes(path.read_bytes()[:-2000])
+    with pytest.raises(FileError, match=r"range\.h5 cannot be read"):
+        RangeFile(path)
+
+
+def test_a_killed_worker_loses_only_the_block_in_flight(tmp_path):
+    script = f"""
+import torch
+from pathlib import Path
+from skerch.measurements.array import MeasurementArray
+array = MeasurementArray(Path({str(tmp_path)!r}))
+while True:
+    for block in array.manifest.blocks():
+        array.write(block, {{"leftouter": torch.full(({N}, 8), float(block.index))}})
+        print(block.index, flush=True)
+"""
+    array = MeasurementArray.create(tmp_path, manifest(columns=40, stored=40, probes=0))
+    for lines in (1, 4, 9):
+        worker = subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, text=True)
+        for _ in range(lines):
+            worker.stdout.readline()
+        os.kill(worker.pid, signal.SIGKILL)
+        worker.wait()
+        worker.stdout.close()
+        for block in array.manifest.blocks():
+            if block not in array.missing():
+                with array.open(block) as file:
+                    assert (file["leftouter"][...] == block.index).all()
+    assert not array.missing()
+
+
+@pytest.mark.parametrize("condition", [1e3, 1e5, 1e6, 1e10])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_orthonormalisation_equals_a_qr(condition, dtype):
+    size, columns = 3 * SLAB_ROWS + 17, 30
+    generator = torch.Generator().manual_seed(0)
+    A = torch.randn(size, columns, generator=generator, dtype=torch.float64)
+    B = torch.randn(columns, columns, generator=generator, dtype=torch.float64)
+    scale = torch.logspace(0, -np.log10(condition), columns, dtype=torch.float64)
+    Y = (torch.linalg.qr(A).Q * scale @ torch.linalg.qr(B).Q).to(dtype)
+
+    def rows(start: int, stop: int) -> torch.Tensor:
+        return Y[start:stop]
+
+    basis = orthonormalise(gram(rows, size), rows, size, dtype)
+    Q = Y.double() @ basis.P
+    identity = torch.eye(Q.shape[1], dtype=torch.float64)
+    torch.testing.assert_close(Q.T @ Q, identity, rtol=0, atol=1e-5)
+    torch.testing.assert_close(Q @ basis.R, Y.double(), rtol=0, atol=1e-12)
+    singular = torch.linalg.svdvals(Y.double())
+    torch.testing.assert_close(torch.linalg.norm(basis.R, dim=1), singular, rtol=1e-6, atol=1e-12)
+
+
+def test_the_gram_matrix_does_not_depend_on_who_asks_for_rows(op):
+    Y = torch.randn(2 * SLAB_ROWS + 5, 7, generator=torch.Generator().manual_seed(1))
+    file_like = gram(lambda start, stop: Y[start:stop].clone(), len(Y))
+    assert torch.equal(gram(lambda start, stop: Y[start:stop], len(Y)), file_like)
+    torch.testing.assert_close(file_like, Y.double().T @ Y.double())
