@@ -70,8 +70,8 @@ def check_loss(op: HessianOperator) -> None:
     first, second = op.loss(), op.loss()
     if first != second and not (first != first and second != second):
         raise CheckError(
-            f"The loss of the same parameters and data is {first!r} and then {second!r}; switch off "
-            "dropout and other randomness in eval mode."
+            f"The loss of the same parameters and data is {first!r} and then {second!r}; switch "
+            "off dropout and other randomness in eval mode."
         )
     if not torch.isfinite(torch.tensor(first)):
         raise CheckError(

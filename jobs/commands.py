@@ -11,7 +11,8 @@ Experiment = Annotated[
     str, typer.Argument(metavar="EXPERIMENT.yaml", help="An experiment file, or a name: digits.")
 ]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as training.lr=0.1.")
+    list[str] | None,
+    typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as training.lr=0.1."),
 ]
 RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
 

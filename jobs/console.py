@@ -97,7 +97,8 @@ class Lines:
             self._times[task.id] = (first, now)
             rate = done / (now - first)
             left = (total - done) / rate
-            print(f"  {task.id}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left", flush=True)
+            line = f"  {task.id}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left"
+            print(line, flush=True)
 
     def ended(self, task: Task, error: str | None) -> None:
         """A task is done or failed."""

@@ -24,6 +24,7 @@ from skerch.errors import SkerchError
 from skerch.files import write_atomically
 from skerch.jobs import datapoints, recorded
 from skerch.jobs.config import checkpoint_files, difference, identity
+from skerch.jobs.operators import resolve_device
 from skerch.jobs.problems import Problem, load_problem
 from skerch.jobs.recorded import Column
 from skerch.jobs.run_dir import RunDir
@@ -42,8 +43,6 @@ class TrainingError(SkerchError):
 
 def run(context: Context) -> None:
     """The stage."""
-    from skerch.jobs.operators import resolve_device
-
     train(context.run, context.config, context.progress, device=resolve_device(context.config))
 
 

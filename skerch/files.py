@@ -21,7 +21,7 @@ def cause(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
+def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
     """Let `write(temporary)` make a file beside `path`, then move it there in one step.
 
     The temporary file `.<name>.<host>.<pid>.tmp` is flushed to disk before it is renamed, and the
@@ -49,7 +49,7 @@ def write_atomically(path: Path | str, write: Callable[[Path], None]) -> None:
         ) from error
 
 
-def stream_atomically(path: Path | str, write: Callable[[FileIO], None]) -> None:
+def stream_atomically(path: Path | str, write: Callable[[FileIO], object]) -> None:
     """Like `write_atomically`, for libraries that do not survive a full disk in mid-write.
 
     HDF5 crashes the process when closing a file fails, and torch's zip writer hides the reason.

@@ -84,7 +84,7 @@ class _Fit:
         return float(torch.linalg.norm(self.projected_probes - approximation))
 
     def best_filter(self, outer: int) -> float:
-        """The δ of least misfit, around |m_outer|, searched further where an end of the grid wins."""
+        """The δ of least misfit around |m_outer|, sought further where an end of the grid wins."""
         around = max(float(self.m[outer - 1].abs()), self.epsilon * float(self.m[0].abs()))
         if around == 0:
             return 1.0

@@ -73,7 +73,8 @@ def ssvd(
     P = torch.linalg.qr(torch.cat(corange, dim=1).double()).Q
 
     def solve(A: Tensor, B: Tensor) -> Tensor:
-        return torch.linalg.lstsq(A.double(), B.double()).solution
+        solution: Tensor = torch.linalg.lstsq(A.double(), B.double()).solution
+        return solution
 
     half = solve(psi @ Q.to(op.dtype), torch.cat(core, dim=1))
     U, values, Vh = torch.linalg.svd(solve(omega @ P.to(op.dtype), half.T).T)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import torch
@@ -59,7 +60,7 @@ class Measurer:
     def test_vectors(self, block: Block) -> Tensor:
         """The (N, b) vectors that a block multiplies."""
         if block.kind == "probe":
-            return self.probes.rows(block.start, block.stop).T * self.manifest.probes**0.5
+            return self.probes.rows(block.start, block.stop).T * math.sqrt(self.manifest.probes)
         if self.omega is not None:
             return self.omega.rows(block.start, block.stop).T
         assert self.range_columns is not None

@@ -35,7 +35,8 @@ def test_overrides_are_yaml_and_win(experiment, tmp_path):
     config = configs.load(
         experiment,
         ["training.record_steps=[0,20]", "training.lr=1e-3", "training.lr=1",
-         "problem.root=../data", "hessian.param_filter=*.weight", "training.optimizer_options={momentum: 0.9}"],
+         "problem.root=../data", "hessian.param_filter=*.weight",
+         "training.optimizer_options={momentum: 0.9}"],
     )  # fmt: skip
     assert config.training.record_steps == [0, 20]
     assert config.training.lr == 1.0

@@ -1,0 +1,45 @@
+"""One finished run on the digits, made once and shared by the tests that only read it."""
+
+from __future__ import annotations
+
+import pytest
+
+from skerch.jobs import results
+from skerch.jobs.config import load
+
+SMALL = [
+    "training.max_steps=60",
+    "training.record_steps=[20,60]",
+    "hessian.splits=[test]",
+    "hessian.datapoints=100",
+    "hessian.strategy=batched",
+    "sketch.outer=20",
+    "sketch.block_size=8",
+    "launcher.blocks_per_task=2",
+    "launcher.threads=1",
+]
+
+
+@pytest.fixture
+def small(tmp_path, monkeypatch):
+    """A function that loads a small experiment in a folder of its own, with further overrides."""
+    monkeypatch.chdir(tmp_path)
+    return lambda *overrides: load("digits", [*SMALL, *overrides])
+
+
+@pytest.fixture(scope="session")
+def digits(tmp_path_factory):
+    """The digits, trained for 300 steps, 200 eigenpairs from 400 matvecs."""
+    run_dir = tmp_path_factory.mktemp("digits")
+    config = load(
+        "digits",
+        [
+            f"run_dir={run_dir}",
+            "training.record_steps=[100,300]",
+            "sketch.outer=200",
+            "sketch.inner=400",
+            "launcher.threads=1",
+        ],
+    )
+    assert not results.complete(config)
+    return config

@@ -1,0 +1,175 @@
+"""Whole runs here: what is done, what is missing, and that nothing is lost or mixed up."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import h5py
+import pytest
+
+from skerch.decompositions.eigh_file import EighFile
+from skerch.jobs import pipeline, results, task_log
+from skerch.jobs.config import ConfigError
+from skerch.jobs.run_dir import RunDir
+
+
+def outcome(config):
+    """The bits of every merged array, eigenvalue and eigenvector of a run."""
+    found = {}
+    run = RunDir(config.run_dir)
+    for step in config.training.record_steps:
+        for split in config.hessian.splits:
+            directory = run.step("seigh", step, split)
+            with h5py.File(directory.merged) as merged:
+                for name in ("leftouter", "probe", "summary/gram", "summary/cross"):
+                    found[step, split, name] = merged[name][...].tobytes()
+            with EighFile(directory.eigh) as eigh:
+                found[step, split, "values"] = eigh.eigenvalues.numpy().tobytes()
+                found[step, split, "vectors"] = eigh.eigenvectors[:].numpy().tobytes()
+    return found
+
+
+def stages(config):
+    return [task.stage for task in pipeline.missing(pipeline.tasks(config))]
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    """The small experiment, run in this process without a fault."""
+    from conftest import SMALL
+    from skerch.jobs.config import load
+
+    config = load("digits", [f"run_dir={tmp_path_factory.mktemp('run')}", *SMALL])
+    assert not results.complete(config)
+    return config
+
+
+def test_running_again_does_nothing(reference, capsys):
+    assert stages(reference) == []
+    before = task_log.records(RunDir(reference.run_dir))
+    assert not results.complete(reference)
+    assert task_log.records(RunDir(reference.run_dir)) == before
+
+
+@pytest.mark.parametrize("workers", [2, 3])
+def test_worker_processes_give_the_same_bits(small, reference, workers):
+    config = small(f"launcher.workers={workers}")
+    assert not results.complete(config)
+    assert outcome(config) == outcome(reference)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [3.0, 4.5, 6.0])
+def test_a_killed_run_goes_on_to_the_same_bits(small, reference, seconds):
+    config = small("launcher.workers=2")
+    RunDir(config.run_dir).bind(config)
+    command = [sys.executable, "-m", "skerch", "run", str(RunDir(config.run_dir).config)]
+    victim = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
+    time.sleep(seconds)
+    os.killpg(victim.pid, signal.SIGKILL)
+    victim.wait()
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert outcome(config) == outcome(reference)
+
+
+def test_workers_end_when_their_parent_is_killed(small):
+    config = small("launcher.workers=2", "training.max_steps=100000", "training.batch_size=1")
+    RunDir(config.run_dir).bind(config)
+    command = [sys.executable, "-m", "skerch", "run", str(RunDir(config.run_dir).config)]
+    parent = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    log = RunDir(config.run_dir).task_log("train")
+    deadline = time.monotonic() + 60
+    while not log.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
+    worker = int(log.read_text().split("pid ")[1])
+    assert worker != parent.pid
+    parent.kill()
+    parent.wait()
+    parent.stdout.close()
+    while _alive(worker) and time.monotonic() < deadline:
+        time.sleep(0.1)
+    assert not _alive(worker)
+
+
+def _alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as stat:
+            return stat.read().rpartition(")")[2].split()[0] != "Z"
+    except FileNotFoundError:
+        return False
+
+
+@pytest.mark.parametrize(
+    ("deleted", "again"),
+    [
+        ("eigh.h5", ["decompose"]),
+        ("overlap.json", ["analyze"]),
+        ("measurements/round-1/blocks/block-000001.h5", []),
+        ("measurements", []),
+        ("merged.h5", []),
+    ],
+)
+def test_only_what_something_missing_needs_is_made_again(small, reference, deleted, again):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    target = RunDir(config.run_dir).step("seigh", 20, "test").path / deleted
+    shutil.rmtree(target) if target.is_dir() else target.unlink()
+    assert stages(config) == again
+    assert not results.complete(config)
+
+
+def test_a_lost_merge_is_made_again_from_what_is_lost_too(small, reference):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    directory = RunDir(config.run_dir).step("seigh", 20, "test")
+    (directory.measurements(1) / "blocks" / "block-000001.h5").unlink()
+    directory.range.unlink()
+    directory.merged.unlink()
+    directory.eigh.unlink()
+    assert stages(config) == ["measure", "range_finder", "merge", "decompose"]
+    assert not results.complete(config)
+    assert outcome(config) == outcome(reference)
+
+
+def test_without_blocks_and_columns_the_eigenpairs_are_the_same(small, reference):
+    expected = outcome(reference)
+    for override in ("keep_blocks=false", "consolidate=false"):
+        config = small(override, f"run_dir=run-{override[:4]}")
+        assert not results.complete(config)
+        directory = RunDir(config.run_dir).step("seigh", 20, "test")
+        with EighFile(directory.eigh) as eigh:
+            assert eigh.eigenvalues.numpy().tobytes() == expected[20, "test", "values"]
+            assert eigh.eigenvectors[:].numpy().tobytes() == expected[20, "test", "vectors"]
+        blocks = list(directory.path.glob("measurements/*/blocks/*.h5"))
+        assert bool(blocks) == (override != "keep_blocks=false")
+        assert stages(config) == []
+
+
+def test_another_outer_under_another_name_needs_no_training(small, reference):
+    config = small("name=wide", "sketch.outer=25")
+    shutil.copytree(reference.run_dir, config.run_dir)
+    assert "train" not in stages(config)
+    assert not results.complete(config)
+    with pytest.raises(ConfigError, match=r"sketch\.outer: 25 -> 26"):
+        results.complete(small("name=wide", "sketch.outer=26"))
+
+
+def test_a_failing_task_takes_down_what_needs_it_and_nothing_else(small, reference, capsys):
+    config = small("name=again")
+    shutil.copytree(reference.run_dir, config.run_dir)
+    run = RunDir(config.run_dir)
+    manifest = run.step("again", 20, "test").measurements(1) / "manifest.json"
+    manifest.parent.mkdir(parents=True)
+    manifest.write_text("{}")
+    failures = results.complete(config)
+    assert "manifest.json is damaged" in failures["again.step-000020-test.measure-1.0"]
+    assert all("step-000020" in task for task in failures)
+    assert run.step("again", 60, "test").overlap.exists()
+    manifest.unlink()
+    assert not results.complete(config)
+    assert "2 of" not in capsys.readouterr().err
