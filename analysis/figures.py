@@ -17,6 +17,7 @@ import torch
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.markers import CARETDOWNBASE, CARETUPBASE
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
@@ -33,22 +34,24 @@ LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": False}
 def eigenvalue_panel(axes: Axes, eigenvalues: Values, exact: Values | None = None) -> None:
     """Draw |λ_i| of eigenvalues (k,) against i = 1 … k, on a log scale, signs told apart.
 
-    Zeros have no place on the scale and are left out. Of `exact` eigenvalues, sorted by magnitude
+    A positive one points up from its magnitude and a negative one down, so that neither hides the
+    other however many there are. Zeros have no place on the scale and are left out. Of `exact` eigenvalues, sorted by magnitude
     too, the first k are laid over as a line.
     """
     values = _array(eigenvalues)
     index = np.arange(1, len(values) + 1)
-    size = float(np.clip(320 / max(1, len(values)), 2.2, 5))
-    for name, marker, colour, chosen in (
-        ("positive", "o", BLUE, values > 0),
-        ("negative", "v", VERMILLION, values < 0),
+    size = float(np.clip(500 / max(1, len(values)), 3.5, 5))
+    for name, chosen, colour, marker in (
+        ("positive", values > 0, BLUE, CARETUPBASE),
+        ("negative", values < 0, VERMILLION, CARETDOWNBASE),
     ):
         if chosen.any():
             axes.plot(
                 index[chosen],
                 np.abs(values[chosen]),
-                marker,
                 color=colour,
+                linestyle="",
+                marker=marker,
                 markersize=size,
                 markeredgewidth=0,
                 label=name,
@@ -78,7 +81,7 @@ def scree_panel(
         )
     axes.plot(rank, values, color=BLUE, linewidth=2, label="estimate")
     _log_scale(axes.yaxis, np.concatenate(shown))
-    _style(axes, "What a rank leaves out", "rank", "relative residual, Frobenius norm")
+    _style(axes, "Residual by rank", "rank", "relative residual, Frobenius norm")
     axes.legend(**LEGEND)
 
 
@@ -106,7 +109,7 @@ def overlap_panel(axes: Axes, result: OverlapResult, *, log_x: bool = False) -> 
     axes.set_ylim(bottom=0)
     if log_x:
         _log_scale(axes.xaxis, k)
-    _style(axes, "Overlap with the largest parameters", "k, eigenvectors and parameters", "overlap")
+    _style(axes, "Overlap with the largest parameters", "k eigenvectors, k parameters", "overlap")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], **LEGEND)
 

@@ -27,7 +27,7 @@ def run(context: Context) -> None:
             merged.rows or columns,
             columns.size,
             context.config.hessian.dtype,
-            {"recovery": sketch.recovery, "probes": summary.probes, "manifests": manifests},
+            {"recovery": sketch.recovery, "probes": summary.probes},
             lambda done, total: context.progress(done, total, "rows"),
         )
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +11,7 @@ from skerch.curvature.batching import split_batch, to_device
 from skerch.curvature.hessian import HessianOperator
 from skerch.errors import SkerchError
 from skerch.jobs import problems
-from skerch.jobs.recorded import load_hessian_data, load_model
+from skerch.jobs.recorded import content_hash, load_hessian_data, load_model
 
 if TYPE_CHECKING:
     from skerch.jobs.config import Config
@@ -80,25 +79,3 @@ def hessian_operator(
         strategy=strategy or hessian.strategy,
         chunk_size=chunk_size or hessian.chunk_size,
     )
-
-
-def content_hash(tree: Any) -> str:
-    """SHA-256 over the tensors of a tree of mappings and sequences, with their names and types."""
-    digest = hashlib.sha256()
-
-    def visit(node: Any) -> None:
-        if isinstance(node, torch.Tensor):
-            digest.update(f"{node.dtype}{tuple(node.shape)}".encode())
-            digest.update(node.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
-        elif isinstance(node, dict):
-            for key in node:
-                digest.update(str(key).encode())
-                visit(node[key])
-        elif isinstance(node, (list, tuple)):
-            for item in node:
-                visit(item)
-        else:
-            digest.update(repr(node).encode())
-
-    visit(tree)
-    return digest.hexdigest()

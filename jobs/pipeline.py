@@ -18,12 +18,15 @@ from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.measurements.manifest import count_blocks
 
+RESULTS = ("train", "decompose", "analyze")  # stages whose outputs a user wants to keep
+
 
 @dataclass(frozen=True)
 class Task:
     """A stage on one part of a run.
 
-    It is done when its outputs exist, or when all tasks that read them are done.
+    It is done when its outputs exist; where they are only a means, also when all tasks that read
+    them are done.
     """
 
     id: str
@@ -32,6 +35,11 @@ class Task:
     outputs: tuple[Path, ...]
     needs: tuple[str, ...]  # ids of the tasks whose outputs it reads
     resources: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def is_means(self) -> bool:
+        """Whether the outputs may be removed once they have been read."""
+        return self.stage not in RESULTS
 
 
 def tasks(config: Config) -> list[Task]:
@@ -123,7 +131,7 @@ def missing(all_tasks: list[Task]) -> list[Task]:
     for task in reversed(all_tasks):
         read_by = consumers[task.id]
         done[task.id] = all(path.exists() for path in task.outputs) or (
-            bool(read_by) and all(done[consumer] for consumer in read_by)
+            task.is_means and all(done[consumer] for consumer in read_by)
         )
     return [task for task in all_tasks if not done[task.id]]
 

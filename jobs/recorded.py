@@ -20,17 +20,16 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import reduce
-from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import h5py
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from skerch.errors import SkerchError
 from skerch.files import stream_atomically
+from skerch.hdf5 import reading, write_arrays, write_hdf5
 from skerch.jobs.problems import Problem
 from skerch.jobs.run_dir import RunDir
 
@@ -72,19 +71,18 @@ def write_parameters(
         "datapoints": datapoints,
     }
 
-    def write(stream: FileIO) -> None:
-        with h5py.File(stream, "w", libver="latest") as file:
-            _write_columns(file, "parameters", [c.parameters for c in columns.values()])
-            if description["buffers"]:
-                _write_columns(file, "buffers", [c.buffers for c in columns.values()])
-            text = json.dumps(description).encode()
-            for name, array in (
-                ("steps", np.array(list(columns), dtype=np.int64)),
-                ("description", np.frombuffer(text, dtype=np.uint8)),
-            ):
-                file.create_dataset(name, data=array, chunks=array.shape, fletcher32=True)
+    def fill(file: h5py.File) -> None:
+        _write_columns(file, "parameters", [c.parameters for c in columns.values()])
+        if description["buffers"]:
+            _write_columns(file, "buffers", [c.buffers for c in columns.values()])
+        text = bytearray(json.dumps(description).encode())
+        small = {
+            "steps": torch.tensor(list(columns), dtype=torch.int64),
+            "description": torch.frombuffer(text, dtype=torch.uint8),
+        }
+        write_arrays(file, small, {})
 
-    stream_atomically(path, write)
+    write_hdf5(path, fill)
 
 
 def describe(run: RunDir) -> dict[str, Any]:
@@ -232,17 +230,10 @@ def first_line(error: Exception) -> str:
 
 @contextmanager
 def _open(run: RunDir) -> Iterator[h5py.File]:
-    """The parameters file for reading; whatever HDF5 finds wrong in it becomes one sentence."""
+    """The parameters file for reading."""
     path = run.parameters
-    try:
-        with h5py.File(path, "r") as file:
-            yield file
-    except FileNotFoundError as error:
-        raise RecordedError(f"{path} is missing; the train stage writes it.") from error
-    except RecordedError:
-        raise
-    except (OSError, RuntimeError, ValueError, KeyError, TypeError) as error:
-        raise _damaged(path, first_line(error)) from error
+    with reading(path), h5py.File(path, "r") as file:
+        yield file
 
 
 def _position(run: RunDir, file: h5py.File, step: int) -> int:

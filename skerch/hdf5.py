@@ -6,17 +6,19 @@ with a Fletcher checksum on every chunk: what can be read back is what was writt
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from io import FileIO
 from pathlib import Path
 from typing import Any
 
 import h5py
+import numpy as np
 import torch
 from torch import Tensor
 
 from skerch.errors import SkerchError
-from skerch.files import FileError
+from skerch.files import FileError, stream_atomically
 
 CHUNK_ROWS = 4096
 
@@ -29,11 +31,11 @@ def reading(path: Path | str) -> Iterator[None]:
     except SkerchError:
         raise
     except FileNotFoundError:
-        raise FileError(f"{path} is missing; run again to make it.") from None
+        raise FileError(f"{path} is missing; run the same command again to make it.") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
         reason = str(error).split("(")[-1].rstrip(")'\"")
         raise FileError(
-            f"{path} cannot be read ({reason}); delete it and run again to make it anew."
+            f"{path} is damaged ({reason}); delete it, and the same command makes it again."
         ) from error
 
 
@@ -46,7 +48,8 @@ def open_for_reading(path: Path) -> h5py.File:
 def attribute(file: h5py.File, name: str) -> Any:
     """An attribute of a file; raises FileError where it cannot be read."""
     with reading(file.filename):
-        return file.attrs[name]
+        value = file.attrs[name]
+        return value.decode() if isinstance(value, bytes) else value
 
 
 class Dataset:
@@ -76,10 +79,23 @@ def create_dataset(
     return file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Tensor], attributes: Mapping[str, Any]) -> None:
-    """Write tensors and attributes into a new file."""
-    with h5py.File(path, "w", libver="latest") as file:
-        file.attrs.update(attributes)
-        for name, tensor in arrays.items():
-            array = tensor.cpu().numpy()
-            create_dataset(file, name, array.shape, array.dtype)[...] = array
+def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
+    """Write a file that `fill` fills, atomically; raises FileError where there is no room."""
+
+    def write(stream: FileIO) -> None:
+        with h5py.File(stream, "w", libver="latest") as file:
+            fill(file)
+
+    stream_atomically(path, write)
+
+
+def write_arrays(
+    file: h5py.File, arrays: Mapping[str, Tensor], attributes: Mapping[str, Any]
+) -> None:
+    """Add tensors and attributes to a file."""
+    for name, value in attributes.items():
+        # text of a fixed length lies in the header, which has a checksum; else in one that has not
+        file.attrs[name] = np.bytes_(value.encode()) if isinstance(value, str) else value
+    for name, tensor in arrays.items():
+        array = tensor.cpu().numpy()
+        create_dataset(file, name, array.shape, array.dtype)[...] = array

@@ -32,9 +32,7 @@ Launch = Callable[[Config, list[Task], Report], dict[str, str]]
 def load(name: str) -> Launch:
     """The `launch` function of a launcher."""
     if name not in LAUNCHERS:
-        raise ConfigError(
-            f"launcher.name is {name!r}; it must be one of {', '.join(LAUNCHERS)}."
-        )
+        raise ConfigError(f"launcher.name is {name!r}; it must be one of {', '.join(LAUNCHERS)}.")
     module: Any = import_module(f"skerch.jobs.launchers.{name}")
     launch: Launch = module.launch
     return launch

@@ -1,7 +1,7 @@
 """The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
 
 Datasets `eigenvalues` (k,), `eigenvectors` (N, k) and `residual` (k + 1,), the estimated
-‖H - H_r‖_F; attributes `probes`, `recovery`, `manifests` and the recovery's health figures.
+‖H - H_r‖_F; attributes `probes`, `recovery` and the recovery's health figures.
 """
 
 from __future__ import annotations
@@ -13,8 +13,14 @@ import h5py
 from torch import Tensor
 
 from skerch.decompositions.core import Solution
-from skerch.files import write_atomically
-from skerch.hdf5 import Dataset, attribute, create_dataset, open_for_reading, write_arrays
+from skerch.hdf5 import (
+    Dataset,
+    attribute,
+    create_dataset,
+    open_for_reading,
+    write_arrays,
+    write_hdf5,
+)
 from skerch.measurements.gram import Rows, slabs
 
 
@@ -30,19 +36,18 @@ def write_eigh(
     """Write the solution, its eigenvectors Y B slab by slab from the rows of Y (`size`, m)."""
     B = solution.coefficients
 
-    def write(temporary: Path) -> None:
+    def fill(file: h5py.File) -> None:
         small = {"eigenvalues": solution.eigenvalues, "residual": solution.residual}
         health = {f"health_{name}": value for name, value in solution.health.items()}
-        write_arrays(temporary, small, attributes | health)
-        with h5py.File(temporary, "r+", libver="latest") as file:
-            vectors = create_dataset(file, "eigenvectors", (size, B.shape[1]), dtype, 64)
-            for start, stop in slabs(size):
-                slab = rows(start, stop)[:, : len(B)].double() @ B
-                vectors[start:stop] = slab.numpy().astype(dtype)
-                if progress:
-                    progress(stop, size)
+        write_arrays(file, small, attributes | health)
+        vectors = create_dataset(file, "eigenvectors", (size, B.shape[1]), dtype, 64)
+        for start, stop in slabs(size):
+            slab = rows(start, stop)[:, : len(B)].double() @ B
+            vectors[start:stop] = slab.numpy().astype(dtype)
+            if progress:
+                progress(stop, size)
 
-    write_atomically(path, write)
+    write_hdf5(path, fill)
 
 
 class EighFile:

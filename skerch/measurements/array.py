@@ -16,8 +16,7 @@ import torch
 from torch import Tensor
 
 from skerch.errors import SkerchError
-from skerch.files import write_atomically
-from skerch.hdf5 import Dataset, attribute, open_for_reading, write_arrays
+from skerch.hdf5 import Dataset, attribute, open_for_reading, write_arrays, write_hdf5
 from skerch.measurements import manifest as manifests
 from skerch.measurements.manifest import Block, Manifest
 
@@ -43,7 +42,7 @@ class MeasurementArray:
         directory = Path(directory)
         (directory / "blocks").mkdir(parents=True, exist_ok=True)
         manifests.create(directory / "manifest.json", manifest)
-        write_atomically(directory / VIEW, lambda path: _write_view(path, manifest))
+        write_hdf5(directory / VIEW, lambda file: _add_view(file, manifest))
         return cls(directory)
 
     def path(self, index: int) -> Path:
@@ -63,9 +62,7 @@ class MeasurementArray:
         """Write a block: to a temporary file, to disk, and only then under its name."""
         attributes = {"manifest": self._hash, "block": block.index, "kind": block.kind}
         attributes |= {"start": block.start, "stop": block.stop}
-        write_atomically(
-            self.path(block.index), lambda path: write_arrays(path, arrays, attributes)
-        )
+        write_hdf5(self.path(block.index), lambda file: write_arrays(file, arrays, attributes))
 
     def remove_blocks(self) -> None:
         """Delete all block files and the view of them; the manifest stays."""
@@ -155,7 +152,7 @@ class StoredColumns:
         self._files.clear()
 
 
-def _write_view(path: Path, manifest: Manifest) -> None:
+def _add_view(file: h5py.File, manifest: Manifest) -> None:
     """A virtual dataset over the stored columns; what is not measured yet reads as NaN."""
     view = h5py.VirtualLayout((manifest.size, manifest.stored), manifest.dtype)
     for block in manifest.blocks():
@@ -163,5 +160,4 @@ def _write_view(path: Path, manifest: Manifest) -> None:
             shape = (manifest.size, block.stop - block.start)
             source = h5py.VirtualSource(f"blocks/block-{block.index:06d}.h5", "leftouter", shape)
             view[:, block.start : block.stop] = source
-    with h5py.File(path, "w", libver="latest") as file:
-        file.create_virtual_dataset("leftouter", view, fillvalue=float("nan"))
+    file.create_virtual_dataset("leftouter", view, fillvalue=float("nan"))

@@ -14,8 +14,14 @@ import h5py
 from torch import Tensor
 
 from skerch.errors import SkerchError
-from skerch.files import write_atomically
-from skerch.hdf5 import Dataset, attribute, create_dataset, open_for_reading
+from skerch.hdf5 import (
+    Dataset,
+    attribute,
+    create_dataset,
+    open_for_reading,
+    write_arrays,
+    write_hdf5,
+)
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram, slabs
 from skerch.measurements.summary import Summary, summarise
@@ -47,13 +53,13 @@ def merge(
                 f"(the first is {array.path(missing[0].index).name}); measure them, then merge."
             )
     with StoredColumns(arrays) as columns:
-        write_atomically(
-            path, lambda file: _write(file, arrays, columns, range_map, consolidate, progress)
+        write_hdf5(
+            path, lambda file: _fill(file, arrays, columns, range_map, consolidate, progress)
         )
 
 
-def _write(
-    path: Path,
+def _fill(
+    file: h5py.File,
     arrays: list[MeasurementArray],
     columns: StoredColumns,
     range_map: Tensor | None,
@@ -61,42 +67,42 @@ def _write(
     progress: Progress | None,
 ) -> None:
     first, m, size = arrays[0], columns.columns, columns.size
-    with h5py.File(path, "w", libver="latest") as file:
-        file.attrs["manifests"] = [array.manifest.hash() for array in arrays]
-        file.attrs["consolidated"] = consolidate
+    if consolidate:
+        width, dtype = first.manifest.block_size, first.manifest.dtype
+        stored = create_dataset(file, "leftouter", (size, m), dtype, width)
+        probes = create_dataset(file, "probe", (size, columns.width - m), dtype, width)
+
+    def copied(start: int, stop: int) -> Tensor:
+        slab = columns(start, stop)
         if consolidate:
-            width, dtype = first.manifest.block_size, first.manifest.dtype
-            stored = create_dataset(file, "leftouter", (size, m), dtype, width)
-            probes = create_dataset(file, "probe", (size, columns.width - m), dtype, width)
+            stored[start:stop], probes[start:stop] = slab[:, :m].numpy(), slab[:, m:].numpy()
+        if progress:
+            progress(stop, size)
+        return slab
 
-        def copied(start: int, stop: int) -> Tensor:
-            slab = columns(start, stop)
-            if consolidate:
-                stored[start:stop], probes[start:stop] = slab[:, :m].numpy(), slab[:, m:].numpy()
-            if progress:
-                progress(stop, size)
-            return slab
-
-        summary = summarise(
-            gram(copied, size),
-            columns,
-            size,
-            m,
-            columns.dtype,
-            cross=first.small("cross"),
-            norm=first.small("norm"),
-            inner=first.small("inner") if first.manifest.compresses else None,
-            range_map=range_map,
-        )
-        matrices = {
-            f.name: value
-            for f in fields(Summary)
-            if isinstance(value := getattr(summary, f.name), Tensor)
-        }
-        file.attrs["epsilon"] = summary.epsilon
-        file.attrs["matrices"] = list(matrices)
-        for name, matrix in matrices.items():
-            create_dataset(file, f"summary/{name}", matrix.shape, "f8")[...] = matrix.numpy()
+    summary = summarise(
+        gram(copied, size),
+        columns,
+        size,
+        m,
+        columns.dtype,
+        cross=first.small("cross"),
+        norm=first.small("norm"),
+        inner=first.small("inner") if first.manifest.compresses else None,
+        range_map=range_map,
+    )
+    matrices = {
+        f"summary/{f.name}": value
+        for f in fields(Summary)
+        if isinstance(value := getattr(summary, f.name), Tensor)
+    }
+    attributes = {
+        "manifests": " ".join(array.manifest.hash() for array in arrays),
+        "matrices": " ".join(matrices),
+        "consolidated": consolidate,
+        "epsilon": summary.epsilon,
+    }
+    write_arrays(file, matrices, attributes)
 
 
 class MergedArray:
@@ -114,13 +120,13 @@ class MergedArray:
     @property
     def manifests(self) -> list[str]:
         """The hashes of the manifests that it was merged from."""
-        return list(attribute(self._file, "manifests"))
+        return str(attribute(self._file, "manifests")).split()
 
     @property
     def summary(self) -> Summary:
         """The small matrices."""
-        names = attribute(self._file, "matrices")
-        matrices = {name: Dataset(self._file, f"summary/{name}")[...] for name in names}
+        names = attribute(self._file, "matrices").split()
+        matrices = {name.removeprefix("summary/"): Dataset(self._file, name)[...] for name in names}
         return Summary(epsilon=float(attribute(self._file, "epsilon")), **matrices)
 
     @property

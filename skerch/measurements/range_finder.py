@@ -13,8 +13,14 @@ import h5py
 import torch
 from torch import Tensor
 
-from skerch.files import write_atomically
-from skerch.hdf5 import Dataset, attribute, create_dataset, open_for_reading
+from skerch.hdf5 import (
+    Dataset,
+    attribute,
+    create_dataset,
+    open_for_reading,
+    write_arrays,
+    write_hdf5,
+)
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
 
@@ -39,20 +45,18 @@ def find_range(array: MeasurementArray, path: Path, columns: int) -> None:
 
         P = range_map(rows, size, columns, stored.dtype)
 
-        def write(temporary: Path) -> None:
+        def fill(file: h5py.File) -> None:
             digest = hashlib.sha256(P.contiguous().numpy().tobytes())
-            with h5py.File(temporary, "w", libver="latest") as file:
-                create_dataset(file, "map", P.shape, "f8")[...] = P.numpy()
-                Q = create_dataset(
-                    file, "Q", (size, columns), array.manifest.dtype, array.manifest.block_size
-                )
-                for start, stop in slabs(size):
-                    slab = (rows(start, stop).double() @ P).to(stored.dtype).numpy()
-                    digest.update(slab.tobytes())
-                    Q[start:stop] = slab
-                file.attrs["hash"] = digest.hexdigest()
+            Q = create_dataset(
+                file, "Q", (size, columns), array.manifest.dtype, array.manifest.block_size
+            )
+            for start, stop in slabs(size):
+                slab = (rows(start, stop).double() @ P).to(stored.dtype).numpy()
+                digest.update(slab.tobytes())
+                Q[start:stop] = slab
+            write_arrays(file, {"map": P}, {"hash": digest.hexdigest()})
 
-        write_atomically(path, write)
+        write_hdf5(path, fill)
 
 
 class RangeFile:

@@ -20,6 +20,14 @@ SMALL = [
 ]
 
 
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory):
+    """The small experiment, run in this process without a fault."""
+    config = load("digits", [f"run_dir={tmp_path_factory.mktemp('run')}", *SMALL])
+    assert not results.complete(config)
+    return config
+
+
 @pytest.fixture
 def small(tmp_path, monkeypatch):
     """A function that loads a small experiment in a folder of its own, with further overrides."""

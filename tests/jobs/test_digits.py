@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -23,7 +24,7 @@ OUTER, INNER = 200, 400
 def loss(theta, x, y):
     """Cross-entropy of a tanh network whose parameters are read off a vector."""
     position = 0
-    for index, (inputs, outputs) in enumerate(zip(WIDTHS, WIDTHS[1:], strict=False)):
+    for index, (inputs, outputs) in enumerate(pairwise(WIDTHS)):
         W = theta[position : position + inputs * outputs].view(outputs, inputs)
         position += inputs * outputs
         x = x @ W.T + theta[position : position + outputs]

@@ -38,17 +38,6 @@ def stages(config):
     return [task.stage for task in pipeline.missing(pipeline.tasks(config))]
 
 
-@pytest.fixture(scope="module")
-def reference(tmp_path_factory):
-    """The small experiment, run in this process without a fault."""
-    from conftest import SMALL
-    from skerch.jobs.config import load
-
-    config = load("digits", [f"run_dir={tmp_path_factory.mktemp('run')}", *SMALL])
-    assert not results.complete(config)
-    return config
-
-
 def test_running_again_does_nothing(reference, capsys):
     assert stages(reference) == []
     before = task_log.records(RunDir(reference.run_dir))

@@ -8,6 +8,8 @@ import torch
 from torch import nn
 from torch.utils.data import Dataset
 
+from skerch.errors import SkerchError
+from skerch.files import FileError
 from skerch.jobs import config as configs
 from skerch.jobs import datapoints, recorded
 from skerch.jobs import train as stage
@@ -269,7 +271,7 @@ def test_subset_first_takes_any_dataset_and_balanced_wants_targets():
 def test_missing_and_changed_records_are_refused_by_name(start):
     run, config = start("run")
     problem = load_problem(config.problem)
-    with pytest.raises(RecordedError, match=r"parameters\.h5 is missing; the train stage"):
+    with pytest.raises(FileError, match=r"parameters\.h5 is missing"):
         load_model(run, problem, 0)
     train(run, config)
     with pytest.raises(
@@ -307,7 +309,7 @@ def test_a_flipped_bit_is_refused_or_harmless(start, monkeypatch):
             path.write_bytes(flipped)
             try:
                 found = read()
-            except RecordedError as error:
+            except SkerchError as error:
                 refused += f"{path} is damaged" in str(error)
             else:
                 assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

@@ -228,7 +228,7 @@ def test_a_damaged_range_file_is_named(tmp_path, op):
     path = tmp_path / "range.h5"
     find_range(array, path, 20)
     path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(FileError, match=r"range\.h5 cannot be read"):
+    with pytest.raises(FileError, match=r"range\.h5 is damaged"):
         RangeFile(path)
 
 
