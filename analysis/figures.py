@@ -10,19 +10,20 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
 from matplotlib.axes import Axes
-from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.markers import CARETDOWNBASE, CARETUPBASE
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
 from skerch.analysis.overlap import OverlapResult
+from skerch.errors import SkerchError
 
 Values: TypeAlias = "Tensor | ArrayLike"
 
@@ -35,8 +36,8 @@ def eigenvalue_panel(axes: Axes, eigenvalues: Values, exact: Values | None = Non
     """Draw |λ_i| of eigenvalues (k,) against i = 1 … k, on a log scale, signs told apart.
 
     A positive one points up from its magnitude and a negative one down, so that neither hides the
-    other however many there are. Zeros have no place on the scale and are left out. Of `exact` eigenvalues, sorted by magnitude
-    too, the first k are laid over as a line.
+    other however many there are. Zeros have no place on the scale and are left out. Of `exact`
+    eigenvalues, sorted by magnitude too, the first k are laid over as a line.
     """
     values = _array(eigenvalues)
     index = np.arange(1, len(values) + 1)
@@ -59,7 +60,7 @@ def eigenvalue_panel(axes: Axes, eigenvalues: Values, exact: Values | None = Non
     if exact is not None:
         truth = np.abs(_array(exact))[: len(values)]
         axes.plot(index[: len(truth)], truth, color=BLACK, linewidth=1, label="exact")
-    _log_scale(axes.yaxis, np.abs(values))
+    _log_scale(axes, "y", np.abs(values))
     _style(axes, "Eigenvalues", "index, by decreasing magnitude", "magnitude of the eigenvalue")
     axes.legend(**LEGEND)
 
@@ -69,18 +70,26 @@ def scree_panel(
 ) -> None:
     """Draw the relative residual ‖H - H_r‖_F / ‖H‖_F, (k + 1,), against the rank r = 0 … k.
 
-    Between the bounds `lower` and `upper`, (k + 1,) each, the plane is shaded.
+    The plane is shaded between `lower` and `upper`, (k + 1,) each, in the unit of the residual: the
+    bounds of the best residual that a matrix of rank r could have (the scree; TYUC 2019, 6.5). As
+    the lower one falls to 0 at rank k, the scale ends at half the least residual.
     """
     values = _array(residual)
     rank = np.arange(len(values))
-    shown = [values]
     if lower is not None and upper is not None:
-        shown += [_array(lower), _array(upper)]
         axes.fill_between(
-            rank, shown[1], shown[2], color=BLUE, alpha=0.2, linewidth=0, label="bounds"
+            rank,
+            _array(lower),
+            _array(upper),
+            color=BLUE,
+            alpha=0.2,
+            linewidth=0,
+            label="best possible, bounds",
         )
-    axes.plot(rank, values, color=BLUE, linewidth=2, label="estimate")
-    _log_scale(axes.yaxis, np.concatenate(shown))
+    axes.plot(rank, values, color=BLUE, linewidth=2, label="sketched, estimate")
+    _log_scale(axes, "y", values)
+    if (values > 0).any():
+        axes.set_ylim(bottom=0.5 * values[values > 0].min())
     _style(axes, "Residual by rank", "rank", "relative residual, Frobenius norm")
     axes.legend(**LEGEND)
 
@@ -108,7 +117,7 @@ def overlap_panel(axes: Axes, result: OverlapResult, *, log_x: bool = False) -> 
     axes.plot(k, overlap, color=BLUE, linewidth=2, label="magnitude mask")
     axes.set_ylim(bottom=0)
     if log_x:
-        _log_scale(axes.xaxis, k)
+        _log_scale(axes, "x", k)
     _style(axes, "Overlap with the largest parameters", "k eigenvectors, k parameters", "overlap")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], **LEGEND)
@@ -136,20 +145,22 @@ def hessian_figure(
 def training_figure(log: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
     """Losses and accuracies against the step, one panel each, from the records of a training log.
 
-    A record has its "step" and numbers named "<split>_loss" and "<split>_accuracy". What a record
-    lacks is passed over, and so is a panel without any numbers.
+    A record is like {"step": 100, "train": {"loss": 0.5, "accuracy": 0.9}, "test": …}. What it
+    lacks is passed over, and so is a panel without any numbers. Raises `SkerchError` where no
+    number is left.
     """
-    quantities = [
-        quantity
-        for quantity in ("loss", "accuracy")
-        if any(name.endswith(f"_{quantity}") for record in log for name in record)
-    ]
-    figure, panels = _panels(len(quantities), title)
-    for axes, quantity in zip(panels, quantities, strict=True):
-        names = dict.fromkeys(n for record in log for n in record if n.endswith(f"_{quantity}"))
+    panels = {
+        quantity: series for quantity in ("loss", "accuracy") if (series := _series(log, quantity))
+    }
+    if not panels:
+        raise SkerchError(
+            f"The training log has no loss or accuracy in its {len(log)} records: there is nothing "
+            'to draw; a record is like {"step": 100, "train": {"loss": 0.5}}.'
+        )
+    figure, row = _panels(len(panels), title)
+    for axes, (quantity, series) in zip(row, panels.items(), strict=True):
         looks = cycle([(BLUE, "-", "o"), (VERMILLION, "--", "s"), (BLACK, ":", "^")])
-        for name, (colour, line, marker) in zip(names, looks, strict=False):
-            points = [(record["step"], record[name]) for record in log if name in record]
+        for (split, points), (colour, line, marker) in zip(series.items(), looks, strict=False):
             axes.plot(
                 *zip(*points, strict=True),
                 color=colour,
@@ -157,11 +168,21 @@ def training_figure(log: Sequence[Mapping[str, Any]], title: str = "Training") -
                 linewidth=1.8,
                 marker=marker if len(points) <= 30 else "",
                 markersize=4.5,
-                label=name.removesuffix(f"_{quantity}"),
+                label=split,
             )
         _style(axes, quantity.capitalize(), "training step", quantity)
         axes.legend(**LEGEND)
     return figure
+
+
+def _series(log: Sequence[Mapping[str, Any]], quantity: str) -> dict[str, list[tuple[int, float]]]:
+    """The points (step, number) of a quantity, by split."""
+    series: dict[str, list[tuple[int, float]]] = {}
+    for record in log:
+        for split, figures in record.items():
+            if split != "step" and quantity in figures:
+                series.setdefault(split, []).append((record["step"], figures[quantity]))
+    return series
 
 
 def _array(values: Values) -> np.ndarray:
@@ -171,8 +192,8 @@ def _array(values: Values) -> np.ndarray:
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels side by side under a title."""
-    figure = Figure(figsize=(PANEL[0] * count, PANEL[1]), layout="constrained")
-    figure.get_layout_engine().set(w_pad=0.1, h_pad=0.08)
+    layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
+    figure = Figure(figsize=(PANEL[0] * count, PANEL[1]), layout=layout)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
@@ -190,11 +211,13 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.margins(x=0.02)
 
 
-def _log_scale(axis: Axis, values: np.ndarray) -> None:
-    """A log scale whose ticks are plain numbers (1, 2, 5, 10 …) over less than three decades."""
-    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+def _log_scale(axes: Axes, direction: Literal["x", "y"], values: np.ndarray) -> None:
+    """A log scale, whose ticks are plain numbers where the values span less than three decades."""
+    axes.set(**{f"{direction}scale": "log"})
+    axis = axes.xaxis if direction == "x" else axes.yaxis
     positive = values[np.isfinite(values) & (values > 0)]
-    if len(positive) and positive.max() < 1e3 * positive.min():
-        axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    span = positive.max() / positive.min() if len(positive) else np.inf
+    if span < 1e3:
+        axis.set_major_locator(LogLocator(subs=(1, 2, 3, 5, 7) if span < 10 else (1, 2, 5)))
         axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axis.set_minor_formatter(NullFormatter())

@@ -28,9 +28,9 @@ def magnitude_order(parameters: Tensor) -> Tensor:
     finite = magnitudes.isfinite()
     if not finite.all():
         raise SkerchError(
-            f"{int((~finite).sum())} of {len(finite)} parameters are not finite, the first at index "
-            f"{int((~finite).nonzero()[0])}: their magnitudes have no order. The training diverged; "
-            "analyse an earlier step or lower its learning rate."
+            f"{int((~finite).sum())} of {len(finite)} parameters are not finite, the first at "
+            f"index {int((~finite).nonzero()[0])}: their magnitudes have no order. The training "
+            "diverged; analyse an earlier step or lower its learning rate."
         )
     return magnitudes.argsort(descending=True, stable=True)
 

@@ -40,10 +40,9 @@ def run(context: Context) -> None:
         "mask": result.mask.tolist(),
     }
     title = f"{_problem_name(config.problem)}, step {context.step}, {context.split} split"
-    norm = residual[0].clamp(min=1e-300)
-    figure = hessian_figure(
-        eigenvalues, residual / norm, (lower / norm, upper / norm), result, title
-    )
+    relative = residual / residual[0].clamp(min=1e-300)
+    below, above = (bound.sqrt() for bound in scree)
+    figure = hessian_figure(eigenvalues, relative, (below, above), result, title)
     path = context.run.figure(context.name, context.step, context.split)
     write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
     write_atomically(directory.overlap, lambda file: _write_json(file, content))

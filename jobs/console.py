@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from types import TracebackType
 
@@ -104,8 +105,10 @@ class Lines:
         """A task is done or failed."""
         self._ended += 1
         seconds = time.monotonic() - self._times.get(task.id, (time.monotonic(),))[0]
-        outcome = f"{seconds:.1f} s" if error is None else f"failed: {error}"
-        print(f"[{self._ended}/{self._total}] {task.id}: {outcome}", flush=True)
+        outcome = "" if error is None else " failed after"
+        print(f"[{self._ended}/{self._total}] {task.id}:{outcome} {seconds:.1f} s", flush=True)
+        if error is not None:
+            print(f"error: {task.id}: {error}", file=sys.stderr, flush=True)
 
 
 def report(total: int) -> Bars | Lines:

@@ -7,19 +7,27 @@ from rich.table import Table
 
 from skerch.curvature.parameters import select_parameters
 from skerch.decompositions.recovery import RECOVERIES, check_size
+from skerch.errors import SkerchError
 from skerch.jobs import pipeline, problems
-from skerch.jobs.config import Config
+from skerch.jobs.config import Config, ConfigError
 from skerch.measurements.gram import SLAB_ROWS
+
+
+def count_parameters(config: Config) -> int:
+    """N, from the problem's network; raises ConfigError where the sketch does not fit it."""
+    problem = problems.load_problem(config.problem, config.problem_path)
+    parameters = select_parameters(problem.model(), config.hessian.param_filter)
+    N = sum(parameter.numel() for parameter in parameters.values())
+    try:
+        check_size(N, config.sketch.inner)
+    except SkerchError as error:
+        raise ConfigError(f"sketch: {error}") from error
+    return N
 
 
 def print_plan(config: Config) -> None:
     """Matvecs, tasks, files, disk and memory of one Hessian and of the whole run."""
-    problem = problems.load_problem(config.problem, config.problem_path)
-    parameters = select_parameters(problem.model(), config.hessian.param_filter)
-    N = sum(parameter.numel() for parameter in parameters.values())
-    sketch = config.sketch
-    check_size(N, sketch.inner)
-
+    N, sketch = count_parameters(config), config.sketch
     recipe = RECOVERIES[sketch.recovery]
     sizes = recipe.sizes(sketch.rounds, sketch.outer, sketch.inner, sketch.probes)
     itemsize = 8 if config.hessian.dtype == "float64" else 4

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from skerch.jobs import console, launchers, pipeline, task_log
 from skerch.jobs.config import Config
+from skerch.jobs.plan import count_parameters
 from skerch.jobs.run_dir import RunDir, method_name
 
 
@@ -18,9 +19,11 @@ def complete(config: Config) -> dict[str, str]:
     """Run the missing tasks; the sentence of each failure by task id."""
     launch = launchers.load(config.launcher.name)
     run = RunDir(config.run_dir)
-    run.bind(config)
     tasks = pipeline.tasks(config)
     missing = pipeline.missing(tasks)
+    if missing:
+        count_parameters(config)
+    run.bind(config)
     if len(missing) < len(tasks):
         print(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are done in {run.path}.")
     if not missing:
@@ -28,10 +31,9 @@ def complete(config: Config) -> dict[str, str]:
     with console.report(len(missing)) as report:
         failures = launch(config, missing, report)
     if failures:
-        done = len(missing) - len(failures)
         print(
-            f"{done} of {len(missing)} tasks done; of the others one or more failed, and the rest "
-            "need those. Mend the cause and run the same command again: it goes on from here."
+            f"{len(failures)} of {len(missing)} tasks failed, or need one that did. Mend the cause "
+            "and run the same command again: it goes on from here."
         )
     return failures
 

@@ -7,7 +7,7 @@ folder, the format itself names.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skerch.errors import SkerchError
@@ -136,9 +136,23 @@ class RunDir:
         """The config that a method's results are bound to."""
         return self.method(name) / "hessian_config.yaml"
 
-    def hessian_configs(self) -> list[Path]:
-        """The configs of all methods of the run."""
-        return sorted(self.path.glob("*/hessian_config.yaml"))
+    @property
+    def methods(self) -> list[str]:
+        """The names of the methods that have results here, or are to have them."""
+        return sorted(path.parent.name for path in self.path.glob("*/hessian_config.yaml"))
+
+    def load(self, name: str | None = None) -> Config:
+        """The config of a method, or of the latest run; also where the directory was moved to.
+
+        Raises:
+            ConfigError: this is no run directory, it has no such method, or a config is damaged.
+        """
+        if not self.config.exists():
+            raise ConfigError(f"{self.path} is no run directory: it has no {self.config.name}.")
+        if name is not None and name not in self.methods:
+            raise ConfigError(f"{self.path} has no {name}, only {', '.join(self.methods)}.")
+        config = configs.load_resolved(self.config if name is None else self.hessian_config(name))
+        return replace(config, run_dir=str(self.path))
 
     def step(self, name: str, step: int, split: str) -> StepDir:
         """The folder of a method's results at a training step, of a split."""

@@ -15,6 +15,8 @@ LARGEST = 2**31 - 1
 class ConfigError(SkerchError):
     """A config that cannot be used; the message names the key, what it may be, and the way out."""
 
+    exit_status = 2
+
 
 def _number(default: int | None, least: int = 1) -> Any:
     """A whole number of at least `least`."""
@@ -44,7 +46,7 @@ class Training:
 class Hessian:
     """Which curvature, of which data, and how its matvecs are computed."""
 
-    curvature: str = "hessian"
+    curvature: str = _choice("hessian")
     splits: list[str] = field(default_factory=lambda: ["train", "test"])
     datapoints: int = _number(500)
     subset: str = _choice("balanced", "first")

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skerch.errors import SkerchError
-from skerch.jobs.config import Config, ConfigError, load_resolved
+from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
 
 if TYPE_CHECKING:
@@ -86,8 +86,7 @@ def main(stage: str) -> None:
     options = parser.parse_args()
     try:
         run = RunDir(options.run)
-        path = run.config if options.name is None else run.hessian_config(options.name)
-        config = load_resolved(path)
+        config = run.load(options.name)
         tasks = None if options.tasks is None else parse_ranges(options.tasks)
         for step, split in _hessians(stage, config, options.step, options.split):
             execute(

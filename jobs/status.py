@@ -11,16 +11,17 @@ from rich.console import Console
 from rich.table import Table
 
 from skerch.jobs import pipeline, task_log
-from skerch.jobs.config import Config, load_resolved
+from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
 
 
 def status(run: RunDir) -> dict[str, Any]:
     """Counts by stage for each method of the run, and the failures with their logs."""
-    configs = [load_resolved(path) for path in run.hessian_configs()]
-    if not configs:
-        configs = [load_resolved(run.config)]
-    return {"run": str(run.path), "methods": [_method(run, config) for config in configs]}
+    run.load()
+    return {
+        "run": str(run.path),
+        "methods": [_method(run, run.load(name)) for name in run.methods],
+    }
 
 
 def print_status(run_dir: Path, as_json: bool) -> None:

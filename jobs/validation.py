@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
+from skerch import sketch_operators
 from skerch.decompositions import recovery as recoveries
 from skerch.errors import SkerchError
 from skerch.jobs import problems
@@ -112,6 +113,7 @@ def _check_hessian(hessian: Hessian) -> None:
 def _check_sketch(sketch: Sketch) -> None:
     assert sketch.inner is not None
     try:
+        sketch_operators.check(sketch.kind)
         recoveries.check(sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes)
     except SkerchError as error:
         raise ConfigError(f"sketch: {error}") from error

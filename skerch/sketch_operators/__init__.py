@@ -1,22 +1,32 @@
-"""Random maps S of shape (s, N) by kind: test vectors by `rows`, compressions by `@`."""
+"""Random maps S of shape (s, N) by kind: test vectors by `rows`, compressions by `@`.
+
+A kind is one file of this folder and one entry of `KINDS`, which imports no torch.
+"""
 
 from __future__ import annotations
 
-import torch
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from skerch.errors import SkerchError
-from skerch.sketch_operators.base import SketchOperator
-from skerch.sketch_operators.gaussian import Gaussian
-from skerch.sketch_operators.rademacher import Rademacher
-from skerch.sketch_operators.sparse_sign import SparseSign
-from skerch.sketch_operators.ssrft import SSRFT
 
-KINDS: dict[str, type[SketchOperator]] = {
-    "gaussian": Gaussian,
-    "rademacher": Rademacher,
-    "sparse_sign": SparseSign,
-    "ssrft": SSRFT,
+if TYPE_CHECKING:
+    import torch
+
+    from skerch.sketch_operators.base import SketchOperator
+
+KINDS = {
+    "gaussian": "Gaussian",
+    "rademacher": "Rademacher",
+    "sparse_sign": "SparseSign",
+    "ssrft": "SSRFT",
 }
+
+
+def check(kind: str) -> None:
+    """Refuse a kind that is not known, with those that are."""
+    if kind not in KINDS:
+        raise SkerchError(f"Unknown sketch kind {kind!r}; the kinds are {', '.join(KINDS)}.")
 
 
 def make(
@@ -25,7 +35,7 @@ def make(
     *,
     seed: int,
     role: str,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
     device: torch.device | str = "cpu",
 ) -> SketchOperator:
     """The sketch operator of a kind (a key of `KINDS`); the arguments are `SketchOperator`'s.
@@ -33,6 +43,11 @@ def make(
     Raises:
         SkerchError: for a kind that is not known.
     """
-    if kind not in KINDS:
-        raise SkerchError(f"Unknown sketch kind {kind!r}; the kinds are {', '.join(KINDS)}.")
-    return KINDS[kind](shape, seed=seed, role=role, dtype=dtype, device=device)
+    import torch
+
+    check(kind)
+    module: Any = import_module(f"skerch.sketch_operators.{kind}")
+    operator: SketchOperator = getattr(module, KINDS[kind])(
+        shape, seed=seed, role=role, dtype=dtype or torch.float32, device=device
+    )
+    return operator

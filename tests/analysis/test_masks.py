@@ -38,7 +38,7 @@ def test_mask_larger_than_the_network_is_refused():
 
 
 def test_parameters_without_an_order_are_refused():
-    with pytest.raises(SkerchError, match="2 of 4 .* first at index 1"):
+    with pytest.raises(SkerchError, match=r"2 of 4 .* first at index 1"):
         magnitude_order(torch.tensor([1.0, float("nan"), 2.0, float("inf")]))
     with pytest.raises(ShapeError, match=r"\(2, 3\)"):
         magnitude_order(torch.zeros(2, 3))

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from skerch.analysis.masks import random_order
 from skerch.analysis.overlap import overlap, overlap_curve
 from skerch.errors import ShapeError, SkerchError
 
@@ -47,8 +48,6 @@ def test_overlap_equals_its_definition_for_every_k(tied):
 
 
 def test_random_curves_are_the_overlap_with_the_masks_of_the_seed():
-    from skerch.analysis.masks import random_order
-
     W, parameters = orthonormal(60, 20), torch.rand(60)
     result = overlap(W, parameters, random_masks=3, seed=7)
     for index, curve in enumerate(result.random):

@@ -1,0 +1,148 @@
+"""Figures by what their artists hold: the data drawn is the data given."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from skerch.analysis.figures import (
+    eigenvalue_panel,
+    hessian_figure,
+    overlap_panel,
+    scree_panel,
+    training_figure,
+)
+from skerch.analysis.overlap import OverlapResult, overlap
+from skerch.errors import SkerchError
+
+EIGENVALUES = torch.tensor([9.0, -4.0, 2.0, 0.5, -0.25, 0.0], dtype=torch.float64)
+RESIDUAL = torch.tensor([1.0, 0.4, 0.3, 0.2, 0.1, 0.05, 0.04], dtype=torch.float64)
+
+
+@pytest.fixture
+def axes() -> Axes:
+    return Figure().subplots()
+
+
+@pytest.fixture
+def result() -> OverlapResult:
+    generator = torch.Generator().manual_seed(0)
+    W, _ = torch.linalg.qr(torch.randn(40, 6, generator=generator, dtype=torch.float64))
+    return overlap(W, torch.randn(40, generator=generator), random_masks=3)
+
+
+def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
+    """The x and y data of the labelled lines."""
+    return {
+        str(line.get_label()): (list(line.get_xdata()), list(line.get_ydata()))
+        for line in axes.get_lines()
+    }
+
+
+def edges(axes: Axes) -> tuple[dict[float, float], dict[float, float]]:
+    """The lower and upper edge, by x, of the one shaded area."""
+    (area,) = axes.collections
+    (path,) = area.get_paths()
+    by_x: dict[float, list[float]] = {}
+    for x, y in path.vertices:
+        by_x.setdefault(float(x), []).append(float(y))
+    return {x: min(y) for x, y in by_x.items()}, {x: max(y) for x, y in by_x.items()}
+
+
+def test_eigenvalues_are_drawn_by_magnitude_with_their_signs_apart(axes):
+    eigenvalue_panel(axes, EIGENVALUES)
+    drawn = lines(axes)
+    assert drawn == {
+        "positive": ([1, 3, 4], [9.0, 2.0, 0.5]),
+        "negative": ([2, 5], [4.0, 0.25]),
+    }
+    positive, negative = axes.get_lines()
+    assert positive.get_marker() != negative.get_marker()
+    assert positive.get_color() != negative.get_color()
+    assert axes.get_yscale() == "log"
+
+
+def test_exact_eigenvalues_are_laid_over_up_to_the_same_rank(axes):
+    exact = torch.arange(20.0, 0.0, -1.0) * torch.tensor([1.0, -1.0]).repeat(10)
+    eigenvalue_panel(axes, EIGENVALUES, exact)
+    assert lines(axes)["exact"] == ([1, 2, 3, 4, 5, 6], [20.0, 19.0, 18.0, 17.0, 16.0, 15.0])
+
+
+def test_a_definite_spectrum_has_no_negative_entry(axes):
+    eigenvalue_panel(axes, EIGENVALUES.abs())
+    assert [text.get_text() for text in axes.get_legend().get_texts()] == ["positive"]
+
+
+def test_scree_is_drawn_from_rank_zero_within_its_bounds(axes):
+    scree_panel(axes, RESIDUAL, 0.9 * RESIDUAL, 1.5 * RESIDUAL)
+    assert lines(axes)["sketched, estimate"] == (list(range(7)), RESIDUAL.tolist())
+    lower, upper = edges(axes)
+    np.testing.assert_allclose([lower[r] for r in range(7)], 0.9 * RESIDUAL)
+    np.testing.assert_allclose([upper[r] for r in range(7)], 1.5 * RESIDUAL)
+
+
+def test_a_lower_bound_of_zero_leaves_the_residual_in_view(axes):
+    scree_panel(axes, RESIDUAL, torch.zeros(7), RESIDUAL)
+    bottom, top = axes.get_ylim()
+    assert 0.01 < bottom < float(RESIDUAL.min())
+    assert top >= 1
+
+
+@pytest.mark.parametrize(("log_x", "scale"), [(False, "linear"), (True, "log")])
+def test_overlap_is_drawn_beside_chance_and_random_masks(axes, result, log_x, scale):
+    overlap_panel(axes, result, log_x=log_x)
+    drawn = lines(axes)
+    assert drawn["magnitude mask"] == ([1, 2, 3, 4, 5, 6], result.overlap.tolist())
+    assert drawn["chance, k / N"][1] == result.baseline.tolist()
+    curves = [list(line.get_ydata()) for line in axes.get_lines()]
+    assert all(curve in curves for curve in result.random.tolist())
+    lower, upper = edges(axes)
+    band = result.baseline + 2 * result.deviation
+    np.testing.assert_allclose([upper[k] for k in range(1, 7)], band)
+    assert min(lower.values()) >= 0
+    assert axes.get_xscale() == scale
+
+
+def test_hessian_figure_has_the_three_panels_and_its_title(result, tmp_path):
+    bounds = (0.9 * RESIDUAL, 1.5 * RESIDUAL)
+    figure = hessian_figure(
+        EIGENVALUES, RESIDUAL, bounds, result, "digits_mlp, step 300, test split", EIGENVALUES
+    )
+    eigenvalues, scree, overlaps = figure.axes
+    assert figure.get_suptitle() == "digits_mlp, step 300, test split"
+    assert lines(eigenvalues)["exact"][1] == EIGENVALUES.abs().tolist()
+    assert lines(scree)["sketched, estimate"][1] == RESIDUAL.tolist()
+    assert lines(overlaps)["magnitude mask"][1] == result.overlap.tolist()
+    figure.savefig(tmp_path / "figure.png", dpi=50)
+    assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_training_figure_draws_every_split_where_it_was_recorded():
+    log = [
+        {"step": 0, "train": {"loss": 2.0, "accuracy": 0.1}, "test": {"loss": 2.5}},
+        {"step": 50, "train": {"loss": 1.0}},
+        {"step": 100, "train": {"loss": 0.5, "accuracy": 0.9}, "test": {"loss": 0.7}},
+    ]
+    loss, accuracy = training_figure(log).axes
+    assert lines(loss) == {
+        "train": ([0, 50, 100], [2.0, 1.0, 0.5]),
+        "test": ([0, 100], [2.5, 0.7]),
+    }
+    assert lines(accuracy) == {"train": ([0, 100], [0.1, 0.9])}
+
+
+def test_a_log_without_accuracies_has_one_panel_and_an_empty_one_is_refused():
+    assert len(training_figure([{"step": 0, "train": {"loss": 2.0}}]).axes) == 1
+    with pytest.raises(SkerchError, match="0 records"):
+        training_figure([])
+
+
+def test_figures_leave_pyplot_alone():
+    program = "import sys, skerch.analysis.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -1,0 +1,132 @@
+"""The command line as a user meets it: a program of its own."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from skerch.jobs.run_dir import RunDir
+
+ROOT = Path(__file__).parents[2]
+
+
+def skerch(*arguments, cwd):
+    return subprocess.run(
+        [sys.executable, "-m", "skerch", *arguments], cwd=cwd, capture_output=True, text=True
+    )
+
+
+def code_blocks(path, language):
+    """The code blocks of a Markdown file."""
+    return [
+        block.split("```")[0] for block in path.read_text().split(f"```{language}\n")[1:]
+    ]  # fmt: skip
+
+
+def test_help_imports_nothing_heavy(tmp_path):
+    script = "import sys; sys.argv = ['skerch', '--help']; import skerch.__main__ as m\n"
+    script += "try:\n    m.main()\nexcept SystemExit: pass\n"
+    script += "assert not {'torch', 'numpy', 'h5py', 'omegaconf'} & set(sys.modules), sys.modules"
+    subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True)
+
+
+def test_a_users_own_model_in_one_file(tmp_path):
+    (problem,) = code_blocks(ROOT / "docs" / "own_model.md", "python")
+    (experiment,) = code_blocks(ROOT / "docs" / "own_model.md", "yaml")
+    assert len(problem.splitlines()) <= 20
+    folder = tmp_path / "mine"
+    folder.mkdir()
+    (folder / "my_problem.py").write_text(problem)
+    (folder / "experiment.yaml").write_text(experiment)
+    done = skerch("run", "mine/experiment.yaml", "launcher.workers=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "20 eigenpairs from 40 matvecs" in done.stdout
+    assert (tmp_path / "runs" / "experiment" / "seigh").is_dir()
+    fit = skerch("check", "mine/experiment.yaml", cwd=tmp_path)
+    assert fit.returncode == 0, fit.stdout
+
+
+def test_status_counts_what_is_done_and_names_what_failed(small, reference):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    directory = RunDir(config.run_dir).step("seigh", 20, "test")
+    directory.eigh.unlink()
+    shutil.rmtree(directory.measurements(1))
+    found = json.loads(skerch("status", config.run_dir, "--json", cwd="/").stdout)
+    (method,) = found["methods"]
+    counts = method["stages"]["decompose"]
+    assert (counts["tasks"], counts["done"], counts["missing"]) == (2, 1, 1)
+    assert method["stages"]["train"]["missing"] == 0
+    table = skerch("status", config.run_dir, cwd="/")
+    assert "decompose" in table.stdout
+
+
+def test_plan_says_what_a_run_takes(tmp_path):
+    plan = skerch("plan", "digits", cwd=tmp_path)
+    assert plan.returncode == 0
+    assert "1,930 parameters, 6 Hessians" in " ".join(plan.stdout.split())
+    assert "1,380" in plan.stdout
+    assert not (tmp_path / "runs").exists()
+
+
+def test_exhaustive_agrees_with_the_sketch(small, reference):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    done = skerch("exhaustive", str(RunDir(config.run_dir).config), "--step", "60", cwd="/")
+    assert done.returncode == 0, done.stderr
+    first = next(line for line in done.stdout.splitlines() if "eigenvalue 1 " in line)
+    assert float(first.split("│")[-2]) == pytest.approx(1, abs=0.01)
+
+
+def test_a_model_that_is_not_fit_is_found_out(tmp_path):
+    (tmp_path / "live.py").write_text(
+        """
+import torch
+from torch.utils.data import TensorDataset
+from skerch.jobs.problems import Problem
+
+def make():
+    return Problem(
+        model=lambda: torch.nn.Linear(4, 1),
+        data=lambda split: TensorDataset(torch.randn(50, 4), torch.randn(50, 1)),
+        loss_fn=lambda model, batch: torch.nn.functional.dropout(model(batch[0]), 0.5).square().mean(),
+    )
+"""
+    )
+    (tmp_path / "live.yaml").write_text(
+        "problem: {factory: 'live:make'}\nhessian: {datapoints: 20, subset: first}\n"
+        "training: {max_steps: 2, batch_size: 10}\nsketch: {outer: 1}\n"
+    )
+    check = skerch("check", "live.yaml", cwd=tmp_path)
+    assert check.returncode == 1
+    assert "switch off dropout" in " ".join(check.stdout.split())
+    run = skerch("run", "live.yaml", cwd=tmp_path)
+    assert run.returncode == 1
+    assert "switch off dropout" in run.stderr
+    assert "Traceback" not in run.stdout + run.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words", "status"),
+    [
+        (["run", "nothing.yaml"], "no experiment file nothing.yaml", 2),
+        (["run", "digits", "sketch.outr=3"], "did you mean sketch.outer", 2),
+        (["run", "digits", "launcher.name=cloud"], "launcher.name is 'cloud'", 2),
+        (["run", "digits", "hessian.datapoints=505"], "multiple of its 10 classes", 1),
+        (["run", "digits", "sketch.kind=guassian"], "gaussian", 2),
+        (["run", "digits", "sketch.outer=1500", "sketch.inner=3000"], "N=1930", 2),
+        (["status", "nowhere"], "nowhere", 2),
+        (["prio_hpars", "--shape", "100", "--budget", "5"], "--shape 100", 1),
+        (["post_bounds", "--apost-n", "0", "--apost-err", "0.5"], "0 probes", 1),
+    ],
+)
+def test_mistakes_end_in_a_sentence_and_a_status(tmp_path, arguments, words, status):
+    done = skerch(*arguments, cwd=tmp_path)
+    assert words in " ".join((done.stdout + done.stderr).split())
+    assert done.returncode == status
+    assert "Traceback" not in done.stdout + done.stderr
