@@ -1,7 +1,7 @@
 """Figures of results handed in: what is drawn is what is given, nothing is computed from it.
 
 A `…_panel` draws one subject onto given axes; a `…_figure` returns a whole `Figure`, without the
-global state of pyplot, for any thread or headless machine: `figure.savefig(path, dpi=150)`. Colours
+global state of pyplot, for any thread or headless machine; `save` writes it. Colours
 are those of Okabe and Ito, told apart by every kind of colour vision, and never alone: signs differ
 in marker, splits in line style. Arrays may be tensors, NumPy arrays or lists.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from itertools import cycle
+from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from skerch.analysis.overlap import OverlapResult
 from skerch.errors import SkerchError
+from skerch.files import write_atomically
 
 Values: TypeAlias = "Tensor | ArrayLike"
 
@@ -183,6 +185,11 @@ def _series(log: Sequence[Mapping[str, Any]], quantity: str) -> dict[str, list[t
             if split != "step" and quantity in figures:
                 series.setdefault(split, []).append((record["step"], figures[quantity]))
     return series
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, atomically."""
+    write_atomically(path, lambda temporary: figure.savefig(temporary, format="png", dpi=150))
 
 
 def _array(values: Values) -> np.ndarray:

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from skerch.a_posteriori import interval, scree_bounds
-from skerch.analysis.figures import hessian_figure
+from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.decompositions.eigh_file import EighFile
@@ -43,8 +43,7 @@ def run(context: Context) -> None:
     relative = residual / residual[0].clamp(min=1e-300)
     below, above = (bound.sqrt() for bound in scree)
     figure = hessian_figure(eigenvalues, relative, (below, above), result, title)
-    path = context.run.figure(context.name, context.step, context.split)
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    save(figure, context.run.figure(context.name, context.step, context.split))
     write_atomically(directory.overlap, lambda file: _write_json(file, content))
 
 

@@ -14,14 +14,13 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
 
-from skerch.analysis.figures import hessian_figure
+from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
 from skerch.curvature.batching import to_device
 from skerch.curvature.losses import LossFn
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.decompositions.eigh_file import EighFile
 from skerch.errors import SkerchError
-from skerch.files import write_atomically
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.operators import load_inputs
 from skerch.jobs.run_dir import RunDir, method_name
@@ -87,7 +86,7 @@ def print_comparison(config: Config, step: int | None, split: str | None) -> Non
     figure = hessian_figure(
         values, estimate / norm, None, sketched, f"step {step}, {split} split", exact[:k]
     )
-    write_atomically(path, lambda file: figure.savefig(file, format="png", dpi=150))
+    save(figure, path)
     print(f"figure {path}")
 
 

@@ -158,6 +158,11 @@ class RunDir:
         """The folder of a method's results at a training step, of a split."""
         return StepDir(self.method(name) / _step_name(step, split))
 
+    @property
+    def training_figure(self) -> Path:
+        """Losses and accuracies against the step."""
+        return self.figures / "training.png"
+
     def figure(self, name: str, step: int, split: str) -> Path:
         """A figure on one Hessian."""
         return self.figures / f"{name}-{_step_name(step, split)}.png"

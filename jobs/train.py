@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from skerch.analysis.figures import save, training_figure
 from skerch.curvature.batching import count_examples, to_device
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
@@ -43,7 +44,11 @@ class TrainingError(SkerchError):
 
 def run(context: Context) -> None:
     """The stage."""
-    train(context.run, context.config, context.progress, device=resolve_device(context.config))
+    run = context.run
+    train(run, context.config, context.progress, device=resolve_device(context.config))
+    if run.log.exists():
+        log = [json.loads(line) for line in run.log.read_text().splitlines()]
+        save(training_figure(log), run.training_figure)
 
 
 def train(

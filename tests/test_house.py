@@ -1,0 +1,138 @@
+"""The house as a whole: its floors, its packaging, and documents that say what the code does."""
+
+from __future__ import annotations
+
+import ast
+import configparser
+import os
+import shutil
+import subprocess
+import sys
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+
+from skerch.jobs.schema import Config
+
+ROOT = Path(__file__).parents[1]
+FLOORS = {"skerch": 0, "analysis": 1, "jobs": 2}
+ROOMS = ["linops", "sketch_operators", "measurements", "decompositions"]
+EXPERIMENT = """
+problem: {name: digits_mlp}
+training: {max_steps: 2}
+hessian: {splits: [test], datapoints: 50}
+sketch: {outer: 3}
+"""
+
+
+def imports(path):
+    """The modules that a file imports, as dotted names."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+        elif isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+
+
+def place(parts):
+    """The floor and the room of a module of ours, from its name after `skerch`."""
+    if parts and parts[0] in ("analysis", "jobs"):
+        return FLOORS[parts[0]], None
+    return FLOORS["skerch"], ROOMS.index(parts[0]) if parts and parts[0] in ROOMS else None
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_imports_point_down_the_floors(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        if path == ROOT / "skerch" / "__main__.py":
+            continue
+        inside = path.relative_to(ROOT / "skerch").parts if folder == "skerch" else ()
+        room = place(inside)[1]
+        for name in imports(path):
+            package, *parts = name.split(".")
+            if package == "skerch":
+                floor, other = place(parts)
+                assert floor <= FLOORS[folder], f"{path} imports {name}"
+                if room is not None and other is not None:
+                    assert other <= room, f"{path} imports {name}"
+
+
+def test_every_package_is_shipped():
+    setup = configparser.ConfigParser()
+    setup.read(ROOT / "setup.cfg")
+    shipped = set(setup["options"]["packages"].split())
+    for folder in ("skerch", "analysis", "jobs", "config", "slurm"):
+        for path in (ROOT / folder).rglob("__init__.py"):
+            parts = path.parent.relative_to(ROOT).parts
+            assert ".".join(parts if parts[0] == "skerch" else ("skerch", *parts)) in shipped
+
+
+def test_every_key_of_an_experiment_is_documented():
+    text = (ROOT / "docs" / "experiment.md").read_text()
+    for section, hint in get_type_hints(Config).items():
+        if section in ("problem_path", "cluster", "resources"):
+            continue
+        keys = [f.name for f in fields(hint)] if is_dataclass(hint) else []
+        for key in keys:
+            assert f"`{section}.{key}`" in text or f"`.{key}`" in text, f"{section}.{key}"
+        assert f"`{section}" in text
+
+
+def test_the_readmes_example_runs():
+    readme = (ROOT / "README.md").read_text()
+    example = readme.split("```python\n")[1].split("```")[0]
+    namespace = {}
+    exec(example, namespace)
+    assert namespace["result"].eigenvalues.shape == (20,)
+
+
+@pytest.fixture
+def elsewhere(tmp_path):
+    """A folder with packages `jobs` and `analysis` of its own, that must not be imported."""
+    for name in ("jobs", "analysis"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("raise SystemExit('the wrong package')")
+    (tmp_path / "small.yaml").write_text(EXPERIMENT)
+    return tmp_path
+
+
+def run_in(folder, **environment):
+    return subprocess.run(
+        [sys.executable, "-m", "skerch", "run", "small.yaml", "launcher.workers=2"],
+        cwd=folder,
+        env=os.environ | environment,
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+
+
+def test_an_editable_install_runs_beside_folders_of_the_same_names(elsewhere):
+    assert "3 eigenpairs from 6 matvecs" in run_in(elsewhere)
+
+
+@pytest.mark.slow
+def test_a_wheel_runs_beside_folders_of_the_same_names(elsewhere, tmp_path_factory):
+    built = tmp_path_factory.mktemp("wheel")
+    outside = shutil.ignore_patterns(".*", "runs", "build", "*.egg-info")
+    source = shutil.copytree(ROOT, built / "source", ignore=outside)
+    pip = [sys.executable, "-m", "pip", "--quiet"]
+    options = ["--no-deps", "--no-build-isolation"]
+    subprocess.run([*pip, "wheel", *options, "--wheel-dir", built, source], check=True)
+    (wheel,) = built.glob("skerch-*.whl")
+    subprocess.run([*pip, "install", "--no-deps", "--target", built / "site", wheel], check=True)
+    site = str(built / "site")
+    assert "3 eigenpairs from 6 matvecs" in run_in(elsewhere, PYTHONPATH=site)
+    where = subprocess.run(
+        [sys.executable, "-c", "import skerch.jobs, skerch.config; print(skerch.jobs.__file__)"],
+        cwd=elsewhere,
+        env=os.environ | {"PYTHONPATH": site},
+        check=True,
+        capture_output=True,
+        text=True,
+    ).stdout
+    assert where.startswith(site)
+    assert (built / "site" / "skerch" / "config" / "experiment" / "digits.yaml").exists()
