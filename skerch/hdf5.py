@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -19,6 +19,9 @@ from torch import Tensor
 
 from skerch.errors import SkerchError
 from skerch.files import FileError, stream_atomically
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 CHUNK_ROWS = 4096
 
@@ -43,6 +46,19 @@ def open_for_reading(path: Path) -> h5py.File:
     """Open a file; raises FileError for one that is missing or damaged."""
     with reading(path):
         return h5py.File(path, "r")
+
+
+class Reader:
+    """A file that is open for reading, as a context manager: the base of our formats' readers."""
+
+    def __init__(self, path: Path):
+        self._file = open_for_reading(path)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
 
 
 def attribute(file: h5py.File, name: str) -> Any:

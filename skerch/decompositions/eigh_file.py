@@ -15,9 +15,9 @@ from torch import Tensor
 from skerch.decompositions.core import Solution
 from skerch.hdf5 import (
     Dataset,
+    Reader,
     attribute,
     create_dataset,
-    open_for_reading,
     write_arrays,
     write_hdf5,
 )
@@ -50,17 +50,8 @@ def write_eigh(
     write_hdf5(path, fill)
 
 
-class EighFile:
+class EighFile(Reader):
     """A decomposition's file, open for reading: use as a context manager."""
-
-    def __init__(self, path: Path):
-        self._file = open_for_reading(path)
-
-    def __enter__(self) -> EighFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     @property
     def eigenvalues(self) -> Tensor:

@@ -16,9 +16,9 @@ from torch import Tensor
 from skerch.errors import SkerchError
 from skerch.hdf5 import (
     Dataset,
+    Reader,
     attribute,
     create_dataset,
-    open_for_reading,
     write_arrays,
     write_hdf5,
 )
@@ -105,17 +105,8 @@ def _fill(
     write_arrays(file, matrices, attributes)
 
 
-class MergedArray:
+class MergedArray(Reader):
     """A merged file, open for reading: use as a context manager."""
-
-    def __init__(self, path: Path):
-        self._file = open_for_reading(path)
-
-    def __enter__(self) -> MergedArray:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     @property
     def manifests(self) -> list[str]:

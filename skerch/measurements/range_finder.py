@@ -15,9 +15,9 @@ from torch import Tensor
 
 from skerch.hdf5 import (
     Dataset,
+    Reader,
     attribute,
     create_dataset,
-    open_for_reading,
     write_arrays,
     write_hdf5,
 )
@@ -59,17 +59,8 @@ def find_range(array: MeasurementArray, path: Path, columns: int) -> None:
         write_hdf5(path, fill)
 
 
-class RangeFile:
+class RangeFile(Reader):
     """A range file, open for reading: use as a context manager."""
-
-    def __init__(self, path: Path):
-        self._file = open_for_reading(path)
-
-    def __enter__(self) -> RangeFile:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._file.close()
 
     @property
     def hash(self) -> str:
