@@ -44,12 +44,15 @@ def plan(experiment: Experiment, overrides: Overrides = None) -> None:
 
 
 def status(
-    run_dir: RunPath, json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False
+    run_dir: RunPath,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    verify: Annotated[bool, typer.Option("--verify", help="Read all files for damage.")] = False,
 ) -> None:
     """What is done, missing and failed, stage by stage."""
     from skerch.jobs.status import print_status
 
-    print_status(run_dir, as_json=json)
+    if print_status(run_dir, as_json=json, verify=verify):
+        raise typer.Exit(1)
 
 
 def check(experiment: Experiment, overrides: Overrides = None) -> None:

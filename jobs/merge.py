@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from skerch.hdf5 import verify
 from skerch.jobs.stage import Context, main
-from skerch.measurements.merge import MergedArray, merge
+from skerch.measurements.merge import merge
 from skerch.measurements.range_finder import RangeFile
 
 
@@ -23,8 +24,7 @@ def run(context: Context) -> None:
         progress=lambda done, total: context.progress(done, total, "rows"),
     )
     if not config.keep_blocks:
-        with MergedArray(path) as merged:
-            merged.verify()
+        verify(path)
         for array in arrays:
             array.remove_blocks()
 

@@ -4,32 +4,39 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.table import Table
 
+from skerch import hdf5
+from skerch.files import FileError
 from skerch.jobs import pipeline, task_log
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
 
 
-def status(run: RunDir) -> dict[str, Any]:
-    """Counts by stage for each method of the run, and the failures with their logs."""
+def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
+    """Counts by stage for each method of the run, the failures with their logs, and damage."""
     run.load()
+    configs = [run.load(name) for name in run.methods]
     return {
         "run": str(run.path),
-        "methods": [_method(run, run.load(name)) for name in run.methods],
+        "methods": [_method(run, config) for config in configs],
+        "damaged": sorted({words for config in configs for words in _damage(config)})
+        if verify
+        else None,
     }
 
 
-def print_status(run_dir: Path, as_json: bool) -> None:
-    """A table of `status`, or its JSON."""
-    found = status(RunDir(run_dir))
+def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
+    """Print `status` as tables or as JSON; true if a file is damaged."""
+    found = status(RunDir(run_dir), verify)
     if as_json:
         print(json.dumps(found, indent=1))
-        return
+        return bool(found["damaged"])
     output = Console()
     for method in found["methods"]:
         table = Table(title=f"{found['run']}: {method['name']}")
@@ -42,6 +49,20 @@ def print_status(run_dir: Path, as_json: bool) -> None:
         for failure in method["failures"]:
             output.print(f"{failure['id']}: {failure['error']}", markup=False, soft_wrap=True)
             output.print(f"  log: {failure['log']}", markup=False, soft_wrap=True)
+    for words in found["damaged"] or ():
+        output.print(words, markup=False, soft_wrap=True)
+    return bool(found["damaged"])
+
+
+def _damage(config: Config) -> Iterator[str]:
+    """A sentence on each HDF5 file that cannot be read back whole."""
+    for task in pipeline.tasks(config):
+        for path in task.outputs:
+            if path.suffix == ".h5" and path.exists():
+                try:
+                    hdf5.verify(path)
+                except FileError as error:
+                    yield str(error)
 
 
 def _method(run: RunDir, config: Config) -> dict[str, Any]:

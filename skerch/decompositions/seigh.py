@@ -84,7 +84,7 @@ def seigh(
     Y, P1 = arrays["leftouter"], None
     if second:
         P1 = range_map(lambda i, j: arrays["leftouter"][i:j], size, second[0].columns, stored_dtype)
-        Q = (Y.double() @ P1).to(op.dtype)
+        Q = (Y.double() @ P1.to(Y.device)).to(op.dtype)
         Y = torch.cat([Y, measure(2, second[0], lambda i, j: Q[:, i:j])["leftouter"]], dim=1)
     columns = torch.cat([Y, arrays["probe"]], dim=1)
     summary = summarise(
@@ -93,13 +93,15 @@ def seigh(
         size,
         Y.shape[1],
         stored_dtype,
-        cross=arrays["cross"].double(),
-        norm=arrays["norm"].double(),
-        inner=arrays["inner"].double() if "inner" in arrays else None,
         range_map=P1,
+        **{
+            name: arrays[name].double().cpu()
+            for name in ("cross", "norm", "inner")
+            if name in arrays
+        },
     )
     solution = solve(summary, recovery, outer)
-    vectors = (Y.double() @ solution.coefficients).to(stored_dtype)
+    vectors = (Y.double() @ solution.coefficients.to(Y.device)).to(stored_dtype)
     return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
 
 

@@ -34,16 +34,19 @@ def slabs(size: int) -> Iterator[tuple[int, int]]:
 
 
 def gram(rows: Rows, size: int, transform: Tensor | None = None) -> Tensor:
-    """(A T)ᵀ (A T) in float64, for the (size, w) array A whose rows `rows(start, stop)` gives."""
+    """(A T)ᵀ (A T) in float64, for the (size, w) array A whose rows `rows(start, stop)` gives.
+
+    Slabs are multiplied where they are; the result is on the CPU, as all small matrices are.
+    """
     total: Tensor | None = None
     for start, stop in slabs(size):
         slab = rows(start, stop).double()
         if transform is not None:
-            slab = slab @ transform
+            slab = slab @ transform.to(slab.device)
         part = slab.T @ slab
         total = part if total is None else total.add_(part)
     assert total is not None
-    return total
+    return total.cpu()
 
 
 def orthonormalise(G: Tensor, rows: Rows, size: int, dtype: torch.dtype) -> Basis:

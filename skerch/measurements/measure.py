@@ -44,6 +44,7 @@ class Measurer:
     ):
         self.manifest = manifest
         self.dtype = getattr(torch, manifest.dtype)
+        self.device = device
         self.range_columns = range_columns
 
         def sketch(kind: str, role: str, rows: int) -> SketchOperator:
@@ -64,7 +65,7 @@ class Measurer:
         if self.omega is not None:
             return self.omega.rows(block.start, block.stop).T
         assert self.range_columns is not None
-        return self.range_columns(block.start, block.stop)
+        return self.range_columns(block.start, block.stop).to(self.device)
 
     def measure(self, op: LinearOperator, block: Block) -> dict[str, Tensor]:
         """The arrays of a block; raises NonFiniteError, which names the column."""

@@ -23,7 +23,7 @@ from skerch.hdf5 import (
     write_hdf5,
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
-from skerch.measurements.gram import Rows, gram, slabs
+from skerch.measurements.gram import Rows, gram
 from skerch.measurements.summary import Summary, summarise
 
 Progress = Callable[[int, int], None]
@@ -126,11 +126,3 @@ class MergedArray(Reader):
         if not attribute(self._file, "consolidated"):
             return None
         return Dataset(self._file, "leftouter").rows
-
-    def verify(self) -> None:
-        """Read everything, checksums included; raises MergeError where it cannot be."""
-        assert self.summary
-        for name in ("leftouter", "probe") if self.rows else ():
-            dataset = Dataset(self._file, name)
-            for start, stop in slabs(dataset.shape[0]):
-                dataset[start:stop]

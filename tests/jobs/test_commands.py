@@ -62,8 +62,13 @@ def test_status_counts_what_is_done_and_names_what_failed(small, reference):
     counts = method["stages"]["decompose"]
     assert (counts["tasks"], counts["done"], counts["missing"]) == (2, 1, 1)
     assert method["stages"]["train"]["missing"] == 0
-    table = skerch("status", config.run_dir, cwd="/")
-    assert "decompose" in table.stdout
+    assert skerch("status", config.run_dir, "--verify", cwd="/").returncode == 0
+    merged = bytearray(directory.merged.read_bytes())
+    merged[len(merged) // 2] ^= 1
+    directory.merged.write_bytes(merged)
+    table = skerch("status", config.run_dir, "--verify", cwd="/")
+    assert table.returncode == 1
+    assert f"{directory.merged} is damaged" in " ".join(table.stdout.split())
 
 
 def test_plan_says_what_a_run_takes(tmp_path):

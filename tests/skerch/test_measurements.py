@@ -19,6 +19,7 @@ from skerch.decompositions.eigh_file import EighFile, write_eigh
 from skerch.decompositions.seigh import seigh
 from skerch.errors import SkerchError
 from skerch.files import FileError
+from skerch.hdf5 import verify
 from skerch.linops import aslinearoperator
 from skerch.measurements.array import BlockError, MeasurementArray, StoredColumns
 from skerch.measurements.gram import SLAB_ROWS, gram, orthonormalise
@@ -106,8 +107,8 @@ def test_the_pipeline_of_files_gives_the_eigenpairs_of_the_in_core_solver(tmp_pa
         )
         fill(second, op, found.columns)
         merge([first, second], tmp_path / "merged.h5", range_map=found.map)
+    verify(tmp_path / "merged.h5")
     with MergedArray(tmp_path / "merged.h5") as merged:
-        merged.verify()
         solution = solve(merged.summary, "nystrom", OUTER)
         write_eigh(tmp_path / "eigh.h5", solution, merged.rows, N, "float64", {"probes": PROBES})
     expected = seigh(op, outer=OUTER, inner=INNER, probes=PROBES, seed=3, block_size=8)
