@@ -11,7 +11,6 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from skerch import hdf5
 from skerch.files import FileError
 from skerch.jobs import pipeline, task_log
 from skerch.jobs.config import Config
@@ -56,6 +55,8 @@ def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
 
 def _damage(config: Config) -> Iterator[str]:
     """A sentence on each HDF5 file that cannot be read back whole."""
+    from skerch import hdf5  # imports torch, which the rest of `status` does not need
+
     for task in pipeline.tasks(config):
         for path in task.outputs:
             if path.suffix == ".h5" and path.exists():
