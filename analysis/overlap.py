@@ -90,7 +90,7 @@ def overlap(
         )
     N, K = eigenvectors.shape
     slab_rows = slab_rows or max(1, SLAB_ENTRIES // max(1, K))
-    chance = [random_order(N, seed, index)[:K] for index in range(random_masks)]
+    chance = [random_order(N, seed, index)[:K].clone() for index in range(random_masks)]
     masks = torch.stack([magnitude_mask(parameters, K), *chance])
 
     rows = torch.empty(*masks.shape, K, dtype=torch.float64)

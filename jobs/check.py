@@ -15,6 +15,7 @@ from skerch.jobs.operators import Inputs, hessian_operator, load_inputs
 from skerch.jobs.problems import load_problem
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.stage import Context
+from skerch.jobs.train import initial_model
 from skerch.randomness import stream
 
 SYMMETRY = {torch.float32: 1e-4, torch.float64: 1e-10}
@@ -92,6 +93,5 @@ def _inputs(config: Config) -> Inputs:
     if run.parameters.exists() and run.hessian_data.exists():
         return load_inputs(Context(run, config, method_name(config), steps[-1], split))
     problem = load_problem(config.problem, config.problem_path)
-    torch.manual_seed(config.training.seed)
-    model = problem.model().eval()
+    model = initial_model(problem, config.training.seed).eval()
     return Inputs(problem, model, hessian_batch(problem.data(split), split, config.hessian))

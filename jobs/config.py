@@ -26,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from skerch.decompositions.recovery import RECOVERIES
 from skerch.files import cause, write_atomically
 from skerch.jobs import validation
 from skerch.jobs.schema import Config, ConfigError, unknown
@@ -41,21 +42,26 @@ __all__ = [
     "save",
 ]
 
+WRITTEN = "# Written by skerch"
+
 
 def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
     """The checked config of an experiment file, with overrides `key.path=value` applied.
 
     A file that does not exist here may be one that comes with skerch: `digits`, `digits.yaml` and
-    `config/experiment/digits.yaml` are the same. Values of overrides are YAML. Relative paths
-    refer to the current folder; `training.checkpoints` that match nothing there, and the module
-    of `problem.factory`, to the experiment file's folder.
+    `config/experiment/digits.yaml` are the same. A run directory stands for its config. Values of
+    overrides are YAML. Relative paths refer to the current folder; `training.checkpoints` that
+    match nothing there, and the module of `problem.factory`, to the experiment file's folder.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value is of a wrong type or out
             of its bounds, or checkpoints are not there.
     """
     path = _find(str(path_or_name))
-    content = _parse(_read(path), str(path))
+    text = _read(path)
+    content = _parse(text, str(path))
+    if text.startswith(WRITTEN) and path.name == "config.yaml":
+        content["run_dir"] = str(path.parent)  # wherever the run directory was moved to
     for override in overrides:
         with _clear_errors(f"The override {override!r}"):
             content = OmegaConf.merge(content, _parse_override(override))
@@ -132,7 +138,9 @@ def checkpoint_files(pattern: str) -> dict[int, Path]:
 
 
 def _find(name: str) -> Path:
-    """An experiment file here, or the one of that name that comes with skerch."""
+    """An experiment file here, a run directory's, or the one of that name that skerch has."""
+    if os.path.isfile(os.path.join(name, "config.yaml")):
+        name = os.path.join(name, "config.yaml")
     if os.path.isfile(name):
         return Path(name).absolute()
     packaged = {path.stem: path for path in _packaged()}
@@ -262,8 +270,11 @@ def _complete(config: Config, path: Path) -> None:
         config.problem_path = _absolute("problem_path", os.path.join(path.parent, folder))
     if config.cluster is not None and os.path.isfile(config.cluster):
         config.cluster = _absolute("cluster", config.cluster)
-    if config.sketch.inner is None:
-        config.sketch.inner = 2 * config.sketch.outer
+    sketch = config.sketch
+    if sketch.inner is None:
+        sketch.inner = 2 * sketch.outer
+    if sketch.rounds is None and sketch.recovery in RECOVERIES:
+        sketch.rounds = RECOVERIES[sketch.recovery].rounds[-1]
     training = config.training
     if training.checkpoints is not None:
         training.checkpoints = _absolute_pattern(training.checkpoints, path.parent)
@@ -283,13 +294,16 @@ def _absolute(key: str, path: Any) -> str:
     """A path against the current folder, with ~ expanded."""
     if not isinstance(path, str) or "\0" in path:
         raise ConfigError(f"{key} expects a path, not {reprlib.repr(path)}.")
-    return os.path.abspath(os.path.expanduser(path))
+    absolute = os.path.abspath(os.path.expanduser(path))
+    if any(len(os.fsencode(part)) > 255 for part in absolute.split(os.sep)):
+        raise ConfigError(f"{key} has a name of more than 255 bytes; choose a shorter one.")
+    return absolute
 
 
 def _absolute_pattern(pattern: str, folder: Path) -> str:
     """A glob against the current folder if it matches there, or against the given one."""
     expanded = os.path.expanduser(pattern)
-    bases = [os.getcwd(), str(folder)]
+    bases = list(dict.fromkeys([os.getcwd(), str(folder)]))
     for base in bases:
         absolute = os.path.join(glob.escape(base), expanded)
         if "\0" not in pattern and glob.glob(absolute):
@@ -309,4 +323,4 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
 
 def _checksum(text: str) -> str:
     digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"# Written by skerch; sha256 of what follows: {digest}\n"
+    return f"{WRITTEN}; sha256 of what follows: {digest}\n"

@@ -17,6 +17,7 @@ from rich.progress import (
 )
 
 from skerch.jobs.pipeline import Task
+from skerch.jobs.task_log import progress_line
 
 INTERVAL = 5.0  # seconds between two plain lines of one task
 
@@ -96,10 +97,7 @@ class Lines:
         first, last = self._times[task.id]
         if done and now - last >= INTERVAL:
             self._times[task.id] = (first, now)
-            rate = done / (now - first)
-            left = (total - done) / rate
-            line = f"  {task.id}: {done}/{total} {unit}, {rate:.3g}/s, {left:.0f} s left"
-            print(line, flush=True)
+            print(f"  {task.id}: {progress_line(done, total, unit, now - first)}", flush=True)
 
     def ended(self, task: Task, error: str | None) -> None:
         """A task is done or failed."""

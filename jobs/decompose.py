@@ -21,9 +21,15 @@ def run(context: Context) -> None:
                 "delete it and run again."
             )
         summary = merged.summary
+        solution = solve(summary, sketch.recovery, sketch.outer)
+        if not len(solution.eigenvalues):
+            raise MergeError(
+                f"The Hessian in {directory.merged} is zero, so it has no eigenpairs: the loss "
+                "depends on the parameters at most linearly."
+            )
         write_eigh(
             directory.eigh,
-            solve(summary, sketch.recovery, sketch.outer),
+            solution,
             merged.rows or columns,
             columns.size,
             context.config.hessian.dtype,

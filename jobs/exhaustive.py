@@ -6,6 +6,8 @@ operator that was sketched.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -33,6 +35,40 @@ class ExhaustiveError(SkerchError):
     """A network that is too large for its exact Hessian."""
 
 
+@dataclass(frozen=True)
+class Comparison:
+    """Sketched eigenpairs beside the exact decomposition of the same Hessian."""
+
+    H: Tensor  # (N, N)
+    exact: Tensor  # (N,), by decreasing magnitude
+    vectors: Tensor  # (N, N)
+    values: Tensor  # (k,), sketched
+    W: Tensor  # (N, k), sketched
+    estimate: Tensor  # (k + 1,), estimated residuals
+    theta: Tensor  # (N,), the parameters
+
+    def rows(self) -> Iterator[tuple[str, float, float]]:
+        """What is compared, sketched and exact; an eigenvalue with that of the nearest vector."""
+        k = len(self.values)
+        nearest = (self.vectors.T @ self.W[:, :10]).abs().argmax(dim=0)
+        for index, twin in enumerate(nearest):
+            yield f"eigenvalue {index + 1}", float(self.values[index]), float(self.exact[twin])
+        norm = torch.linalg.norm(self.exact)
+        residual = torch.linalg.norm(self.H - (self.W * self.values) @ self.W.T)
+        yield "‖H‖_F, estimated", float(self.estimate[0]), float(norm)
+        yield f"residual at rank {k}, estimated", float(self.estimate[-1]), float(residual)
+        best = torch.linalg.norm(self.exact[k:])
+        yield f"residual at rank {k}, over the best", float(residual), float(best)
+        half = max(k // 2, 1)
+        captured = torch.linalg.norm(self.vectors[:, :half].T @ self.W).square() / half
+        yield f"top {half} eigenspace captured", float(captured), 1.0
+        sketched, exact = (
+            overlap(U, self.theta, random_masks=0).overlap[-1]
+            for U in (self.W, self.vectors[:, :k])
+        )
+        yield f"overlap at k = {k}", float(sketched), float(exact)
+
+
 def print_comparison(config: Config, step: int | None, split: str | None) -> None:
     """Compare one Hessian's sketched eigenpairs, residual and overlap with the exact ones."""
     steps, splits = config.training.record_steps or [], config.hessian.splits
@@ -42,9 +78,31 @@ def print_comparison(config: Config, step: int | None, split: str | None) -> Non
             f"There is no step {step} of split {split}; recorded are {steps} of {splits}."
         )
     context = Context(RunDir(config.run_dir), config, method_name(config), step, split)
+    found = compare(context)
+    title = f"step {step}, {split} split: {len(found.values)} of {len(found.exact):,} eigenpairs"
+    table = Table(title=title)
+    for heading in ("", "sketched", "exact", "ratio"):
+        table.add_column(heading, justify="right" if heading else "left")
+    rounding = 1e-12 * float(found.exact[:1].abs().sum())
+    for name, sketched, exact in found.rows():
+        ratio = f"{sketched / exact:.4f}" if abs(exact) > rounding else "-"
+        table.add_row(name, f"{sketched:.6g}", f"{exact:.6g}", ratio)
+    Console().print(table)
+
+    result = overlap(found.W, found.theta, seed=config.sketch.seed)
+    relative = found.estimate / found.estimate[0]
+    exact = found.exact[: len(found.values)]
+    figure = hessian_figure(found.values, relative, None, result, title, exact)
+    path = context.run.figures / f"{context.name}-exact-{context.directory.path.name}.png"
+    save(figure, path)
+    print(f"figure {path}")
+
+
+def compare(context: Context) -> Comparison:
+    """The exact decomposition of a context's Hessian, beside the file of the sketched one."""
     inputs = load_inputs(context)
     model = inputs.model.double()
-    parameters = select_parameters(model, config.hessian.param_filter)
+    parameters = select_parameters(model, context.config.hessian.param_filter)
     theta = params_to_vector(parameters)
     if len(theta) > LARGEST:
         raise ExhaustiveError(
@@ -55,39 +113,10 @@ def print_comparison(config: Config, step: int | None, split: str | None) -> Non
     H = dense_hessian(model, list(parameters), data, inputs.problem.loss_fn)
     exact, vectors = torch.linalg.eigh(H)
     order = exact.abs().argsort(descending=True)
-    exact, vectors = exact[order], vectors[:, order]
     with EighFile(context.directory.eigh) as file:
-        values, estimate = file.eigenvalues, file.residual
         W = file.eigenvectors[:].double()
-    k = len(values)
-    true = torch.linalg.norm(H - (W * values) @ W.T)
-    best = torch.linalg.norm(exact[k:])
-    norm = torch.linalg.norm(exact)
-    sketched, whole = overlap(W, theta), overlap(vectors[:, :k], theta)
-
-    table = Table(title=f"step {step}, {split} split: {k} of {len(theta):,} eigenpairs")
-    for heading in ("", "sketched", "exact", "ratio"):
-        table.add_column(heading, justify="right" if heading else "left")
-
-    def row(name: str, a: Any, b: Any) -> None:
-        table.add_row(name, f"{float(a):.6g}", f"{float(b):.6g}", f"{float(a / b):.4f}")
-
-    for index in range(min(10, k)):
-        row(f"eigenvalue {index + 1}", values[index], exact[index])
-    row("‖H‖_F (estimated)", estimate[0], norm)
-    row(f"residual at rank {k}, over the best", true, best)
-    row(f"residual at rank {k}, estimated", estimate[-1], true)
-    captured = torch.linalg.norm(vectors[:, : k // 2].T @ W) ** 2 / max(k // 2, 1)
-    row(f"top {k // 2} eigenspace captured", captured, torch.ones(()))
-    row(f"overlap at k = {k}", sketched.overlap[-1], whole.overlap[-1])
-    Console().print(table)
-
-    path = context.run.figures / f"{context.name}-exact-{context.directory.path.name}.png"
-    figure = hessian_figure(
-        values, estimate / norm, None, sketched, f"step {step}, {split} split", exact[:k]
-    )
-    save(figure, path)
-    print(f"figure {path}")
+        values, estimate = file.eigenvalues, file.residual
+    return Comparison(H, exact[order], vectors[:, order], values, W, estimate, theta)
 
 
 def dense_hessian(

@@ -20,10 +20,15 @@ from skerch.measurements.range_finder import RangeFile
 
 
 def run(context: Context) -> None:
-    """Write the manifest of `context.round`; a second round takes over the first one's choices."""
-    sketch = context.config.sketch
-    recipe = recoveries.RECOVERIES[sketch.recovery]
-    size = recipe.sizes(sketch.rounds, sketch.outer, sketch.inner, sketch.probes)[context.round - 1]
+    """Write the manifest of `context.round`, unless there is one already.
+
+    A second round takes over the choices of the first one.
+    """
+    directory = context.directory.measurements(context.round)
+    if (directory / "manifest.json").exists():
+        MeasurementArray(directory)
+        return
+    sketch, size = context.config.sketch, context.round_size(context.round)
     range_hash = None
     if context.round == 1:
         N, provenance = _choose(context)
@@ -41,12 +46,12 @@ def run(context: Context) -> None:
         block_size=sketch.block_size,
         sketch=sketch.kind,
         seed=sketch.seed,
-        compresses=recipe.compresses,
+        compresses=recoveries.RECOVERIES[sketch.recovery].compresses,
         round=context.round,
         range_hash=range_hash,
         provenance=provenance,
     )
-    MeasurementArray.create(context.directory.measurements(context.round), manifest)
+    MeasurementArray.create(directory, manifest)
 
 
 def _choose(context: Context) -> tuple[int, dict[str, Any]]:
@@ -60,15 +65,9 @@ def _choose(context: Context) -> tuple[int, dict[str, Any]]:
     check_loss(op)
     choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
     provenance = {
-        "problem": identity(config, "training")["problem"],
+        "identity": identity(config, "method"),
         "step": context.step,
         "split": context.split,
-        "curvature": config.hessian.curvature,
-        "recovery": config.sketch.recovery,
-        "outer": config.sketch.outer,
-        "inner": config.sketch.inner,
-        "rounds": config.sketch.rounds,
-        "batch_size": config.hessian.batch_size,
         "strategy": choice.strategy,
         "chunk_size": choice.chunk_size,
         "threads": torch.get_num_threads(),

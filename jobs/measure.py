@@ -21,7 +21,7 @@ def run(context: Context) -> None:
     Measurement task t is blocks [t p, (t + 1) p) with p = launcher.blocks_per_task.
     """
     array = context.array(context.round)
-    blocks = array.missing(_indices(context))
+    blocks = array.missing(_indices(context, len(array.manifest.blocks())))
     if not blocks:
         return
     recorded = array.manifest.provenance
@@ -67,10 +67,16 @@ def run(context: Context) -> None:
             context.progress(done, total, "columns")
 
 
-def _indices(context: Context) -> list[int] | None:
+def _indices(context: Context, blocks: int) -> list[int] | None:
+    """The blocks of the context's tasks, None for all."""
     if context.tasks is None:
         return None
     p = context.config.launcher.blocks_per_task
+    if max(context.tasks) * p >= blocks:
+        raise MeasureError(
+            f"There is no measurement task {max(context.tasks)}: {blocks} blocks in tasks of {p} "
+            f"(launcher.blocks_per_task) are tasks 0 to {(blocks - 1) // p}."
+        )
     return [index for t in context.tasks for index in range(t * p, (t + 1) * p)]
 
 

@@ -27,6 +27,7 @@ def run(context: Context) -> None:
         verify(path)
         for array in arrays:
             array.remove_blocks()
+        context.directory.range.unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -11,7 +11,14 @@ from skerch.curvature.batching import split_batch, to_device
 from skerch.curvature.hessian import HessianOperator
 from skerch.errors import SkerchError
 from skerch.jobs import problems
-from skerch.jobs.recorded import content_hash, load_hessian_data, load_model
+from skerch.jobs.config import difference, identity
+from skerch.jobs.recorded import (
+    RecordedError,
+    content_hash,
+    describe,
+    load_hessian_data,
+    load_model,
+)
 
 if TYPE_CHECKING:
     from skerch.jobs.config import Config
@@ -55,6 +62,13 @@ def load_inputs(context: Context) -> Inputs:
     """The inputs of a context's step and split."""
     assert context.step is not None
     assert context.split is not None
+    trained = describe(context.run)["identity"]
+    changes = difference(trained, identity(context.config, "training"))
+    if changes:
+        raise RecordedError(
+            f"{context.run.parameters} is of another training ({'; '.join(changes)}); take the old "
+            "values back, or set another run_dir."
+        )
     problem = problems.load_problem(context.config.problem, context.config.problem_path)
     model = load_model(context.run, problem, context.step)
     return Inputs(problem, model, load_hessian_data(context.run, context.split))

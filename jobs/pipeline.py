@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from skerch.decompositions.recovery import RECOVERIES
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.measurements.manifest import count_blocks
@@ -60,9 +59,7 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
     name = method_name(config)
     directory = run.step(name, step, split)
     sketch = config.sketch
-    sizes = RECOVERIES[sketch.recovery].sizes(
-        sketch.rounds, sketch.outer, sketch.inner, sketch.probes
-    )
+    sizes = sketch.round_sizes()
 
     def task(
         stage: str, outputs: list[Path], needs: list[str], suffix: str = "", **arguments: Any

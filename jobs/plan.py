@@ -2,34 +2,47 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from rich.console import Console
+from rich.filesize import decimal
 from rich.table import Table
 
+from skerch.curvature.backends import check_strategy
 from skerch.curvature.parameters import select_parameters
-from skerch.decompositions.recovery import RECOVERIES, check_size
+from skerch.decompositions.recovery import check_size
 from skerch.errors import SkerchError
 from skerch.jobs import pipeline, problems
 from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.operators import resolve_device
+from skerch.jobs.train import make_optimizer
 from skerch.measurements.gram import SLAB_ROWS
 
 
 def count_parameters(config: Config) -> int:
-    """N, from the problem's network; raises ConfigError where the sketch does not fit it."""
+    """N, from the problem's network, where all that can be known before the training is in order.
+
+    Raises ConfigError where the problem, the optimizer, the device, the strategy or the sizes of
+    the sketch cannot be had.
+    """
     problem = problems.load_problem(config.problem, config.problem_path)
-    parameters = select_parameters(problem.model(), config.hessian.param_filter)
-    N = sum(parameter.numel() for parameter in parameters.values())
+    model = problems.build_model(problem)
+    N = sum(p.numel() for p in select_parameters(model, config.hessian.param_filter).values())
+    if config.training.checkpoints is None:
+        make_optimizer(config.training, model)
     try:
+        resolve_device(config)
+        check_strategy(config.hessian.strategy)
         check_size(N, config.sketch.inner)
     except SkerchError as error:
-        raise ConfigError(f"sketch: {error}") from error
+        raise ConfigError(str(error)) from error
     return N
 
 
 def print_plan(config: Config) -> None:
     """Matvecs, tasks, files, disk and memory of one Hessian and of the whole run."""
     N, sketch = count_parameters(config), config.sketch
-    recipe = RECOVERIES[sketch.recovery]
-    sizes = recipe.sizes(sketch.rounds, sketch.outer, sketch.inner, sketch.probes)
+    sizes = sketch.round_sizes()
     itemsize = 8 if config.hessian.dtype == "float64" else 4
     stored = sum(size.stored for size in sizes)
     whole = (stored + sketch.probes) * N * itemsize
@@ -40,27 +53,27 @@ def print_plan(config: Config) -> None:
     measuring = [task for task in tasks if task.stage == "measure"]
     width = stored + sketch.probes
 
-    table = Table(title=f"{N:,} parameters, {hessians} Hessians in {config.run_dir}")
+    table = Table(title=f"{N:,} parameters, {hessians} Hessians")
     for heading in ("", "each", "in all"):
         table.add_column(heading, justify="right" if heading else "left")
 
-    def row(name: str, each: float, text: str = "{:,.0f}", times: int = hessians) -> None:
-        table.add_row(name, text.format(each), text.format(each * times))
+    def row(name: str, each: float, text: Callable[[int], str] = "{:,}".format) -> None:
+        table.add_row(name, text(round(each)), text(round(each * hessians)))
 
     row("Hessian matvecs", sketch.inner + sketch.probes)
     row("measurement tasks", len(measuring) / hessians)
     row("tasks", (len(tasks) - 1) / hessians)
     row("files", sum(len(task.outputs) for task in tasks[1:]) / hessians)
-    gigabytes = "{:,.3f} GB"
-    row("disk: blocks, range", (whole + found) / 1e9 if config.keep_blocks else 0.0, gigabytes)
-    row("disk: merged", whole / 1e9 if config.consolidate else 0.0, gigabytes)
-    row("disk: eigenvectors", eigenvectors / 1e9, gigabytes)
+    until = "" if config.keep_blocks else ", until merged"
+    row(f"disk: blocks{until}", whole + found, decimal)
+    row("disk: merged", whole if config.consolidate else 0, decimal)
+    row("disk: eigenvectors", eigenvectors, decimal)
     output = Console()
     output.print(table)
     vectors = 3 * N * sketch.block_size * itemsize
     solver = 8 * (2 * SLAB_ROWS * width + 6 * width**2)
     output.print(
-        f"memory   a worker about {vectors / 1e9:,.2f} GB besides the network, its activations and "
-        f"the sketch map; merge and solve about {solver / 1e9:,.2f} GB.",
+        f"memory   a worker about {decimal(vectors)} besides the network, its activations and "
+        f"the sketch map; merge and solve about {decimal(solver)}.",
         soft_wrap=True,
     )

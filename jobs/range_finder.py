@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from skerch.decompositions.recovery import RECOVERIES
 from skerch.jobs.stage import Context, main
 from skerch.measurements.range_finder import find_range
 
 
 def run(context: Context) -> None:
     """Write range.h5, whose columns are the second round's test vectors."""
-    sketch = context.config.sketch
-    sizes = RECOVERIES[sketch.recovery].sizes(
-        sketch.rounds, sketch.outer, sketch.inner, sketch.probes
-    )
-    find_range(context.array(1), context.directory.range, sizes[1].columns)
+    columns = context.round_size(2).columns
+    find_range(context.array(1), context.directory.range, columns)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from skerch.errors import SkerchError
 from skerch.files import stream_atomically
 from skerch.hdf5 import reading, write_arrays, write_hdf5
-from skerch.jobs.problems import Problem
+from skerch.jobs.problems import Problem, build_model
 from skerch.jobs.run_dir import RunDir
 
 CHUNK = 2**16  # rows of a column that share a checksum
@@ -111,7 +111,7 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
         buffers = _read_column(file, "buffers", position) if description["buffers"] else None
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = problem.model()
+        model = build_model(problem)
     kinds = (("parameters", model.named_parameters()), ("buffers", _buffers(model)))
     for kind, named in kinds:
         expected, found = description[kind], _shapes(named)

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections import defaultdict
-from typing import Any
+from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
+from skerch.errors import SkerchError
+from skerch.files import sweep
 from skerch.jobs import console, launchers, pipeline, task_log
 from skerch.jobs.config import Config
-from skerch.jobs.plan import count_parameters
 from skerch.jobs.run_dir import RunDir, method_name
 
 
@@ -22,14 +25,25 @@ def complete(config: Config) -> dict[str, str]:
     tasks = pipeline.tasks(config)
     missing = pipeline.missing(tasks)
     if missing:
+        from skerch.jobs.plan import count_parameters  # imports torch
+
         count_parameters(config)
     run.bind(config)
     if len(missing) < len(tasks):
         print(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are done in {run.path}.")
     if not missing:
         return {}
-    with console.report(len(missing)) as report:
-        failures = launch(config, missing, report)
+    with run.locked():
+        sweep(run.path)
+        try:
+            with console.report(len(missing)) as report:
+                failures = launch(config, missing, report)
+        except KeyboardInterrupt:
+            print(
+                "Interrupted; what is finished is kept: run the same command again to go on.",
+                file=sys.stderr,
+            )
+            raise
     if failures:
         print(
             f"{len(failures)} of {len(missing)} tasks failed, or need one that did. Mend the cause "
@@ -41,40 +55,42 @@ def complete(config: Config) -> dict[str, str]:
 def print_table(config: Config) -> None:
     """Eigenvalues, residual and overlap of each finished Hessian, stage times, where files are."""
     run, name = RunDir(config.run_dir), method_name(config)
-    outer = config.sketch.outer
-    table = Table(title=f"{name}: {outer} eigenpairs from {config.sketch.inner} matvecs")
-    for heading in (
-        "step",
-        "split",
-        "top eigenvalues",
-        "relative residual",
-        f"overlap, k = {outer}",
-    ):
+    outer, inner = config.sketch.outer, config.sketch.inner
+    table = Table(title=escape(f"{name}: {outer} eigenpairs from {inner} matvecs"))
+    for heading in ("step", "split", "top eigenvalues", "relative residual", "overlap"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for step in config.training.record_steps or []:
         for split in config.hessian.splits:
             path = run.step(name, step, split).overlap
             if path.exists():
-                table.add_row(str(step), split, *_cells(json.loads(path.read_text())))
+                table.add_row(str(step), split, *_cells(path))
     if not table.row_count:
         return
     output = Console(width=max(Console().width, 100))
     output.print(table)
-    output.print(_times(config, run), highlight=False)
-    output.print(f"files    {run.method(name)}", soft_wrap=True)
-    output.print(f"figures  {run.figures}", soft_wrap=True)
+    for line in (
+        _times(config, run),
+        f"files    {run.method(name)}",
+        f"figures  {run.figures}",
+    ):
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(overlap: dict[str, Any]) -> list[str]:
-    """Top eigenvalues, residual and overlap, in words."""
-    residual = overlap["residual"]
-    relative = residual[-1] / residual[0] if residual[0] > 0 else 0.0
-    multiple = overlap["overlap"][-1] / overlap["baseline"][-1]
-    return [
-        ", ".join(f"{value:.4g}" for value in overlap["eigenvalues"][:3]),
-        f"{relative:.2%}",
-        f"{overlap['overlap'][-1]:.4f} ({multiple:.2f} times k/N)",
-    ]
+def _cells(path: Path) -> list[str]:
+    """Top eigenvalues, residual and overlap, in words, from an overlap file."""
+    try:
+        overlap = json.loads(path.read_text())
+        residual, k = overlap["residual"], len(overlap["overlap"])
+        multiple = overlap["overlap"][-1] / overlap["baseline"][-1]
+        return [
+            ", ".join(f"{value:.4g}" for value in overlap["eigenvalues"][:3]),
+            f"{residual[-1] / residual[0]:.2%}",
+            f"{overlap['overlap'][-1]:.4f}, {multiple:.2f} times k/N (k = {k})",
+        ]
+    except (OSError, ValueError, TypeError, LookupError, ArithmeticError):
+        raise SkerchError(
+            f"{path} is damaged; delete it, and the same command makes it again."
+        ) from None
 
 
 def _times(config: Config, run: RunDir) -> str:

@@ -7,9 +7,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+from skerch.decompositions.recovery import RECOVERIES, RoundSize
 from skerch.errors import SkerchError
 
 LARGEST = 2**31 - 1
+STAGES = ("train", "layout", "measure", "range_finder", "merge", "decompose", "analyze")
 
 
 class ConfigError(SkerchError):
@@ -63,12 +65,17 @@ class Sketch:
 
     kind: str = "sparse_sign"
     recovery: str = _choice("nystrom", "oversampled")
-    rounds: int = _number(2)
+    rounds: int | None = _number(None)  # on loading: the recovery's default
     outer: int = _number(100)  # eigenpairs
     inner: int | None = _number(None)  # matvecs; on loading: twice outer
     probes: int = _number(30, least=2)
     block_size: int = _number(64)
     seed: int = _number(12345, least=0)
+
+    def round_sizes(self) -> list[RoundSize]:
+        """The size of each round's measurement array."""
+        recipe = RECOVERIES[self.recovery]
+        return recipe.sizes(self.rounds, self.outer, self.inner, self.probes)
 
 
 @dataclass

@@ -22,6 +22,7 @@ from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
 
 if TYPE_CHECKING:
+    from skerch.decompositions.recovery import RoundSize
     from skerch.measurements.array import MeasurementArray
 
 Progress = Callable[[int, int, str], None]
@@ -51,6 +52,13 @@ class Context:
         assert self.split is not None
         return self.run.step(self.name, self.step, self.split)
 
+    def round_size(self, number: int) -> RoundSize:
+        """The size of a round's array."""
+        sizes = self.config.sketch.round_sizes()
+        if number > len(sizes):
+            raise ConfigError(f"sketch.rounds is {len(sizes)}, so there is no round {number}.")
+        return sizes[number - 1]
+
     def array(self, round_number: int) -> MeasurementArray:
         """The measurement array of a round."""
         from skerch.measurements.array import MeasurementArray
@@ -59,19 +67,13 @@ class Context:
 
 
 def execute(stage: str, context: Context) -> None:
-    """Run a stage in this process, with the number of threads that its manifest fixes."""
+    """Run a stage in this process, with the threads and kernels that keep its bits the same."""
     import torch
 
-    torch.set_num_threads(_threads(context))
+    torch.set_num_threads(_threads(stage, context))
+    torch.backends.cudnn.deterministic = True
+    torch.backends.cudnn.allow_tf32 = False
     import_module(f"skerch.jobs.{stage}").run(context)
-
-
-def default_threads(config: Config) -> int:
-    """`launcher.threads`, or an equal share of the usable cores for each worker."""
-    if config.launcher.threads:
-        return int(config.launcher.threads)
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return max(1, (cores or 1) // config.launcher.workers)
 
 
 def main(stage: str) -> None:
@@ -105,7 +107,8 @@ def parse_ranges(text: str) -> tuple[int, ...]:
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
-        if not first.isdecimal() or (dash and not last.isdecimal()):
+        numeric = first.isdecimal() and (last.isdecimal() or not dash)
+        if not numeric or int(last or first) < int(first):
             raise ConfigError(f"--tasks {text!r} is not a list of ranges such as 3,5-9.")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)
@@ -125,15 +128,20 @@ def _hessians(
     return [(s, p) for s in steps for p in splits if step in (None, s) and split in (None, p)]
 
 
-def _threads(context: Context) -> int:
-    """The first round's manifest fixes it for all that follows; before, the config does."""
+def _threads(stage: str, context: Context) -> int:
+    """What the first round's manifest says; before there is one, `launcher.threads`.
+
+    By default the training, which runs alone, gets all usable cores, and a worker an equal share.
+    """
     from skerch.measurements import manifest
 
+    launcher = context.config.launcher
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if context.step is not None:
         path = context.directory.measurements(1) / "manifest.json"
         if path.exists():
             return int(manifest.read(path).provenance["threads"])
-    return default_threads(context.config)
+    return launcher.threads or max(1, (cores or 1) // (1 if stage == "train" else launcher.workers))
 
 
 def _print(done: int, total: int, unit: str) -> None:

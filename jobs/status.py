@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from skerch.files import FileError
@@ -37,8 +38,10 @@ def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
         print(json.dumps(found, indent=1))
         return bool(found["damaged"])
     output = Console()
+    if not found["methods"]:
+        print(f"{found['run']} has no method's results, nor their config.")
     for method in found["methods"]:
-        table = Table(title=f"{found['run']}: {method['name']}")
+        table = Table(title=escape(f"{found['run']}: {method['name']}"))
         for heading in ("stage", "done", "of", "missing", "failed"):
             table.add_column(heading, justify="left" if heading == "stage" else "right")
         for stage, counts in method["stages"].items():

@@ -52,14 +52,20 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
 def records(run: RunDir) -> dict[str, dict[str, Any]]:
     """The latest record of each task that ended, by id."""
     latest: dict[str, dict[str, Any]] = {}
-    if run.task_records.exists():
-        for line in run.task_records.read_text().splitlines():
+    if run.task_records.is_file():
+        for line in run.task_records.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
-            except ValueError:  # the last line of a process that was killed while it wrote
+                latest[record["id"]] = {key: record[key] for key in ("seconds", "error")}
+            except (ValueError, TypeError, KeyError):  # of a process killed while it wrote
                 continue
-            latest[record["id"]] = record
     return latest
+
+
+def progress_line(done: int, total: int, unit: str, seconds: float) -> str:
+    """How far a task is, how fast, and how long it will take."""
+    rate = done / max(seconds, 1e-9)
+    return f"{done}/{total} {unit}, {rate:.3g}/s, {(total - done) / rate:.0f} s left"
 
 
 def _append(path: Path, record: dict[str, Any]) -> None:
@@ -81,10 +87,7 @@ def _lines(log: Any) -> Progress:
         if not done or (now - last < INTERVAL and done < total):
             return
         last = now
-        rate = done / max(now - first, 1e-9)
-        log.write(
-            f"{_now()} {done}/{total} {unit}, {rate:.3g}/s, {(total - done) / rate:.0f} s left\n"
-        )
+        log.write(f"{_now()} {progress_line(done, total, unit, now - first)}\n")
 
     return progress
 

@@ -26,7 +26,7 @@ from skerch.files import write_atomically
 from skerch.jobs import datapoints, recorded
 from skerch.jobs.config import checkpoint_files, difference, identity
 from skerch.jobs.operators import resolve_device
-from skerch.jobs.problems import Problem, load_problem
+from skerch.jobs.problems import Problem, build_model, load_problem
 from skerch.jobs.recorded import Column
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.schema import Config, ConfigError, Training, unknown
@@ -44,11 +44,7 @@ class TrainingError(SkerchError):
 
 def run(context: Context) -> None:
     """The stage."""
-    run = context.run
-    train(run, context.config, context.progress, device=resolve_device(context.config))
-    if run.log.exists():
-        log = [json.loads(line) for line in run.log.read_text().splitlines()]
-        save(training_figure(log), run.training_figure)
+    train(context.run, context.config, context.progress, device=resolve_device(context.config))
 
 
 def train(
@@ -84,7 +80,7 @@ def train(
     problem = load_problem(config.problem, config.problem_path)
     hessian, device = config.hessian, torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _seed(config.training.seed, 0)
+        _seed(config.training.seed, "data", 0)
         data = {split: problem.data(split) for split in dict.fromkeys(["train", *hessian.splits])}
         batches = {s: datapoints.hessian_batch(data[s], s, hessian) for s in hessian.splits}
         hashes = {split: recorded.content_hash(batch) for split, batch in batches.items()}
@@ -101,6 +97,7 @@ def train(
             session.train(progress, checkpoint_seconds)
         else:
             session.read_checkpoints(progress)
+    save(training_figure(session.state.log), run.training_figure)
     recorded.write_parameters(run.parameters, session.model, session.state.columns, wanted, hashes)
 
 
@@ -131,15 +128,14 @@ class _Session:
         self.data = data
         self.device = device
         self.identity = json.dumps(wanted, sort_keys=True)
-        _seed(training.seed, 0)
-        self.model = problem.model().to(device)
+        self.model = initial_model(problem, training.seed).to(device)
         self.state = _State()
 
     def train(self, progress: Progress | None, checkpoint_seconds: float) -> None:
         """Train from the start, or the checkpoint, to the last step to record."""
         training, state = self.training, self.state
         last = training.record_steps[-1]
-        optimizer = _optimizer(training, self.model)
+        optimizer = make_optimizer(training, self.model)
         self._resume(optimizer)
         batches = datapoints.batches(self.data["train"], self._order(state.step, last))
         due = time.monotonic() + checkpoint_seconds
@@ -156,7 +152,7 @@ class _Session:
                 end = time.monotonic()
                 due = end + max(checkpoint_seconds, (end - begin) / CHECKPOINT_SHARE)
             state.step += 1
-            _seed(training.seed, state.step)
+            _seed(training.seed, "training", state.step)
             loss = self._update(optimizer, to_device(next(batches), self.device))
             if not math.isfinite(loss):
                 raise TrainingError(
@@ -263,6 +259,7 @@ class _Session:
             "identity": self.identity,
             "model": self.model.state_dict(),
             "optimizer": optimizer.state_dict(),
+            "threads": torch.get_num_threads(),
             "step": self.state.step,
             "log": self.state.log,
             "columns": {step: asdict(column) for step, column in self.state.columns.items()},
@@ -276,6 +273,7 @@ class _Session:
         saved = recorded.load_checkpoint(self.run.checkpoint)
         if saved["identity"] != self.identity:
             return
+        torch.set_num_threads(saved["threads"])  # they decide the last bits
         self.model.load_state_dict(saved["model"])
         optimizer.load_state_dict(saved["optimizer"])
         self.state.step = saved["step"]
@@ -283,12 +281,18 @@ class _Session:
         self.state.columns = {step: Column(**parts) for step, parts in saved["columns"].items()}
 
 
-def _seed(seed: int, step: int) -> None:
-    """Make what a step draws (0: datapoints and initialisation) a function of (seed, step)."""
-    torch.manual_seed(int(stream(seed, "training", step).integers(2**63)))
+def initial_model(problem: Problem, seed: int) -> nn.Module:
+    """The network before its first step, a function of the training's seed."""
+    _seed(seed, "training", 0)
+    return build_model(problem)
 
 
-def _optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
+def _seed(seed: int, role: str, step: int) -> None:
+    """Make what a step draws a function of (seed, role, step)."""
+    torch.manual_seed(int(stream(seed, role, step, 0).integers(2**63)))
+
+
+def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimizer:
     """The optimizer that a config names."""
     classes = {
         name: value

@@ -13,7 +13,16 @@ from skerch import sketch_operators
 from skerch.decompositions import recovery as recoveries
 from skerch.errors import SkerchError
 from skerch.jobs import problems
-from skerch.jobs.schema import LARGEST, Config, ConfigError, Hessian, Sketch, Training
+from skerch.jobs.schema import (
+    LARGEST,
+    STAGES,
+    Config,
+    ConfigError,
+    Hessian,
+    Sketch,
+    Training,
+    unknown,
+)
 
 LARGEST_RATE = 3e38  # of float32
 RESERVED_NAMES = ("training", "figures", "logs", "slurm")
@@ -27,11 +36,14 @@ def check(config: Config) -> None:
     _check_training(config.training)
     _check_hessian(config.hessian)
     _check_sketch(config.sketch)
+    _check_columns(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):
         raise ConfigError(
             f"launcher.device is {config.launcher.device!r}; it must be auto, cpu, cuda or cuda:0."
         )
     for stage, resources in config.resources.items():
+        if stage not in STAGES:
+            raise ConfigError(unknown("stage", f"resources.{stage}", STAGES))
         if not isinstance(resources, Mapping):
             raise ConfigError(
                 f"resources.{stage} expects a mapping, as in resources.measure.time=60, not "
@@ -110,6 +122,15 @@ def _check_hessian(hessian: Hessian) -> None:
         raise ConfigError("hessian.param_filter is empty; give patterns, or null for all.")
 
 
+def _check_columns(config: Config) -> None:
+    """Eigenvectors are combinations of columns, which must be kept somewhere."""
+    if not config.keep_blocks and not config.consolidate:
+        raise ConfigError(
+            "keep_blocks and consolidate are both false, which leaves no columns to compute "
+            "eigenvectors from; set one of them true."
+        )
+
+
 def _check_sketch(sketch: Sketch) -> None:
     assert sketch.inner is not None
     try:
@@ -117,7 +138,3 @@ def _check_sketch(sketch: Sketch) -> None:
         recoveries.check(sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes)
     except SkerchError as error:
         raise ConfigError(f"sketch: {error}") from error
-    if sketch.inner < sketch.rounds:
-        raise ConfigError(
-            f"sketch.inner is {sketch.inner}; {sketch.rounds} rounds need as many matvecs at least."
-        )

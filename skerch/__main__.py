@@ -42,7 +42,8 @@ def post_bounds(
     from skerch.a_posteriori import probability_bounds
 
     below, above = probability_bounds(apost_n, apost_err)
-    typer.echo(f"P(estimate² <= {1 - apost_err:g} true²) <= {below:.3e}")
+    if apost_err < 1:
+        typer.echo(f"P(estimate² <= {1 - apost_err:g} true²) <= {below:.3e}")
     typer.echo(f"P(estimate² >= {1 + apost_err:g} true²) <= {above:.3e}")
 
 
@@ -57,9 +58,6 @@ def main() -> None:
     except SkerchError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
-    except KeyboardInterrupt:
-        typer.echo("Interrupted; what is finished is kept: run the same command again.", err=True)
-        sys.exit(130)
 
 
 if __name__ == "__main__":

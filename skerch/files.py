@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Callable
+from contextlib import suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -21,12 +22,15 @@ def cause(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
+def write_atomically(
+    path: Path | str, write: Callable[[Path], object], *, once: bool = False
+) -> None:
     """Let `write(temporary)` make a file beside `path`, then move it there in one step.
 
     The temporary file `.<name>.<host>.<pid>.tmp` is flushed to disk before it is renamed, and the
     directory after, so that a reader sees the old file, the new one or none, also after a crash.
-    Missing folders are made. Whatever `write` raises, the temporary file is removed.
+    Missing folders are made. Whatever `write` raises, the temporary file is removed. With `once` a
+    file that is there already stays as it is.
 
     Raises:
         FileError: the operating system refuses (disk full, no permission, a file in the way).
@@ -38,7 +42,11 @@ def write_atomically(path: Path | str, write: Callable[[Path], object]) -> None:
         try:
             write(temporary)
             _flush(temporary, os.O_RDWR)
-            os.replace(temporary, path)
+            if not once:
+                os.replace(temporary, path)
+            elif not path.exists():
+                with suppress(FileExistsError):
+                    os.link(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         _flush(path.parent, os.O_RDONLY)
@@ -82,6 +90,25 @@ class _Unfailing(FileIO):
             except OSError as error:
                 self.refusal = error
         return len(view)
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporary files below a folder whose writers on this host are gone."""
+    for path in folder.rglob(".*.tmp"):
+        *_, pid, _ = path.name.split(".")
+        mine = f".{socket.gethostname()}.{pid}.tmp"
+        if path.name.endswith(mine) and pid.isdecimal() and not _alive(int(pid)):
+            path.unlink(missing_ok=True)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _flush(path: Path, flags: int) -> None:

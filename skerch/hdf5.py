@@ -36,7 +36,7 @@ def reading(path: Path | str) -> Iterator[None]:
     except FileNotFoundError:
         raise FileError(f"{path} is missing; run the same command again to make it.") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
-        reason = str(error).split("(")[-1].rstrip(")'\"")
+        reason = " ".join(str(error).split()).strip("'\"")
         raise FileError(
             f"{path} is damaged ({reason}); delete it, and the same command makes it again."
         ) from error
@@ -100,7 +100,9 @@ class Dataset:
 def create_dataset(
     file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, columns: int | None = None
 ) -> h5py.Dataset:
-    """A dataset in chunks of a row slab by `columns` (default: all of them)."""
+    """A dataset in chunks of a row slab by `columns` (default: all of them), unless it is empty."""
+    if 0 in shape:
+        return file.create_dataset(name, shape, dtype)
     chunks = (min(CHUNK_ROWS, shape[0]), *shape[1:])
     if columns is not None:
         chunks = (chunks[0], min(columns, shape[1]))

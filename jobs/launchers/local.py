@@ -8,7 +8,10 @@ import signal
 import threading
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import suppress
+from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_end
+from typing import Any
 
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
@@ -79,10 +82,12 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
     failures: dict[str, str] = {}
     waiting = {task.id: task for task in tasks}
     running: dict[Future[str | None], Task] = {}
+    spawn = multiprocessing.get_context("spawn")
+    messages, sender = spawn.Pipe(duplex=False)
+    following = _Following(report, tasks)
+    threading.Thread(target=following.listen, args=(messages,), daemon=True).start()
     pool = ProcessPoolExecutor(
-        config.launcher.workers,
-        mp_context=multiprocessing.get_context("spawn"),
-        initializer=_start_worker,
+        config.launcher.workers, spawn, initializer=_start_worker, initargs=(sender,)
     )
     try:
         while waiting or running:
@@ -93,15 +98,14 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
                 if error is not None:
                     failures[task.id] = error
                     continue
-                running[pool.submit(run_task, config, task)] = task
-                report.started(task)
+                running[pool.submit(_run_in_worker, config, task)] = task
             done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
             for future in done:
                 task = running.pop(future)
                 error = future.result()
                 if error is not None:
                     failures[task.id] = error
-                report.ended(task, error)
+                following.ended(task, error)
     except BrokenProcessPool:
         raise SkerchError(
             "A worker process was killed (by someone, or for lack of memory); "
@@ -112,8 +116,70 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
     return failures
 
 
-def _start_worker() -> None:
+class _Following:
+    """Reports what workers say of their tasks, in a thread, until each one ends."""
+
+    def __init__(self, report: Report, tasks: list[Task]):
+        self._report = report
+        self._tasks = {task.id: task for task in tasks}
+        self._started: set[str] = set()
+        self._lock = threading.Lock()
+
+    def listen(self, messages: Connection) -> None:
+        with suppress(EOFError):  # when the last sender is closed
+            while True:
+                self._tell(*messages.recv())
+
+    def ended(self, task: Task, error: str | None) -> None:
+        self._tell(task.id)
+        with self._lock:
+            del self._tasks[task.id]
+            self._report.ended(task, error)
+
+    def _tell(self, task_id: str, *progress: Any) -> None:
+        with self._lock:
+            task = self._tasks.get(task_id)
+            if task is None:
+                return
+            if task_id not in self._started:
+                self._started.add(task_id)
+                self._report.started(task)
+            if progress:
+                self._report.progress(task, *progress)
+
+
+class _Messenger:
+    """A worker's report to the process that started it.
+
+    A message is smaller than what a pipe takes at once, so that workers need no lock, which a
+    killed one would keep.
+    """
+
+    def __init__(self, sender: Connection):
+        self._sender = sender
+
+    def started(self, task: Task) -> None:
+        self._sender.send((task.id,))
+
+    def progress(self, task: Task, done: int, total: int, unit: str) -> None:
+        self._sender.send((task.id, done, total, unit))
+
+    def ended(self, task: Task, error: str | None) -> None:
+        """The process that started it sees that itself."""
+
+
+_messenger: _Messenger  # of this worker process
+
+
+def _run_in_worker(config: Config, task: Task) -> str | None:
+    _messenger.started(task)
+    return run_task(config, task, _messenger)
+
+
+def _start_worker(sender: Connection) -> None:
     """A worker ends at once on Ctrl-C, and when its parent is gone, whatever happened to it."""
+    global _messenger
+    _messenger = _Messenger(sender)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()
     assert parent is not None

@@ -83,6 +83,19 @@ def load_problem(problem: Mapping[str, Any], problem_path: str | None = None) ->
     return made
 
 
+def build_model(problem: Problem) -> Module:
+    """The network of a problem; what its own code raises is named with its file and line."""
+    from torch.nn import Module
+
+    with _user_code("problem: model() failed"):
+        model = problem.model()
+    if not isinstance(model, Module):
+        raise ConfigError(
+            f"problem: model() returned a {type(model).__name__}; it must return a torch.nn.Module."
+        )
+    return model
+
+
 def _registered(name: str) -> Callable[..., Problem]:
     make: Callable[..., Problem] = getattr(
         importlib.import_module(f"skerch.jobs.problems.{name}"), name

@@ -15,6 +15,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skerch.errors import SkerchError
+
 BUDGET = 1.0  # seconds that timing one candidate may take, about
 
 
@@ -56,6 +58,12 @@ def batched(
 
 
 STRATEGIES = {"loop": Strategy(loop, 1), "batched": Strategy(batched, 32)}
+
+
+def check_strategy(strategy: str) -> None:
+    """Refuse a strategy that is neither "auto" nor known."""
+    if strategy not in ("auto", *STRATEGIES):
+        raise SkerchError(f"Unknown strategy {strategy!r}; choose auto, {', '.join(STRATEGIES)}.")
 
 
 def _backward(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skerch.curvature import backends
 from skerch.curvature.batching import count_examples, to_device
@@ -68,10 +69,7 @@ class HessianOperator(LinearOperator):
                 f"{type(data).__name__} cannot be iterated more than once; give a list of batches "
                 "or a DataLoader."
             )
-        if strategy != "auto" and strategy not in backends.STRATEGIES:
-            raise SkerchError(
-                f"Unknown strategy {strategy!r}; choose auto, {', '.join(backends.STRATEGIES)}."
-            )
+        backends.check_strategy(strategy)
         if chunk_size is not None and chunk_size < 1:
             raise SkerchError(f"chunk_size is {chunk_size}; the least is 1, None leaves it open.")
         self.params = select_parameters(model, param_filter)
@@ -175,7 +173,10 @@ class HessianOperator(LinearOperator):
         return columns
 
     def _batch_loss(self, batch: Any) -> Tensor:
-        loss = self.loss_fn(self.model, to_device(batch, self.device))
+        with sdpa_kernel(
+            SDPBackend.MATH
+        ):  # the fused kernels of attention have no second derivative
+            loss = self.loss_fn(self.model, to_device(batch, self.device))
         if not isinstance(loss, Tensor) or loss.ndim:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise SkerchError(

@@ -34,18 +34,21 @@ class Solution:
 def solve(summary: Summary, recovery: str, outer: int) -> Solution:
     """The `outer` eigenpairs of largest magnitude by a recovery, and their residuals.
 
+    Eigenvalues below the columns' rounding, eps |λ_1|, are left out.
+
     With W = Y B the eigenvectors, the estimate for each rank needs a = WᵀZ = Bᵀ XᵀHZ and
     c = WᵀHZ = Bᵀ YᵀHZ only (see `skerch.a_posteriori.residuals`).
     """
     core = recoveries.load(recovery)(summary, outer)
-    m, B = summary.stored, core.coefficients
+    resolved = core.values.abs() > summary.epsilon * core.values[:1].abs()
+    values, B, m = core.values[resolved], core.coefficients[:, resolved], summary.stored
     residual = residuals(
-        core.values,
+        values,
         B.T @ summary.probe_products,
         B.T @ summary.gram[:m, m:],
         torch.diagonal(summary.gram)[m:],
     )
-    return Solution(core.values, B, residual, core.health)
+    return Solution(values, B, residual, core.health)
 
 
 def largest(C: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -68,6 +68,8 @@ def check(recovery: str, rounds: int | None, outer: int, inner: int, probes: int
             f"outer={outer} eigenpairs cannot be had from inner={inner} matvecs by {recovery!r}; "
             f"outer must lie between 1 and {limit}."
         )
+    if inner < rounds:
+        raise SkerchError(f"inner={inner} matvecs are too few for {rounds} rounds; take {rounds}.")
     if probes < 2:
         raise SkerchError(
             f"probes={probes} is too few for an error estimate; take 30 (at least 2)."

@@ -13,7 +13,7 @@ from torch import Tensor
 from skerch.decompositions import recovery as recoveries
 from skerch.decompositions.core import solve
 from skerch.decompositions.recovery import RECOVERIES, RoundSize
-from skerch.errors import ShapeError
+from skerch.errors import ShapeError, SkerchError
 from skerch.linops.base import LinearOperator
 from skerch.measurements.gram import gram
 from skerch.measurements.manifest import Manifest
@@ -50,14 +50,22 @@ def seigh(
     Spends `inner` matvecs (default: twice `outer`, at most N) in blocks of `block_size`, and
     `probes` more for the error estimate. `recovery` is "nystrom" (in two `rounds`, or in one),
     "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of `skerch.sketch_operators`;
-    `dtype` what the columns are kept in, the operator's by default. Fewer pairs come back where
-    the numerical rank of H is below `outer`.
+    `dtype` what the columns are kept in, the operator's by default. Eigenvalues below
+    rounding, eps |λ_1|, are left out, so that fewer pairs come back from an H of lower rank.
 
-    Raises ShapeError for an operator that is not square, SkerchError for sizes that do not fit.
+    Raises ShapeError for an operator that is not square, SkerchError for one that is not declared
+    self-adjoint and for sizes that do not fit.
     """
     size = op.shape[0]
     if op.shape[1] != size:
         raise ShapeError(f"seigh needs a square operator, not one of shape {op.shape}; see ssvd.")
+    if not op.self_adjoint:
+        raise SkerchError(
+            f"seigh needs a symmetric operator, and {op} is not declared so; if it is, wrap it by "
+            "aslinearoperator(..., self_adjoint=True)."
+        )
+    if block_size < 1:
+        raise SkerchError(f"block_size={block_size} must be at least 1; 64 is usual.")
     inner = min(2 * outer, size) if inner is None else inner
     rounds = recoveries.check(recovery, rounds, outer, inner, probes)
     recoveries.check_size(size, inner)

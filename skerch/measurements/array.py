@@ -38,12 +38,19 @@ class MeasurementArray:
 
     @classmethod
     def create(cls, directory: Path, manifest: Manifest) -> MeasurementArray:
-        """Lay an array out: the manifest (the same one, if it exists) and the virtual view."""
+        """Lay an array out: the manifest (the same one, if it exists) and the virtual view.
+
+        Raises ManifestError where there is another manifest, BlockError where there are blocks of
+        another one.
+        """
         directory = Path(directory)
-        (directory / "blocks").mkdir(parents=True, exist_ok=True)
         manifests.create(directory / "manifest.json", manifest)
+        array = cls(directory)
+        for block in manifest.blocks():
+            if array.path(block.index).exists():
+                array.open(block).close()
         write_hdf5(directory / VIEW, lambda file: _add_view(file, manifest))
-        return cls(directory)
+        return array
 
     def path(self, index: int) -> Path:
         """The file of block `index`."""
@@ -77,8 +84,8 @@ class MeasurementArray:
         if (attribute(file, "manifest"), attribute(file, "block")) != (self._hash, block.index):
             file.close()
             raise BlockError(
-                f"{path} was measured for another manifest or as another block; "
-                "delete it and run again to measure it anew."
+                f"{path} was measured for another manifest or as another block; delete it, or all "
+                f"of {path.parent}, and run again to measure anew."
             )
         return file
 

@@ -14,8 +14,8 @@ from torch import Tensor
 
 SLAB_ROWS = 4096
 ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
-RESOLVED = 1e-13  # eigenvalues below this fraction of the largest are rounding
-FLOOR = 1e-14  # by which a second pass scales what the first could not resolve
+FLOOR = 1e-14  # of the largest: by which a second pass scales what the first could not resolve
+RESOLVED = 1e-8  # eigenvalues of the second pass below this fraction of the largest are rounding
 
 Rows = Callable[[int, int], Tensor]
 
@@ -55,8 +55,8 @@ def orthonormalise(G: Tensor, rows: Rows, size: int, dtype: torch.dtype) -> Basi
     With G = E diag(l) Eᵀ, P = E diag(l)^(-1/2) loses orthogonality as eps κ(Y)² (float64's eps), so
     that it serves float32 arrays with κ(Y) up to 1e5: ‖QᵀQ - I‖ stays below 1e-5. Otherwise the
     Gram matrix of Y T with T = E diag(max(l, 1e-14 l_0))^(-1/2) is taken too, which leaves the
-    rounding of Y P itself, eps κ(Y) (cf. CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya,
-    ETNA 44, 2015).
+    rounding of Y P itself, eps κ(Y), and reaches singular values of 1e-11 of the largest (cf.
+    CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44, 2015).
     Directions that are zero to rounding are left out, so r ≤ m; the others come in the order of
     Y's singular values, which are the norms of the rows of R.
     """

@@ -79,23 +79,26 @@ def count_blocks(columns: int, stored: int, probes: int, block_size: int) -> int
 
 
 def create(path: Path, manifest: Manifest) -> None:
-    """Write the manifest, once: an existing one must be the same."""
-    if path.exists():
-        existing = read(path)
-        if existing != manifest:
-            old, new = asdict(existing), asdict(manifest)
-            changes = ", ".join(f"{k}: {old[k]} -> {new[k]}" for k in old if old[k] != new[k])
-            raise ManifestError(
-                f"{path} describes other measurements ({changes}); "
-                "delete its folder to measure anew, or use another name or run_dir."
-            )
-        return
+    """Write the manifest, once: where there is one already, it must be the same."""
     text = json.dumps(asdict(manifest) | {"hash": manifest.hash()}, indent=1)
 
     def write(temporary: Path) -> None:
         temporary.write_text(text)
 
-    write_atomically(path, write)
+    if not path.exists():
+        write_atomically(path, write, once=True)
+    existing = read(path)
+    if existing != manifest:
+        old, new = asdict(existing), asdict(manifest)
+        pairs = [(k, old[k], new[k]) for k in old if k != "provenance"]
+        pairs += [
+            (k, old["provenance"].get(k), new["provenance"].get(k)) for k in new["provenance"]
+        ]
+        changes = ", ".join(f"{k}: {a} -> {b}" for k, a, b in pairs if a != b)
+        raise ManifestError(
+            f"{path} describes other measurements ({changes}); "
+            "delete its folder to measure anew, or use another name or run_dir."
+        )
 
 
 def read(path: Path) -> Manifest:

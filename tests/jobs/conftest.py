@@ -14,7 +14,6 @@ SMALL = [
     "hessian.datapoints=100",
     "hessian.strategy=batched",
     "sketch.outer=20",
-    "sketch.inner=40",
     "sketch.block_size=8",
     "launcher.blocks_per_task=2",
     "launcher.threads=1",

@@ -77,7 +77,7 @@ def test_importing_it_does_not_import_torch():
         ("training.record_steps=[9,0,9]", r"ascending order: \[0, 9\]"),
         ("training=5", r"training expects a mapping, not 5"),
         ("sketch.recovery=nystroem", r"sketch\.recovery is 'nystroem'; .* nystrom, oversampled"),
-        ("sketch.recovery=oversampled", r"set rounds to 1"),
+        ("sketch={recovery: oversampled, rounds: 2}", r"set rounds to 1"),
         ("sketch.inner=50", r"outer=100 .*inner=50"),
         ("sketch.probes=1", r"sketch\.probes is 1; .*between 2"),
         ("sketch.outer=0", r"sketch\.outer is 0; .*between 1"),
@@ -144,7 +144,7 @@ def test_a_saved_config_comes_back_and_can_be_run_again(experiment, tmp_path, mo
     configs.save(config, saved)
     monkeypatch.chdir(tmp_path)
     assert configs.load_resolved(saved) == config
-    assert configs.load(saved) == config
+    assert configs.load(saved) == replace(config, run_dir=str(saved.parent))
 
 
 def test_a_changed_byte_of_a_saved_config_is_refused(experiment, tmp_path):
@@ -171,7 +171,6 @@ NEITHER, METHOD, BOTH = set(), {"method"}, {"training", "method"}
         ("hessian.subset=first", BOTH),
         ("hessian.splits=[test]", BOTH),
         ("problem.width=3", BOTH),
-        ("hessian.curvature=ggn", METHOD),
         ("hessian.dtype=float64", METHOD),
         ("hessian.batch_size=7", METHOD),
         ("sketch.outer=50", METHOD),

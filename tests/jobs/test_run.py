@@ -14,8 +14,8 @@ import pytest
 
 from skerch.decompositions.eigh_file import EighFile
 from skerch.jobs import pipeline, results, task_log
-from skerch.jobs.config import ConfigError
-from skerch.jobs.run_dir import RunDir
+from skerch.jobs.config import ConfigError, load
+from skerch.jobs.run_dir import RunDir, RunDirError
 
 
 def outcome(config):
@@ -52,18 +52,23 @@ def test_worker_processes_give_the_same_bits(small, reference, workers):
     assert outcome(config) == outcome(reference)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("seconds", [3.0, 4.5, 6.0])
-def test_a_killed_run_goes_on_to_the_same_bits(small, reference, seconds):
+@pytest.mark.parametrize(
+    "pattern",
+    ["hessian_data.pt", "round-1/blocks/*0001.h5", "range.h5", "merged.h5", "eigh.h5"],
+)
+def test_a_killed_run_goes_on_to_the_same_bits(small, reference, pattern):
     config = small("launcher.workers=2")
     RunDir(config.run_dir).bind(config)
     command = [sys.executable, "-m", "skerch", "run", str(RunDir(config.run_dir).config)]
     victim = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
-    time.sleep(seconds)
+    while not any(RunDir(config.run_dir).path.rglob(pattern)) and victim.poll() is None:
+        time.sleep(0.002)
     os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    assert stages(config)
+    assert not results.complete(config)
     assert outcome(config) == outcome(reference)
+    assert not list(RunDir(config.run_dir).path.rglob(".*.tmp"))
 
 
 def test_workers_end_when_their_parent_is_killed(small):
@@ -139,6 +144,95 @@ def test_without_blocks_and_columns_the_eigenpairs_are_the_same(small, reference
         assert stages(config) == []
 
 
+def test_eigenvectors_come_from_blocks_where_there_is_no_merged_copy(small, reference):
+    config = small("consolidate=false")
+    assert not results.complete(config)
+    directory = RunDir(config.run_dir).step("seigh", 20, "test")
+    directory.eigh.unlink()
+    (directory.measurements(2) / "blocks" / "block-000000.h5").unlink()
+    assert stages(config) == ["measure", "decompose"]
+    assert not results.complete(config)
+    with EighFile(directory.eigh) as eigh:
+        found = eigh.eigenvectors[:].numpy().tobytes()
+    assert found == outcome(reference)[20, "test", "vectors"]
+
+
+def test_a_worker_refuses_inputs_that_the_array_was_not_laid_out_for(small, reference):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    run = RunDir(config.run_dir)
+    ours, other = run.step("seigh", 20, "test"), run.step("seigh", 60, "test")
+    (ours.measurements(1) / "blocks" / "block-000000.h5").unlink()
+    (ours.measurements(2) / "blocks" / "block-000000.h5").unlink()
+    ours.merged.unlink()
+    ours.eigh.unlink()
+    shutil.copy(other.range, ours.range)
+    shutil.copy(other.measurements(1) / "manifest.json", ours.measurements(1))
+    failures = results.complete(config)
+    assert "parameters" in failures["seigh.step-000020-test.measure-1.0"]
+    assert "another" in failures["seigh.step-000020-test.measure-2.0"]
+
+
+def test_results_are_never_taken_for_those_of_another_config(small, reference):
+    for override, lost in (
+        ("training.lr=0.01", "training/training_config.yaml"),
+        ("sketch.seed=7", "seigh/hessian_config.yaml"),
+        ("hessian.dtype=float64", None),
+    ):
+        config = small(override, f"run_dir={override.partition('=')[0]}")
+        shutil.copytree(reference.run_dir, config.run_dir)
+        if lost:
+            (RunDir(config.run_dir).path / lost).unlink()
+        with pytest.raises(ConfigError, match=override.partition("=")[0]):
+            results.complete(config)
+
+
+def test_a_failed_start_binds_nothing(small):
+    assert results.complete(small("hessian.datapoints=100000"))
+    assert not results.complete(small())
+
+
+def test_a_moved_run_directory_stays_one_run(small, reference, monkeypatch):
+    config = small()
+    moved = RunDir(config.run_dir).path.with_name("moved, [x] 'y'")
+    shutil.copytree(reference.run_dir, moved)
+    for name in (moved, moved / "config.yaml"):
+        assert load(name).run_dir == str(moved)
+        assert not results.complete(load(name))
+        results.print_table(load(name))
+
+
+def test_two_local_runs_do_not_share_a_directory(small):
+    config = small()
+    run = RunDir(config.run_dir)
+    run.bind(config)
+    with run.locked(), pytest.raises(RunDirError, match="Another process is running tasks"):
+        results.complete(config)
+
+
+def test_a_zero_hessian_is_said_to_be_one(small, tmp_path):
+    (tmp_path / "linear.py").write_text(
+        """
+import torch
+from torch.utils.data import TensorDataset
+from skerch.jobs.problems import Problem
+
+def make():
+    return Problem(
+        model=lambda: torch.nn.Linear(4, 1),
+        data=lambda split: TensorDataset(torch.ones(50, 4), torch.ones(50, 1)),
+        loss_fn=lambda model, batch: model(batch[0]).mean(),
+    )
+"""
+    )
+    (tmp_path / "linear.yaml").write_text(
+        "problem: {factory: 'linear:make'}\nhessian: {datapoints: 20, subset: first}\n"
+        "training: {max_steps: 2, batch_size: 10}\nsketch: {outer: 1}\n"
+    )
+    failures = results.complete(load(tmp_path / "linear.yaml"))
+    assert "is zero" in failures["seigh.step-000000-train.decompose"]
+
+
 def test_another_outer_under_another_name_needs_no_training(small, reference):
     config = small("name=wide", "sketch.outer=25")
     shutil.copytree(reference.run_dir, config.run_dir)
@@ -152,6 +246,7 @@ def test_a_failing_task_takes_down_what_needs_it_and_nothing_else(small, referen
     config = small("name=again")
     shutil.copytree(reference.run_dir, config.run_dir)
     run = RunDir(config.run_dir)
+    run.bind(config)
     manifest = run.step("again", 20, "test").measurements(1) / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")

@@ -1,5 +1,6 @@
 """The run directory: its paths, and what it is bound to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -44,14 +45,19 @@ def test_paths_are_those_of_the_design():
 
 def test_a_method_is_called_after_its_curvature_or_as_the_user_says(load):
     assert method_name(load()) == "seigh"
-    assert method_name(load("hessian.curvature=ggn")) == "seigh-ggn"
-    assert method_name(load("hessian.curvature=ggn", "name=mine")) == "mine"
+    config = load()
+    config.hessian.curvature = "ggn"
+    assert method_name(config) == "seigh-ggn"
+    assert method_name(replace(config, name="mine")) == "mine"
 
 
 def test_another_sketch_needs_another_name_only(load):
     config = load()
     run = RunDir(config.run_dir)
     run.bind(config)
+    run.bind(load("sketch.outer=50"))
+    run.bind(config)
+    run.step("seigh", 0, "test").measurements(1).mkdir(parents=True)
     with pytest.raises(ConfigError, match=r"sketch\.outer: 100 -> 50") as caught:
         run.bind(load("sketch.outer=50", "sketch.inner=200"))
     assert "another name" in str(caught.value)
@@ -64,7 +70,9 @@ def test_another_sketch_needs_another_name_only(load):
 def test_another_training_needs_another_run_dir(load):
     config = load()
     run = RunDir(config.run_dir)
+    run.bind(load("training.lr=0.2"))
     run.bind(config)
+    run.parameters.touch()
     with pytest.raises(ConfigError, match=r"training\.lr: 0\.1 -> 0\.2") as caught:
         run.bind(load("training.lr=0.2", "name=other"))
     assert "another name" not in str(caught.value)
@@ -84,6 +92,7 @@ def test_how_numbers_are_computed_may_change(load):
 def test_a_damaged_binding_is_refused_by_name(load):
     run = RunDir(load().run_dir)
     run.bind(load())
+    run.step("seigh", 0, "test").measurements(1).mkdir(parents=True)
     path = run.hessian_config("seigh")
     path.write_text(path.read_text().replace("outer: 100", "outer: 101"))
     with pytest.raises(ConfigError, match=r"seigh/hessian_config\.yaml"):

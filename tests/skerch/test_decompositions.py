@@ -103,6 +103,39 @@ def test_all_of_a_small_operator_is_its_eigendecomposition():
     torch.testing.assert_close(found, eigenvalues.sort().values, rtol=0, atol=1e-9)
 
 
+@pytest.mark.parametrize("spread", [1e-30, 1e20])
+def test_a_steep_spectrum_in_float64_keeps_orthonormal_eigenvectors(spread):
+    H, _ = matrix(spread * 10 ** (-0.5 * torch.arange(N).double()))
+    for recovery, rounds in METHODS:
+        result = seigh(
+            aslinearoperator(H, self_adjoint=True),
+            outer=OUTER,
+            inner=INNER,
+            recovery=recovery,
+            rounds=rounds,
+        )
+        W = result.eigenvectors
+        identity = torch.eye(W.shape[1]).double()
+        torch.testing.assert_close(W.T @ W, identity, rtol=0, atol=1e-5)
+        assert residual(H, result, OUTER) < 1e-4 * spread
+        assert abs(float(result.eigenvalues[0] / spread) - 1) < 1e-4
+
+
+def test_noise_below_rounding_is_not_turned_into_answer():
+    spectrum = torch.cat([torch.linspace(1, 2, 40), torch.zeros(N - 40)]).double()
+    H = matrix(spectrum)[0].float()
+    noise = torch.randn(N, N, generator=torch.Generator().manual_seed(0)) * 1e-8
+    op = aslinearoperator(H + (noise + noise.T) / 2, self_adjoint=True)
+    for rounds in (1, 2):
+        result = seigh(op, outer=100, inner=200, rounds=rounds)
+        assert residual(H.double(), result, 100) < 1e-5
+
+
+def test_an_operator_that_is_not_declared_symmetric_is_refused():
+    with pytest.raises(SkerchError, match=r"self_adjoint=True"):
+        seigh(aslinearoperator(torch.eye(50)), outer=2)
+
+
 def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
     op = aslinearoperator(torch.eye(50), self_adjoint=True)
     with pytest.raises(SkerchError, match=r"outer=20 .* inner=10 .* between 1 and 10"):
@@ -113,6 +146,10 @@ def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
         seigh(op, outer=20, recovery="oversampled", rounds=2)
     with pytest.raises(SkerchError, match=r"no recovery 'pca'; choose one of hmt, nystrom"):
         seigh(op, outer=20, recovery="pca")
+    with pytest.raises(SkerchError, match=r"inner=1 matvecs are too few for 2 rounds"):
+        seigh(op, outer=1, inner=1)
+    with pytest.raises(SkerchError, match=r"block_size=0 must be at least 1"):
+        seigh(op, outer=2, block_size=0)
     with pytest.raises(ShapeError, match=r"square operator, not one of shape \(3, 4\)"):
         seigh(aslinearoperator(torch.ones(3, 4)), outer=1)
 
