@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor, nn
 from torch.func import functional_call, grad, jacrev
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
@@ -135,7 +136,8 @@ def dense_hessian(
         return value
 
     point = torch.cat([theta[name].flatten() for name in names])
-    H: Tensor = jacrev(grad(loss), chunk_size=chunk_size)(point)
+    with sdpa_kernel(SDPBackend.MATH):  # as in the operator
+        H: Tensor = jacrev(grad(loss), chunk_size=chunk_size)(point)
     return (H + H.T) / 2
 
 

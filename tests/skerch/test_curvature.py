@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call, hessian
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.data import DataLoader, TensorDataset
 
 from skerch.curvature import (
@@ -59,7 +60,12 @@ class Wasteful(nn.Module):
         return self.scale * self.net(x)
 
 
-MODELS = {"mlp": mlp, "convnet": convnet, "wasteful": Wasteful}
+def transformer() -> nn.Module:
+    layer = nn.TransformerEncoderLayer(2, 1, 4, dropout=0, activation="gelu", batch_first=True)
+    return nn.Sequential(nn.Unflatten(1, (2, 2)), layer, nn.Flatten(), nn.Linear(4, 3))
+
+
+MODELS = {"mlp": mlp, "convnet": convnet, "wasteful": Wasteful, "transformer": transformer}
 
 
 def make(name: str = "mlp", examples: int = 11) -> tuple[nn.Module, Tensor, Tensor]:
@@ -90,7 +96,8 @@ def dense(model: nn.Module, loss, names: list[str] | None = None) -> Tensor:
     def function(theta: dict[str, Tensor]) -> Tensor:
         return loss(lambda x: functional_call(model, {**fixed, **theta}, (x,)))
 
-    H = hessian(function)({name: fixed[name] for name in names})
+    with sdpa_kernel(SDPBackend.MATH):
+        H = hessian(function)({name: fixed[name] for name in names})
     return torch.cat(
         [
             torch.cat([H[a][b].reshape(fixed[a].numel(), fixed[b].numel()) for b in names], 1)
