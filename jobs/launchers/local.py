@@ -106,6 +106,10 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
                 if error is not None:
                     failures[task.id] = error
                 following.ended(task, error)
+    except KeyboardInterrupt:
+        for worker in multiprocessing.active_children():
+            worker.terminate()
+        raise
     except BrokenProcessPool:
         raise SkerchError(
             "A worker process was killed (by someone, or for lack of memory); "

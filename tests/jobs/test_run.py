@@ -71,20 +71,29 @@ def test_a_killed_run_goes_on_to_the_same_bits(small, reference, pattern):
     assert not list(RunDir(config.run_dir).path.rglob(".*.tmp"))
 
 
-def test_workers_end_when_their_parent_is_killed(small):
+@pytest.mark.parametrize(
+    ("number", "status", "words"), [(signal.SIGKILL, -9, ""), (signal.SIGINT, 130, "Interrupted")]
+)
+def test_workers_end_when_their_parent_is_stopped(small, number, status, words):
     config = small("launcher.workers=2", "training.max_steps=100000", "training.batch_size=1")
     RunDir(config.run_dir).bind(config)
     command = [sys.executable, "-m", "skerch", "run", str(RunDir(config.run_dir).config)]
-    parent = subprocess.Popen(command, stdout=subprocess.PIPE, start_new_session=True)
+    parent = subprocess.Popen(
+        command,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     log = RunDir(config.run_dir).task_log("train")
     deadline = time.monotonic() + 60
     while not log.exists() and time.monotonic() < deadline:
         time.sleep(0.1)
     worker = int(log.read_text().split("pid ")[1])
     assert worker != parent.pid
-    parent.kill()
-    parent.wait()
-    parent.stdout.close()
+    parent.send_signal(number)
+    assert words in parent.communicate(timeout=60)[1]
+    assert parent.returncode == status
     while _alive(worker) and time.monotonic() < deadline:
         time.sleep(0.1)
     assert not _alive(worker)
