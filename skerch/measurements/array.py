@@ -44,17 +44,17 @@ class MeasurementArray:
         another one.
         """
         directory = Path(directory)
-        manifests.create(directory / "manifest.json", manifest)
-        array = cls(directory)
         for block in manifest.blocks():
-            if array.path(block.index).exists():
-                array.open(block).close()
+            path = _block_path(directory, block.index)
+            if path.exists():
+                _open_block(path, manifest.hash(), block.index).close()
+        manifests.create(directory / "manifest.json", manifest)
         write_hdf5(directory / VIEW, lambda file: _add_view(file, manifest))
-        return array
+        return cls(directory)
 
     def path(self, index: int) -> Path:
         """The file of block `index`."""
-        return self.directory / "blocks" / f"block-{index:06d}.h5"
+        return _block_path(self.directory, index)
 
     def missing(self, indices: Iterable[int] | None = None) -> list[Block]:
         """The blocks without a file, all of them or those of `indices`, in order."""
@@ -79,15 +79,7 @@ class MeasurementArray:
 
     def open(self, block: Block) -> h5py.File:
         """Open a block for reading, refused unless it belongs to this manifest."""
-        path = self.path(block.index)
-        file = open_for_reading(path)
-        if (attribute(file, "manifest"), attribute(file, "block")) != (self._hash, block.index):
-            file.close()
-            raise BlockError(
-                f"{path} was measured for another manifest or as another block; delete it, or all "
-                f"of {path.parent}, and run again to measure anew."
-            )
-        return file
+        return _open_block(self.path(block.index), self._hash, block.index)
 
     def small(self, name: str) -> Tensor:
         """The dataset `name`, (rows, b) or (b,) in each block that has it, joined, in float64.
@@ -104,6 +96,21 @@ class MeasurementArray:
             with self.open(block) as file:
                 parts.append(Dataset(file, name)[...].double())
         return torch.cat(parts, dim=-1)
+
+
+def _block_path(directory: Path, index: int) -> Path:
+    return directory / "blocks" / f"block-{index:06d}.h5"
+
+
+def _open_block(path: Path, manifest_hash: str, index: int) -> h5py.File:
+    file = open_for_reading(path)
+    if (attribute(file, "manifest"), attribute(file, "block")) != (manifest_hash, index):
+        file.close()
+        raise BlockError(
+            f"{path} was measured for another manifest or as another block; delete it, or all "
+            f"of {path.parent}, and run again to measure anew."
+        )
+    return file
 
 
 class StoredColumns:

@@ -256,8 +256,10 @@ def test_blocks_of_other_measurements_are_refused_at_layout(tmp_path, op):
     array = MeasurementArray.create(tmp_path, manifest())
     fill(array, op)
     (tmp_path / "manifest.json").unlink()
-    with pytest.raises(BlockError, match=r"another manifest.*delete it, or all of .*blocks"):
-        MeasurementArray.create(tmp_path, manifest(seed=4))
+    for _ in range(2):
+        with pytest.raises(BlockError, match=r"another manifest.*delete it, or all of .*blocks"):
+            MeasurementArray.create(tmp_path, manifest(seed=4))
+    MeasurementArray.create(tmp_path, manifest())
 
 
 def test_the_arrays_of_a_zero_operator_are_merged(tmp_path):
