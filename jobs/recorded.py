@@ -19,7 +19,6 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import reduce
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +26,12 @@ import h5py
 import torch
 from torch import Tensor, nn
 
+from skerch.curvature.parameters import params_to_vector, vector_to_params
 from skerch.errors import SkerchError
 from skerch.files import stream_atomically
-from skerch.hdf5 import reading, write_arrays, write_hdf5
+from skerch.hdf5 import create_dataset, reading, write_arrays, write_hdf5
 from skerch.jobs.problems import Problem, build_model
 from skerch.jobs.run_dir import RunDir
-
-CHUNK = 2**16  # rows of a column that share a checksum
 
 
 class RecordedError(SkerchError):
@@ -50,10 +48,11 @@ class Column:
 
 def column(model: nn.Module) -> Column:
     """A copy of a network's parameters and persistent buffers, flattened, on the CPU."""
-    parameters = [p.detach() for p in model.parameters()]
-    dtype = reduce(torch.promote_types, (p.dtype for p in parameters), torch.float32)
-    buffers = [b.double() for _, b in _buffers(model)]
-    return Column(_flatten(parameters, dtype), _flatten(buffers, torch.float64))
+    buffers = {name: buffer.double() for name, buffer in _buffers(model).items()}
+    return Column(
+        params_to_vector(dict(model.named_parameters())).cpu(),
+        params_to_vector(buffers).cpu() if buffers else torch.empty(0, dtype=torch.float64),
+    )
 
 
 def write_parameters(
@@ -65,7 +64,7 @@ def write_parameters(
 ) -> None:
     """Write the columns of a model by step, atomically, with the hashes of the datapoints."""
     description = {
-        "parameters": _shapes(model.named_parameters()),
+        "parameters": _shapes(dict(model.named_parameters())),
         "buffers": _shapes(_buffers(model)),
         "identity": identity,
         "datapoints": datapoints,
@@ -112,8 +111,8 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(problem)
-    kinds = (("parameters", model.named_parameters()), ("buffers", _buffers(model)))
-    for kind, named in kinds:
+    kinds = {"parameters": dict(model.named_parameters()), "buffers": _buffers(model)}
+    for kind, named in kinds.items():
         expected, found = description[kind], _shapes(named)
         if found != expected:
             new, old = next(
@@ -125,9 +124,9 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
                 f"differ first in {new}, recorded as {old}; take the old model back, or set "
                 "another run_dir."
             )
-    _unflatten(parameters, list(model.parameters()))
+    vector_to_params(parameters, kinds["parameters"])
     if buffers is not None:
-        _unflatten(buffers, [buffer for _, buffer in _buffers(model)])
+        vector_to_params(buffers, kinds["buffers"])
     return model.eval()
 
 
@@ -255,37 +254,17 @@ def _read_column(file: h5py.File, name: str, position: int) -> Tensor:
 
 
 def _write_columns(file: h5py.File, name: str, columns: Sequence[Tensor]) -> None:
-    rows = len(columns[0])
-    dataset = file.create_dataset(
-        name,
-        shape=(rows, len(columns)),
-        dtype=columns[0].numpy().dtype,
-        chunks=(min(rows, CHUNK), 1),
-        fletcher32=True,
-    )
+    shape = (len(columns[0]), len(columns))
+    dataset = create_dataset(file, name, shape, columns[0].numpy().dtype, columns=1)
     for index, values in enumerate(columns):
         dataset[:, index] = values.numpy()
 
 
-def _buffers(model: nn.Module) -> list[tuple[str, Tensor]]:
+def _buffers(model: nn.Module) -> dict[str, Tensor]:
     """The buffers that belong to a model's state."""
     state = model.state_dict()
-    return [(name, buffer) for name, buffer in model.named_buffers() if name in state]
+    return {name: buffer for name, buffer in model.named_buffers() if name in state}
 
 
-def _shapes(named: Any) -> list[list[Any]]:
-    return [[name, list(tensor.shape)] for name, tensor in named]
-
-
-def _flatten(tensors: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-    if not tensors:
-        return torch.empty(0, dtype=dtype)
-    return torch.cat([tensor.to(dtype).flatten().cpu() for tensor in tensors])
-
-
-def _unflatten(vector: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Copy the pieces of a vector into tensors."""
-    pieces = vector.split([tensor.numel() for tensor in tensors])
-    with torch.no_grad():
-        for tensor, piece in zip(tensors, pieces, strict=True):
-            tensor.copy_(piece.view(tensor.shape))
+def _shapes(named: Mapping[str, Tensor]) -> list[list[Any]]:
+    return [[name, list(tensor.shape)] for name, tensor in named.items()]
