@@ -27,10 +27,11 @@ def count_parameters(config: Config) -> int:
     """
     problem = problems.load_problem(config.problem, config.problem_path)
     model = problems.build_model(problem)
-    N = sum(p.numel() for p in select_parameters(model, config.hessian.param_filter).values())
     if config.training.checkpoints is None:
         make_optimizer(config.training, model)
     try:
+        parameters = select_parameters(model, config.hessian.param_filter)
+        N = sum(parameter.numel() for parameter in parameters.values())
         resolve_device(config)
         check_strategy(config.hessian.strategy)
         check_size(N, config.sketch.inner)

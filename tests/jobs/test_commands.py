@@ -51,6 +51,38 @@ def test_a_users_own_model_in_one_file(tmp_path):
     assert fit.returncode == 0, fit.stdout
 
 
+@pytest.mark.slow
+def test_stage_programs_alone_give_the_bits_of_a_run(small, reference):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    run = RunDir(config.run_dir)
+    directory, expected = run.step("seigh", 60, "test"), run.step("seigh", 60, "test").merged
+    whole = expected.read_bytes()
+    shutil.rmtree(directory.path)
+
+    def stage(name, *options):
+        command = [sys.executable, "-m", f"skerch.jobs.{name}", config.run_dir, "--step", "60"]
+        return subprocess.run([*command, *options], capture_output=True, text=True, cwd="/")
+
+    for program in (
+        ["layout"],
+        ["measure", "--tasks", "1-2"],
+        ["measure", "--split", "test", "--name", "seigh"],
+        ["range_finder"],
+        ["layout", "--round", "2"],
+        ["measure", "--round", "2"],
+        ["merge"],
+        ["decompose"],
+        ["analyze"],
+    ):
+        done = stage(*program)
+        assert done.returncode == 0, done.stderr
+    assert expected.read_bytes() == whole
+    refused = stage("measure", "--tasks", "99")
+    assert refused.returncode == 1
+    assert "There is no measurement task 99" in refused.stderr
+
+
 def test_status_counts_what_is_done_and_names_what_failed(small, reference):
     config = small()
     shutil.copytree(reference.run_dir, config.run_dir)
