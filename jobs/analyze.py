@@ -11,16 +11,14 @@ from skerch.analysis.overlap import overlap
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.decompositions.eigh_file import EighFile
 from skerch.files import write_atomically
-from skerch.jobs import problems
-from skerch.jobs.recorded import load_model
+from skerch.jobs.operators import load_inputs
 from skerch.jobs.stage import Context, main
 
 
 def run(context: Context) -> None:
     """Write overlap.json and the Hessian's figure."""
     config, directory = context.config, context.directory
-    problem = problems.load_problem(config.problem, config.problem_path)
-    model = load_model(context.run, problem, context.step)
+    model = load_inputs(context).model
     parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
     with EighFile(directory.eigh) as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes

@@ -61,8 +61,11 @@ def findings(op: HessianOperator) -> Iterator[tuple[bool, str]]:
         f"|uᵀHv - vᵀHu| is {difference:.1e} ‖u‖‖Hv‖, {relation} {limit:.0e} for {op.dtype}",
     )
     zero = int((Y == 0).all(dim=1).sum())
-    note = f", {zero:,} of which the loss does not depend on" if zero else ""
-    yield True, f"{op.shape[0]:,} parameters{note}; strategy {op.resolve(64).strategy}"
+    note = f", {zero:,} of them with a zero row in the Hessian" if zero else ""
+    yield (
+        zero < op.shape[0],
+        f"{op.shape[0]:,} parameters{note}; strategy {op.resolve(64).strategy}",
+    )
 
 
 def check_loss(op: HessianOperator) -> None:

@@ -61,13 +61,15 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
     text = _read(path)
     content = _parse(text, str(path))
     if text.startswith(WRITTEN) and path.name == "config.yaml":
-        content["run_dir"] = str(path.parent)  # wherever the run directory was moved to
+        content.run_dir = ""  # it is the folder of this file, wherever that was moved to
     for override in overrides:
         with _clear_errors(f"The override {override!r}"):
             content = OmegaConf.merge(content, _parse_override(override))
     with _clear_errors(str(path)):
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     config = _build(raw)
+    if text.startswith(WRITTEN) and path.name == "config.yaml" and not config.run_dir:
+        config.run_dir = str(path.parent)
     _complete(config, path)
     validation.check(config)
     return config

@@ -15,6 +15,7 @@ from rich.progress import (
     TextColumn,
     TimeRemainingColumn,
 )
+from rich.text import Text
 
 from skerch.jobs.pipeline import Task
 from skerch.jobs.task_log import progress_line
@@ -67,8 +68,8 @@ class Bars:
         if task.id in self._bars:
             self._progress.remove_task(self._bars.pop(task.id))
         if error is not None:
-            self._progress.console.print(f"[red]{task.id} failed:[/red] ", end="")
-            self._progress.console.print(error, markup=False)
+            words = Text.assemble((f"{task.id} failed: ", "red"), error)
+            self._progress.console.print(words, soft_wrap=True)
         self._progress.advance(self._all)
 
 

@@ -15,17 +15,17 @@ from skerch.jobs.config import identity
 from skerch.jobs.operators import hessian_operator, load_inputs
 from skerch.jobs.stage import Context, main
 from skerch.measurements.array import MeasurementArray
-from skerch.measurements.manifest import Manifest
+from skerch.measurements.manifest import Manifest, manifest_path
 from skerch.measurements.range_finder import RangeFile
 
 
 def run(context: Context) -> None:
-    """Write the manifest of `context.round`, unless there is one already.
+    """Write the manifest of `context.round`, unless there is one already or blocks that hold it.
 
     A second round takes over the choices of the first one.
     """
     directory = context.directory.measurements(context.round)
-    if (directory / "manifest.json").exists():
+    if manifest_path(directory).exists() or MeasurementArray.restore(directory):
         MeasurementArray(directory)
         return
     sketch, size = context.config.sketch, context.round_size(context.round)
@@ -33,9 +33,9 @@ def run(context: Context) -> None:
     if context.round == 1:
         N, provenance = _choose(context)
     else:
-        first = context.array(1).manifest
-        N, provenance = first.size, dict(first.provenance)
-        with RangeFile(context.directory.range) as range_file:
+        first = context.array(1)
+        N, provenance = first.manifest.size, dict(first.manifest.provenance)
+        with RangeFile(context.directory.range, first) as range_file:
             range_hash = range_file.hash
     manifest = Manifest(
         size=N,

@@ -32,23 +32,17 @@ def run(context: Context) -> None:
             f"{device.type}; set launcher.device={recorded['device']}, or delete the folder."
         )
     inputs = load_inputs(context)
-    for name, value in inputs.hashes.items():
-        if value != recorded[name]:
-            raise MeasureError(
-                f"{array.directory} was laid out for other {name.removesuffix('_hash')} than "
-                f"{context.run.path} has now; delete that folder to measure anew."
-            )
     op = hessian_operator(
         context.config, inputs, strategy=recorded["strategy"], chunk_size=recorded["chunk_size"]
     )
     with ExitStack() as stack:
         columns = None
         if array.manifest.range_hash is not None:
-            range_file = stack.enter_context(RangeFile(context.directory.range))
+            range_file = stack.enter_context(RangeFile(context.directory.range, context.array(1)))
             if range_file.hash != array.manifest.range_hash:
                 raise MeasureError(
-                    f"{array.directory} was laid out for another {context.directory.range}; "
-                    "delete its manifest.json and blocks, and run again."
+                    f"{array.directory} was laid out for another {context.directory.range.name}; "
+                    f"delete {array.directory} to measure it anew."
                 )
             columns = range_file.columns
         measurer = Measurer(array.manifest, device, columns)

@@ -19,6 +19,7 @@ from skerch.jobs.recorded import (
     load_hessian_data,
     load_model,
 )
+from skerch.measurements.manifest import manifest_path
 
 if TYPE_CHECKING:
     from skerch.jobs.config import Config
@@ -59,7 +60,10 @@ class Inputs:
 
 
 def load_inputs(context: Context) -> Inputs:
-    """The inputs of a context's step and split."""
+    """The inputs of a context's step and split.
+
+    Raises RecordedError where they are not those of the config, or of the measurements.
+    """
     assert context.step is not None
     assert context.split is not None
     trained = describe(context.run)["identity"]
@@ -71,7 +75,23 @@ def load_inputs(context: Context) -> Inputs:
         )
     problem = problems.load_problem(context.config.problem, context.config.problem_path)
     model = load_model(context.run, problem, context.step)
-    return Inputs(problem, model, load_hessian_data(context.run, context.split))
+    inputs = Inputs(problem, model, load_hessian_data(context.run, context.split))
+    _check_measured(context, inputs)
+    return inputs
+
+
+def _check_measured(context: Context, inputs: Inputs) -> None:
+    """Refuse inputs other than those that the measurements, if there are any, are of."""
+    directory = context.directory.measurements(1)
+    if not manifest_path(directory).exists():
+        return
+    measured = context.array(1).manifest.provenance
+    for name, value in inputs.hashes.items():
+        if value != measured[name]:
+            raise RecordedError(
+                f"{context.directory.path} is of other {name.removesuffix('_hash')} than "
+                f"{context.run.training} has now; delete it to measure anew."
+            )
 
 
 def hessian_operator(

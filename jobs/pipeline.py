@@ -15,7 +15,7 @@ from typing import Any
 
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.measurements.manifest import count_blocks
+from skerch.measurements.manifest import block_path, count_blocks, manifest_path
 
 RESULTS = ("train", "decompose", "analyze")  # stages whose outputs a user wants to keep
 
@@ -84,7 +84,7 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
             yield finder
         layout = task(
             "layout",
-            [array / "manifest.json"],
+            [manifest_path(array)],
             ["train", *layouts, *ranges],
             f"-{number}",
             round=number,
@@ -97,7 +97,7 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
             measure = task(
                 "measure",
                 [
-                    array / "blocks" / f"block-{block:06d}.h5"
+                    block_path(array, block)
                     for block in range(index * p, min((index + 1) * p, blocks))
                 ],
                 ["train", layout.id, *ranges],

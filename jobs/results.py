@@ -20,21 +20,22 @@ from skerch.jobs.run_dir import RunDir, method_name
 
 def complete(config: Config) -> dict[str, str]:
     """Run the missing tasks; the sentence of each failure by task id."""
+    from skerch.jobs.binding import bind, locked  # imports torch
+    from skerch.jobs.plan import count_parameters
+
     launch = launchers.load(config.launcher.name)
     run = RunDir(config.run_dir)
     tasks = pipeline.tasks(config)
-    missing = pipeline.missing(tasks)
-    if missing:
-        from skerch.jobs.plan import count_parameters  # imports torch
-
+    if pipeline.missing(tasks):
         count_parameters(config)
-    run.bind(config)
-    if len(missing) < len(tasks):
-        print(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are done in {run.path}.")
-    if not missing:
-        return {}
-    with run.locked():
+    with locked(run):
+        bind(run, config)
         sweep(run.path)
+        missing = pipeline.missing(tasks)
+        if len(missing) < len(tasks):
+            print(f"{len(tasks) - len(missing)} of {len(tasks)} tasks are done in {run.path}.")
+        if not missing:
+            return {}
         try:
             with console.report(len(missing)) as report:
                 failures = launch(config, missing, report)
@@ -55,8 +56,9 @@ def complete(config: Config) -> dict[str, str]:
 def print_table(config: Config) -> None:
     """Eigenvalues, residual and overlap of each finished Hessian, stage times, where files are."""
     run, name = RunDir(config.run_dir), method_name(config)
-    outer, inner = config.sketch.outer, config.sketch.inner
-    table = Table(title=escape(f"{name}: {outer} eigenpairs from {inner} matvecs"))
+    sketch = config.sketch
+    title = f"{name}: {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
+    table = Table(title=escape(title))
     for heading in ("step", "split", "top eigenvalues", "relative residual", "overlap"):
         table.add_column(heading, justify="left" if heading == "split" else "right")
     for step in config.training.record_steps or []:
@@ -66,7 +68,7 @@ def print_table(config: Config) -> None:
                 table.add_row(str(step), split, *_cells(path))
     if not table.row_count:
         return
-    output = Console(width=max(Console().width, 100))
+    output = Console()
     output.print(table)
     for line in (
         _times(config, run),

@@ -1,4 +1,4 @@
-"""The one place that names a path inside a run directory, and binds it to what it holds.
+"""The one place that names a path inside a run directory.
 
 Paths are computed, never looked for. What a library format keeps within a measurement round's
 folder, the format itself names.
@@ -6,23 +6,12 @@ folder, the format itself names.
 
 from __future__ import annotations
 
-import fcntl
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from skerch.errors import SkerchError
-from skerch.files import cause
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
-from skerch.measurements import manifest
-
-
-class RunDirError(SkerchError):
-    """A run directory that cannot be made or used."""
 
 
 def method_name(config: Config) -> str:
@@ -123,16 +112,6 @@ class RunDir:
         """One JSON object a line for each task that ended: id, stage, seconds, error."""
         return self.logs / "tasks.jsonl"
 
-    @property
-    def report(self) -> Path:
-        """The report."""
-        return self.path / "report.html"
-
-    @property
-    def jobs(self) -> Path:
-        """Every job submitted to Slurm, one JSON object a line."""
-        return self.path / "slurm" / "jobs.jsonl"
-
     def method(self, name: str) -> Path:
         """A method's folder."""
         return self.path / name
@@ -176,73 +155,6 @@ class RunDir:
     def task_log(self, task_id: str) -> Path:
         """A task's log; what a file name cannot hold becomes a dash."""
         return self.logs / (re.sub(r"[^\w.-]+", "-", task_id) + ".log")
-
-    @contextmanager
-    def locked(self) -> Iterator[None]:
-        """Keep other local runs out of this directory meanwhile; they say so and end."""
-        with (self.path / ".lock").open("a") as lock:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise RunDirError(
-                    f"Another process is running tasks in {self.path}; wait until it is done, or "
-                    "set another run_dir."
-                ) from None
-            yield
-
-    def bind(self, config: Config) -> None:
-        """Make the directory, write the config, and bind training and method to their identities.
-
-        A part that has results must have the same identity; its file then takes the new values of
-        the keys that say only how the numbers are computed.
-
-        Raises:
-            ConfigError: a part has results of another identity, or its file is damaged.
-            RunDirError: the directory cannot be made.
-        """
-        name = method_name(config)
-        found = {"training": self._training_identity, "method": lambda: self._method_identity(name)}
-        try:
-            for folder in (self.training, self.method(name)):
-                folder.mkdir(parents=True, exist_ok=True)
-            for part, stored in found.items():
-                self._check_identity(part, stored(), config)
-        except OSError as error:
-            raise RunDirError(
-                f"run_dir {self.path} cannot be used: {cause(error)} ({error.filename}). Remove "
-                "what is in the way or give permission there, or set another run_dir."
-            ) from error
-        for path in (self.training_config, self.hessian_config(name), self.config):
-            configs.save(config, path)
-
-    def _training_identity(self) -> dict[str, Any] | None:
-        """Of what the recorded parameters are, if there are any."""
-        if not self.parameters.exists():
-            return None
-        if self.training_config.exists():
-            return configs.identity(configs.load_resolved(self.training_config), "training")
-        from skerch.jobs.recorded import describe
-
-        return dict(describe(self)["identity"])
-
-    def _method_identity(self, name: str) -> dict[str, Any] | None:
-        """Of what a method's measurements are, if there are any."""
-        found = next(self.method(name).glob("step-*/measurements/round-*/manifest.json"), None)
-        if self.hessian_config(name).exists() and any(self.method(name).glob("step-*/*")):
-            return configs.identity(configs.load_resolved(self.hessian_config(name)), "method")
-        return None if found is None else dict(manifest.read(found).provenance["identity"])
-
-    def _check_identity(self, part: str, old: dict[str, Any] | None, new: Config) -> None:
-        """Refuse a config whose identity is not what a part holds, with the ways out."""
-        changes = configs.difference(old or {}, configs.identity(new, part))
-        if old is None or not changes:
-            return
-        way_out = "another name (as in name=seigh-2) or " if part == "method" else ""
-        raise ConfigError(
-            f"{self.path} holds results of other settings:\n  "
-            + "\n  ".join(changes)
-            + f"\nSet {way_out}another run_dir, or take the old values back."
-        )
 
 
 def _step_name(step: int, split: str) -> str:

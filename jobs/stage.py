@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
+from skerch.measurements.manifest import manifest_path, read
 
 if TYPE_CHECKING:
     from skerch.decompositions.recovery import RoundSize
@@ -133,14 +134,12 @@ def _threads(stage: str, context: Context) -> int:
 
     By default the training, which runs alone, gets all usable cores, and a worker an equal share.
     """
-    from skerch.measurements import manifest
-
     launcher = context.config.launcher
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     if context.step is not None:
-        path = context.directory.measurements(1) / "manifest.json"
+        path = manifest_path(context.directory.measurements(1))
         if path.exists():
-            return int(manifest.read(path).provenance["threads"])
+            return int(read(path).provenance["threads"])
     return launcher.threads or max(1, (cores or 1) // (1 if stage == "train" else launcher.workers))
 
 

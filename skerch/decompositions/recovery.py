@@ -69,7 +69,9 @@ def check(recovery: str, rounds: int | None, outer: int, inner: int, probes: int
             f"outer must lie between 1 and {limit}."
         )
     if inner < rounds:
-        raise SkerchError(f"inner={inner} matvecs are too few for {rounds} rounds; take {rounds}.")
+        raise SkerchError(
+            f"inner={inner} matvecs are too few for {rounds} rounds; take {rounds}, or rounds=1."
+        )
     if probes < 2:
         raise SkerchError(
             f"probes={probes} is too few for an error estimate; take 30 (at least 2)."

@@ -18,7 +18,7 @@ from torch import Tensor
 from skerch.errors import SkerchError
 from skerch.hdf5 import Dataset, attribute, open_for_reading, write_arrays, write_hdf5
 from skerch.measurements import manifest as manifests
-from skerch.measurements.manifest import Block, Manifest
+from skerch.measurements.manifest import Block, Manifest, block_path, manifest_path
 
 OPEN_FILES = 128
 VIEW = "leftouter_ALL.h5"
@@ -33,7 +33,7 @@ class MeasurementArray:
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
-        self.manifest = manifests.read(self.directory / "manifest.json")
+        self.manifest = manifests.read(manifest_path(self.directory))
         self._hash = self.manifest.hash()
 
     @classmethod
@@ -45,16 +45,27 @@ class MeasurementArray:
         """
         directory = Path(directory)
         for block in manifest.blocks():
-            path = _block_path(directory, block.index)
+            path = block_path(directory, block.index)
             if path.exists():
                 _open_block(path, manifest.hash(), block.index).close()
-        manifests.create(directory / "manifest.json", manifest)
+        manifests.create(manifest_path(directory), manifest)
         write_hdf5(directory / VIEW, lambda file: _add_view(file, manifest))
         return cls(directory)
 
+    @staticmethod
+    def restore(directory: Path) -> bool:
+        """Write a lost manifest again, as a block holds it; false if there is no block."""
+        path = next(iter(sorted(directory.glob("blocks/block-*.h5"))), None)
+        if path is None:
+            return False
+        with open_for_reading(path) as file:
+            text = Dataset(file, "manifest")[...].numpy().tobytes().decode(errors="replace")
+        MeasurementArray.create(directory, manifests.parse(text, path))
+        return True
+
     def path(self, index: int) -> Path:
         """The file of block `index`."""
-        return _block_path(self.directory, index)
+        return block_path(self.directory, index)
 
     def missing(self, indices: Iterable[int] | None = None) -> list[Block]:
         """The blocks without a file, all of them or those of `indices`, in order."""
@@ -69,7 +80,9 @@ class MeasurementArray:
         """Write a block: to a temporary file, to disk, and only then under its name."""
         attributes = {"manifest": self._hash, "block": block.index, "kind": block.kind}
         attributes |= {"start": block.start, "stop": block.stop}
-        write_hdf5(self.path(block.index), lambda file: write_arrays(file, arrays, attributes))
+        text = torch.frombuffer(bytearray(self.manifest.text().encode()), dtype=torch.uint8)
+        whole = {**arrays, "manifest": text}
+        write_hdf5(self.path(block.index), lambda file: write_arrays(file, whole, attributes))
 
     def remove_blocks(self) -> None:
         """Delete all block files and the view of them; the manifest stays."""
@@ -96,10 +109,6 @@ class MeasurementArray:
             with self.open(block) as file:
                 parts.append(Dataset(file, name)[...].double())
         return torch.cat(parts, dim=-1)
-
-
-def _block_path(directory: Path, index: int) -> Path:
-    return directory / "blocks" / f"block-{index:06d}.h5"
 
 
 def _open_block(path: Path, manifest_hash: str, index: int) -> h5py.File:

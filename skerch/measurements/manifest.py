@@ -72,6 +72,20 @@ class Manifest:
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 
+    def text(self) -> str:
+        """The manifest with its hash, as it is written."""
+        return json.dumps(asdict(self) | {"hash": self.hash()}, indent=1)
+
+
+def manifest_path(directory: Path) -> Path:
+    """The manifest of the array in a directory."""
+    return directory / "manifest.json"
+
+
+def block_path(directory: Path, index: int) -> Path:
+    """The file of a block of the array in a directory."""
+    return directory / "blocks" / f"block-{index:06d}.h5"
+
 
 def count_blocks(columns: int, stored: int, probes: int, block_size: int) -> int:
     """The number of blocks of an array, before its N is known."""
@@ -80,10 +94,9 @@ def count_blocks(columns: int, stored: int, probes: int, block_size: int) -> int
 
 def create(path: Path, manifest: Manifest) -> None:
     """Write the manifest, once: where there is one already, it must be the same."""
-    text = json.dumps(asdict(manifest) | {"hash": manifest.hash()}, indent=1)
 
     def write(temporary: Path) -> None:
-        temporary.write_text(text)
+        temporary.write_text(manifest.text())
 
     if not path.exists():
         write_atomically(path, write, once=True)
@@ -104,17 +117,25 @@ def create(path: Path, manifest: Manifest) -> None:
 def read(path: Path) -> Manifest:
     """Read and check a manifest."""
     try:
-        content = json.loads(path.read_text())
-        expected = content.pop("hash")
-        manifest = Manifest(**{f.name: content.pop(f.name) for f in fields(Manifest)})
+        text = path.read_text()
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; the layout stage writes it.") from None
+    except ValueError:
+        text = ""
+    return parse(text, path)
+
+
+def parse(text: str, path: Path) -> Manifest:
+    """The manifest of a text, which `path` holds; refused unless it is as it was written."""
+    try:
+        content = json.loads(text)
+        expected = content.pop("hash")
+        manifest = Manifest(**{f.name: content.pop(f.name) for f in fields(Manifest)})
     except (ValueError, KeyError, TypeError, AttributeError):
         manifest, expected, content = None, None, {}
     if manifest is None or content or manifest.hash() != expected:
         raise ManifestError(
-            f"{path} is damaged; delete it, and the layout stage writes it again (finished blocks "
-            "stay valid if it comes out the same)."
+            f"{path} is damaged; delete it, and the layout stage restores it from a block."
         )
     if manifest.format != FORMAT:
         raise ManifestError(

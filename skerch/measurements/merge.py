@@ -24,6 +24,7 @@ from skerch.hdf5 import (
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram
+from skerch.measurements.range_finder import RangeFile
 from skerch.measurements.summary import Summary, summarise
 
 Progress = Callable[[int, int], None]
@@ -37,14 +38,17 @@ def merge(
     arrays: list[MeasurementArray],
     path: Path,
     *,
-    range_map: Tensor | None = None,
+    range_file: RangeFile | None = None,
     consolidate: bool = True,
     progress: Progress | None = None,
 ) -> None:
     """Merge the rounds' arrays into the file `path`, which appears whole or not at all.
 
-    Raises MergeError for missing blocks and BlockError for a damaged or foreign one.
+    Two rounds need the range between them. Raises MergeError for missing blocks and for rounds
+    that do not belong together, BlockError for a foreign block.
     """
+    for array in arrays[1:]:
+        _check_rounds(arrays[0], array, range_file)
     for array in arrays:
         missing = array.missing()
         if missing:
@@ -52,9 +56,22 @@ def merge(
                 f"{array.directory} lacks {len(missing)} of {len(array.manifest.blocks())} blocks "
                 f"(the first is {array.path(missing[0].index).name}); measure them, then merge."
             )
+    range_map = None if range_file is None else range_file.map
     with StoredColumns(arrays) as columns:
         write_hdf5(
             path, lambda file: _fill(file, arrays, columns, range_map, consolidate, progress)
+        )
+
+
+def _check_rounds(
+    first: MeasurementArray, second: MeasurementArray, range_file: RangeFile | None
+) -> None:
+    found = None if range_file is None else range_file.hash
+    same_origin = first.manifest.provenance == second.manifest.provenance
+    if second.manifest.range_hash != found or not same_origin:
+        raise MergeError(
+            f"{second.directory} was laid out after another first round than {first.directory}; "
+            f"delete {second.directory} to measure it anew."
         )
 
 

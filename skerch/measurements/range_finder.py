@@ -1,7 +1,7 @@
 """The second round's test vectors: an orthonormal basis Q of the range that the first one found.
 
 The file holds `Q` (N, columns) in the array's dtype and `map`, P₁ with Q = Y₁ P₁, in float64; its
-attribute `hash` is the SHA-256 of both.
+attribute `hash` is the SHA-256 of both, and `manifest` the hash of the first round's manifest.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import h5py
 import torch
 from torch import Tensor
 
+from skerch.errors import SkerchError
 from skerch.hdf5 import (
     Dataset,
     Reader,
@@ -23,6 +24,10 @@ from skerch.hdf5 import (
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
+
+
+class RangeError(SkerchError):
+    """A range file that belongs to another array."""
 
 
 def range_map(rows: Rows, size: int, columns: int, dtype: torch.dtype) -> Tensor:
@@ -54,13 +59,26 @@ def find_range(array: MeasurementArray, path: Path, columns: int) -> None:
                 slab = (rows(start, stop).double() @ P).to(stored.dtype).numpy()
                 digest.update(slab.tobytes())
                 Q[start:stop] = slab
-            write_arrays(file, {"map": P}, {"hash": digest.hexdigest()})
+            attributes = {"hash": digest.hexdigest(), "manifest": array.manifest.hash()}
+            write_arrays(file, {"map": P}, attributes)
 
         write_hdf5(path, fill)
 
 
 class RangeFile(Reader):
-    """A range file, open for reading: use as a context manager."""
+    """The range that the first round `array` found, open for reading: use as a context manager.
+
+    Raises RangeError where the file is of another first round.
+    """
+
+    def __init__(self, path: Path, array: MeasurementArray):
+        super().__init__(path)
+        if attribute(self._file, "manifest") != array.manifest.hash():
+            self._file.close()
+            raise RangeError(
+                f"{path} is of other measurements than {array.directory}; delete "
+                f"{array.directory.parent} to measure anew."
+            )
 
     @property
     def hash(self) -> str:

@@ -14,8 +14,9 @@ import pytest
 
 from skerch.decompositions.eigh_file import EighFile
 from skerch.jobs import pipeline, results, task_log
+from skerch.jobs.binding import RunDirError, bind, locked
 from skerch.jobs.config import ConfigError, load
-from skerch.jobs.run_dir import RunDir, RunDirError
+from skerch.jobs.run_dir import RunDir
 
 
 def outcome(config):
@@ -58,7 +59,7 @@ def test_worker_processes_give_the_same_bits(small, reference, workers):
 )
 def test_a_killed_run_goes_on_to_the_same_bits(small, reference, pattern):
     config = small("launcher.workers=2")
-    RunDir(config.run_dir).bind(config)
+    bind(RunDir(config.run_dir), config)
     command = [sys.executable, "-m", "skerch", "run", str(RunDir(config.run_dir).config)]
     victim = subprocess.Popen(command, start_new_session=True, stdout=subprocess.DEVNULL)
     while not any(RunDir(config.run_dir).path.rglob(pattern)) and victim.poll() is None:
@@ -76,7 +77,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(small, reference, pattern):
 )
 def test_workers_end_when_their_parent_is_stopped(small, number, status, words):
     config = small("launcher.workers=2", "training.max_steps=100000", "training.batch_size=1")
-    RunDir(config.run_dir).bind(config)
+    bind(RunDir(config.run_dir), config)
     command = [sys.executable, "-m", "skerch", "run", str(RunDir(config.run_dir).config)]
     parent = subprocess.Popen(
         command,
@@ -214,8 +215,8 @@ def test_a_moved_run_directory_stays_one_run(small, reference, monkeypatch):
 def test_two_local_runs_do_not_share_a_directory(small):
     config = small()
     run = RunDir(config.run_dir)
-    run.bind(config)
-    with run.locked(), pytest.raises(RunDirError, match="Another process is running tasks"):
+    bind(run, config)
+    with locked(run), pytest.raises(RunDirError, match="Another process is running tasks"):
         results.complete(config)
 
 
@@ -255,7 +256,7 @@ def test_a_failing_task_takes_down_what_needs_it_and_nothing_else(small, referen
     config = small("name=again")
     shutil.copytree(reference.run_dir, config.run_dir)
     run = RunDir(config.run_dir)
-    run.bind(config)
+    bind(run, config)
     manifest = run.step("again", 20, "test").measurements(1) / "manifest.json"
     manifest.parent.mkdir(parents=True)
     manifest.write_text("{}")

@@ -73,7 +73,7 @@ def start(tmp_path, monkeypatch):
     def bind(name: str, *overrides: str):
         config = configs.load("digits", [f"run_dir={name}", *SMALL, *overrides])
         run = RunDir(config.run_dir)
-        run.bind(config)
+        bind(run, config)
         return run, config
 
     return bind

@@ -26,7 +26,7 @@ from skerch.measurements.gram import SLAB_ROWS, gram, orthonormalise
 from skerch.measurements.manifest import Manifest, ManifestError
 from skerch.measurements.measure import Measurer, NonFiniteError
 from skerch.measurements.merge import MergedArray, MergeError, merge
-from skerch.measurements.range_finder import RangeFile, find_range
+from skerch.measurements.range_finder import RangeError, RangeFile, find_range
 
 N, OUTER, INNER, PROBES = 300, 20, 41, 5
 
@@ -100,13 +100,13 @@ def test_the_pipeline_of_files_gives_the_eigenpairs_of_the_in_core_solver(tmp_pa
     first = MeasurementArray.create(tmp_path / "round-1", manifest(columns=21, stored=21))
     fill(first, op, order=-1)
     find_range(first, tmp_path / "range.h5", 20)
-    with RangeFile(tmp_path / "range.h5") as found:
+    with RangeFile(tmp_path / "range.h5", first) as found:
         second = MeasurementArray.create(
             tmp_path / "round-2",
             manifest(columns=20, stored=20, probes=0, round=2, range_hash=found.hash),
         )
         fill(second, op, found.columns)
-        merge([first, second], tmp_path / "merged.h5", range_map=found.map)
+        merge([first, second], tmp_path / "merged.h5", range_file=found)
     verify(tmp_path / "merged.h5")
     with MergedArray(tmp_path / "merged.h5") as merged:
         solution = solve(merged.summary, "nystrom", OUTER)
@@ -230,7 +230,7 @@ def test_the_range_is_that_of_the_largest_singular_values(tmp_path, H, op, colum
     hashes = set()
     for size in (columns, columns + 1):
         find_range(array, tmp_path / f"{size}.h5", size)
-        with RangeFile(tmp_path / f"{size}.h5") as found:
+        with RangeFile(tmp_path / f"{size}.h5", array) as found:
             Q = found.columns(0, size)
             hashes.add(found.hash)
     with StoredColumns([array]) as stored:
@@ -247,7 +247,7 @@ def test_another_array_has_another_range_hash(tmp_path, op):
         array = MeasurementArray.create(directory, manifest(seed=seed))
         fill(array, op)
         find_range(array, directory / "range.h5", 20)
-        with RangeFile(directory / "range.h5") as found:
+        with RangeFile(directory / "range.h5", array) as found:
             hashes.append(found.hash)
     assert hashes[0] == hashes[1] != hashes[2]
 
@@ -260,6 +260,36 @@ def test_blocks_of_other_measurements_are_refused_at_layout(tmp_path, op):
         with pytest.raises(BlockError, match=r"another manifest.*delete it, or all of .*blocks"):
             MeasurementArray.create(tmp_path, manifest(seed=4))
     MeasurementArray.create(tmp_path, manifest())
+
+
+def test_a_lost_manifest_is_restored_from_a_block(tmp_path, op):
+    array = MeasurementArray.create(tmp_path, manifest())
+    assert not MeasurementArray.restore(tmp_path)
+    fill(array, op)
+    (tmp_path / "manifest.json").unlink()
+    assert MeasurementArray.restore(tmp_path)
+    assert MeasurementArray(tmp_path).manifest == manifest()
+
+
+def test_rounds_that_do_not_belong_together_are_refused(tmp_path, op):
+    arrays = {}
+    for seed in (3, 4):
+        first = MeasurementArray.create(tmp_path / f"first-{seed}", manifest(seed=seed))
+        fill(first, op)
+        find_range(first, tmp_path / f"{seed}.h5", 20)
+        with RangeFile(tmp_path / f"{seed}.h5", first) as found:
+            changes = {"columns": 20, "stored": 20, "probes": 0, "seed": seed, "round": 2}
+            changes["range_hash"] = found.hash
+            second = MeasurementArray.create(tmp_path / f"second-{seed}", manifest(**changes))
+            fill(second, op, found.columns)
+        arrays[seed] = first, second
+    with pytest.raises(RangeError, match=r"3\.h5 is of other measurements than .*first-4"):
+        RangeFile(tmp_path / "3.h5", arrays[4][0])
+    with (
+        RangeFile(tmp_path / "3.h5", arrays[3][0]) as found,
+        pytest.raises(MergeError, match=r"second-4 was laid out after another first round"),
+    ):
+        merge([arrays[3][0], arrays[4][1]], tmp_path / "merged.h5", range_file=found)
 
 
 def test_the_arrays_of_a_zero_operator_are_merged(tmp_path):
@@ -277,7 +307,7 @@ def test_a_damaged_range_file_is_named(tmp_path, op):
     find_range(array, path, 20)
     path.write_bytes(path.read_bytes()[:-2000])
     with pytest.raises(FileError, match=r"range\.h5 is damaged"):
-        RangeFile(path)
+        RangeFile(path, array)
 
 
 def test_a_killed_worker_loses_only_the_block_in_flight(tmp_path):

@@ -1,0 +1,107 @@
+"""What a run directory is bound to: the identity of its training, and of each of its methods.
+
+The truth is in the results themselves: `parameters.h5` and the manifests hold the identity that
+they were made for. The configs beside them are what stages read.
+"""
+
+from __future__ import annotations
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from skerch.errors import SkerchError
+from skerch.files import cause
+from skerch.jobs import config as configs
+from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.recorded import describe
+from skerch.jobs.run_dir import RunDir, method_name
+from skerch.measurements import manifest
+
+
+class RunDirError(SkerchError):
+    """A run directory that cannot be made or used."""
+
+
+@contextmanager
+def locked(run: RunDir) -> Iterator[None]:
+    """Keep other local runs out of a directory meanwhile; it is made if it is not there.
+
+    Raises RunDirError where it cannot be made, or another process is at work in it.
+    """
+    try:
+        run.path.mkdir(parents=True, exist_ok=True)
+        lock = (run.path / ".lock").open("a")
+    except OSError as error:
+        raise _unusable(run, error) from error
+    with lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunDirError(
+                f"Another process is running tasks in {run.path}; wait until it is done, or set "
+                "another run_dir."
+            ) from None
+        yield
+
+
+def bind(run: RunDir, config: Config) -> None:
+    """Bind training and method of a run directory to a config.
+
+    A part that has results must have the config's identity. The configs in the directory then take
+    the new values of the keys that say only how the numbers are computed.
+
+    Raises ConfigError where a part has results of another identity.
+    """
+    name = method_name(config)
+    try:
+        for folder in (run.training, run.method(name)):
+            folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise _unusable(run, error) from error
+    _check(run, "training", _training_identity(run), config)
+    _check(run, "method", _method_identity(run, name), config)
+    for path in (run.training_config, run.hessian_config(name), run.config):
+        configs.save(config, path)
+
+
+def _unusable(run: RunDir, error: OSError) -> RunDirError:
+    return RunDirError(
+        f"run_dir {run.path} cannot be used: {cause(error)} ({error.filename}). Remove what is in "
+        "the way or give permission there, or set another run_dir."
+    )
+
+
+def _training_identity(run: RunDir) -> dict[str, Any] | None:
+    """Of what the recorded parameters are, if there are any."""
+    return dict(describe(run)["identity"]) if run.parameters.exists() else None
+
+
+def _method_identity(run: RunDir, name: str) -> dict[str, Any] | None:
+    """Of what a method's results are, if there are any."""
+    folder, path = run.method(name), run.hessian_config(name)
+    found = next(folder.glob("step-*/measurements/round-*/manifest.json"), None)
+    if found is not None:
+        return dict(manifest.read(found).provenance["identity"])
+    if not any(folder.glob("step-*/*")):
+        return None
+    if path.exists():
+        return configs.identity(configs.load_resolved(path), "method")
+    raise ConfigError(
+        f"{folder} has results, but neither {path.name} nor a manifest that says of what; set "
+        "another name, or delete it."
+    )
+
+
+def _check(run: RunDir, part: str, old: dict[str, Any] | None, new: Config) -> None:
+    """Refuse a config whose identity is not what a part holds, with the ways out."""
+    changes = configs.difference(old or {}, configs.identity(new, part))
+    if old is None or not changes:
+        return
+    way_out = "another name (as in name=seigh-2) or " if part == "method" else ""
+    raise ConfigError(
+        f"{run.path} holds results of other settings:\n  "
+        + "\n  ".join(changes)
+        + f"\nSet {way_out}another run_dir, or take the old values back."
+    )
