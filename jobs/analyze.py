@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.decompositions.eigh_file import EighFile
-from skerch.files import write_atomically
+from skerch.jobs import overlap_file
 from skerch.jobs.operators import load_inputs
 from skerch.jobs.stage import Context, main
 
@@ -42,15 +39,11 @@ def run(context: Context) -> None:
     below, above = (bound.sqrt() for bound in scree)
     figure = hessian_figure(eigenvalues, relative, (below, above), result, title)
     save(figure, context.run.figure(context.name, context.step, context.split))
-    write_atomically(directory.overlap, lambda file: _write_json(file, content))
+    overlap_file.write(directory.overlap, content)
 
 
 def _problem_name(problem: dict[str, str]) -> str:
     return problem.get("name") or problem["factory"]
-
-
-def _write_json(path: Path, content: dict[str, object]) -> None:
-    path.write_text(json.dumps(content))
 
 
 if __name__ == "__main__":

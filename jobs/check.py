@@ -12,7 +12,7 @@ from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.datapoints import hessian_batch
 from skerch.jobs.operators import Inputs, hessian_operator, load_inputs
-from skerch.jobs.problems import load_problem
+from skerch.jobs.problems import load_data, load_problem, user_code
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.stage import Context
 from skerch.jobs.train import initial_model
@@ -39,7 +39,8 @@ def print_check(config: Config) -> bool:
 def findings(op: HessianOperator) -> Iterator[tuple[bool, str]]:
     """Whether each property holds, and a sentence on it."""
     try:
-        check_loss(op)
+        with user_code("The loss cannot be computed"):
+            check_loss(op)
     except CheckError as error:
         yield False, str(error)
         return
@@ -62,10 +63,8 @@ def findings(op: HessianOperator) -> Iterator[tuple[bool, str]]:
     )
     zero = int((Y == 0).all(dim=1).sum())
     note = f", {zero:,} of them with a zero row in the Hessian" if zero else ""
-    yield (
-        zero < op.shape[0],
-        f"{op.shape[0]:,} parameters{note}; strategy {op.resolve(64).strategy}",
-    )
+    strategy = op.resolve(64).strategy
+    yield zero < op.shape[0], f"{op.shape[0]:,} parameters{note}; strategy {strategy}"
 
 
 def check_loss(op: HessianOperator) -> None:
@@ -97,4 +96,5 @@ def _inputs(config: Config) -> Inputs:
         return load_inputs(Context(run, config, method_name(config), steps[-1], split))
     problem = load_problem(config.problem, config.problem_path)
     model = initial_model(problem, config.training.seed).eval()
-    return Inputs(problem, model, hessian_batch(problem.data(split), split, config.hessian))
+    data = load_data(problem, split)
+    return Inputs(problem, model, hessian_batch(data, split, config.hessian))

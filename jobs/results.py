@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections import defaultdict
 from pathlib import Path
@@ -11,9 +10,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from skerch.errors import SkerchError
 from skerch.files import sweep
-from skerch.jobs import console, launchers, pipeline, task_log
+from skerch.jobs import console, launchers, overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
 
@@ -80,19 +78,14 @@ def print_table(config: Config) -> None:
 
 def _cells(path: Path) -> list[str]:
     """Top eigenvalues, residual and overlap, in words, from an overlap file."""
-    try:
-        overlap = json.loads(path.read_text())
-        residual, k = overlap["residual"], len(overlap["overlap"])
-        multiple = overlap["overlap"][-1] / overlap["baseline"][-1]
-        return [
-            ", ".join(f"{value:.4g}" for value in overlap["eigenvalues"][:3]),
-            f"{residual[-1] / residual[0]:.2%}",
-            f"{overlap['overlap'][-1]:.4f}, {multiple:.2f} times k/N (k = {k})",
-        ]
-    except (OSError, ValueError, TypeError, LookupError, ArithmeticError):
-        raise SkerchError(
-            f"{path} is damaged; delete it, and the same command makes it again."
-        ) from None
+    found = overlap_file.read(path)
+    residual, k = found["residual"], len(found["overlap"])
+    multiple = found["overlap"][-1] / found["baseline"][-1]
+    return [
+        ", ".join(f"{value:.4g}" for value in found["eigenvalues"][:3]),
+        f"{residual[-1] / residual[0]:.2%}",
+        f"{found['overlap'][-1]:.4f}, {multiple:.2f} times k/N (k = {k})",
+    ]
 
 
 def _times(config: Config, run: RunDir) -> str:

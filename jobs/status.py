@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,11 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from skerch.files import FileError
-from skerch.jobs import pipeline, task_log
+from skerch.errors import SkerchError
+from skerch.jobs import overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
+from skerch.measurements import manifest
 
 
 def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
@@ -25,7 +27,7 @@ def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "methods": [_method(run, config) for config in configs],
-        "damaged": sorted({words for config in configs for words in _damage(config)})
+        "damaged": sorted({words for config in configs for words in _damage(run, config)})
         if verify
         else None,
     }
@@ -56,17 +58,28 @@ def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
     return bool(found["damaged"])
 
 
-def _damage(config: Config) -> Iterator[str]:
-    """A sentence on each HDF5 file that cannot be read back whole."""
-    from skerch import hdf5  # imports torch, which the rest of `status` does not need
+def _damage(run: RunDir, config: Config) -> Iterator[str]:
+    """A sentence on each file that cannot be read back as it was written."""
+    from skerch import hdf5  # imports torch, as the next does; the rest of `status` needs none
+    from skerch.jobs import recorded
 
+    def check(path: Path, read: Callable[[], object]) -> Iterator[str]:
+        if path.exists():
+            try:
+                read()
+            except SkerchError as error:
+                yield str(error)
+
+    for split in config.hessian.splits:
+        yield from check(run.hessian_data, partial(recorded.load_hessian_data, run, split))
     for task in pipeline.tasks(config):
         for path in task.outputs:
-            if path.suffix == ".h5" and path.exists():
-                try:
-                    hdf5.verify(path)
-                except FileError as error:
-                    yield str(error)
+            if path.suffix == ".h5":
+                yield from check(path, partial(hdf5.verify, path))
+            elif path.name == "manifest.json":
+                yield from check(path, partial(manifest.read, path))
+            elif path.name == "overlap.json":
+                yield from check(path, partial(overlap_file.read, path))
 
 
 def _method(run: RunDir, config: Config) -> dict[str, Any]:

@@ -26,7 +26,7 @@ from skerch.files import write_atomically
 from skerch.jobs import datapoints, recorded
 from skerch.jobs.config import checkpoint_files, difference, identity
 from skerch.jobs.operators import resolve_device
-from skerch.jobs.problems import Problem, build_model, load_problem
+from skerch.jobs.problems import Problem, build_model, load_data, load_problem
 from skerch.jobs.recorded import Column
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.schema import Config, ConfigError, Training, unknown
@@ -81,7 +81,8 @@ def train(
     hessian, device = config.hessian, torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         _seed(config.training.seed, "data", 0)
-        data = {split: problem.data(split) for split in dict.fromkeys(["train", *hessian.splits])}
+        splits = dict.fromkeys(["train", *hessian.splits])
+        data = {split: load_data(problem, split) for split in splits}
         batches = {s: datapoints.hessian_batch(data[s], s, hessian) for s in hessian.splits}
         hashes = {split: recorded.content_hash(batch) for split, batch in batches.items()}
         if trained and hashes != description["datapoints"]:

@@ -17,6 +17,7 @@ from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import Report
 from skerch.jobs.pipeline import Task
+from skerch.jobs.problems import describe
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.stage import Context, Progress, execute
 from skerch.jobs.task_log import recorded
@@ -47,8 +48,7 @@ def run_task(config: Config, task: Task, report: Report | None = None) -> str | 
     except SkerchError as error:
         return str(error)
     except Exception as error:  # a defect or a user's own code: it fails this task, not the run
-        first = (str(error) or "no message").splitlines()[0]
-        return f"{type(error).__name__}: {first} (traceback in {run.task_log(task.id)})"
+        return f"{describe(error)}; the traceback is in {run.task_log(task.id)}"
     return None
 
 

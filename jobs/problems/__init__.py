@@ -10,6 +10,7 @@ import importlib
 import inspect
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -17,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import skerch
 from skerch.errors import SkerchError
 from skerch.jobs.schema import ConfigError, unknown
 
@@ -24,6 +26,14 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.nn import Module
     from torch.utils.data import Dataset
+
+LIBRARIES = (  # whose frames are not the user's own
+    str(Path(skerch.__file__).parent),
+    str(Path(__file__).parents[1]),
+    sysconfig.get_path("purelib"),
+    sysconfig.get_path("platlib"),
+    sysconfig.get_path("stdlib"),
+)
 
 
 @dataclass(frozen=True)
@@ -73,7 +83,7 @@ def load_problem(problem: Mapping[str, Any], problem_path: str | None = None) ->
     arguments = {k: v for k, v in problem.items() if k not in ("name", "factory")}
     make = _registered(problem["name"]) if "name" in problem else _user(problem, problem_path)
     _check_arguments(make, arguments)
-    with _user_code("problem failed"):
+    with user_code("problem failed"):
         made = make(**arguments)
     if not isinstance(made, Problem):
         raise ConfigError(
@@ -87,13 +97,21 @@ def build_model(problem: Problem) -> Module:
     """The network of a problem; what its own code raises is named with its file and line."""
     from torch.nn import Module
 
-    with _user_code("problem: model() failed"):
+    if isinstance(problem.model, Module):
+        raise ConfigError("problem: model is a network; give a function that builds it.")
+    with user_code("problem: model() failed"):
         model = problem.model()
     if not isinstance(model, Module):
         raise ConfigError(
             f"problem: model() returned a {type(model).__name__}; it must return a torch.nn.Module."
         )
     return model
+
+
+def load_data(problem: Problem, split: str) -> Dataset[Any]:
+    """The dataset of a split; what the problem's own code raises is named likewise."""
+    with user_code(f"problem: data({split!r}) failed"):
+        return problem.data(split)
 
 
 def _registered(name: str) -> Callable[..., Problem]:
@@ -108,7 +126,7 @@ def _user(problem: Mapping[str, Any], problem_path: str | None) -> Callable[...,
     module_name, function_name = problem["factory"].split(":")
     if problem_path is not None and problem_path not in sys.path:
         sys.path.insert(0, problem_path)
-    with _user_code(f"problem.factory {problem['factory']} cannot be imported"):
+    with user_code(f"problem.factory {problem['factory']} cannot be imported"):
         module = importlib.import_module(module_name)
     function = getattr(module, function_name, None)
     if not callable(function):
@@ -133,13 +151,20 @@ def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> 
 
 
 @contextmanager
-def _user_code(what: str) -> Iterator[None]:
+def user_code(what: str) -> Iterator[None]:
     """Name the cause, and its file and line, of whatever a problem's own code raises."""
     try:
         yield
     except SkerchError:
         raise
     except Exception as error:  # the code is the user's: it may raise anything
-        frame = traceback.extract_tb(error.__traceback__)[-1]
-        place = "" if frame.filename.startswith("<") else f" ({frame.filename}:{frame.lineno})"
-        raise ConfigError(f"{what}: {type(error).__name__}: {error}{place}.") from error
+        raise ConfigError(f"{what}: {describe(error)}.") from error
+
+
+def describe(error: Exception) -> str:
+    """An error's name, words, and the last line of the user's own code that it came through."""
+    first = next(iter(str(error).splitlines()), "")
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if f.filename[0] != "<" and not f.filename.startswith(LIBRARIES)]
+    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
+    return f"{type(error).__name__}: {first}{place}"

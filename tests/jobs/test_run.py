@@ -173,14 +173,36 @@ def test_a_worker_refuses_inputs_that_the_array_was_not_laid_out_for(small, refe
     run = RunDir(config.run_dir)
     ours, other = run.step("seigh", 20, "test"), run.step("seigh", 60, "test")
     (ours.measurements(1) / "blocks" / "block-000000.h5").unlink()
-    (ours.measurements(2) / "blocks" / "block-000000.h5").unlink()
+    ours.merged.unlink()
+    ours.eigh.unlink()
+    shutil.copy(other.measurements(1) / "manifest.json", ours.measurements(1))
+    failures = results.complete(config)
+    assert "other parameters" in failures["seigh.step-000020-test.measure-1.0"]
+
+
+def test_a_range_of_another_first_round_is_refused(small, reference):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    run = RunDir(config.run_dir)
+    ours, other = run.step("seigh", 20, "test"), run.step("seigh", 60, "test")
     ours.merged.unlink()
     ours.eigh.unlink()
     shutil.copy(other.range, ours.range)
-    shutil.copy(other.measurements(1) / "manifest.json", ours.measurements(1))
-    failures = results.complete(config)
-    assert "parameters" in failures["seigh.step-000020-test.measure-1.0"]
-    assert "another" in failures["seigh.step-000020-test.measure-2.0"]
+    assert "other measurements" in results.complete(config)["seigh.step-000020-test.merge"]
+    shutil.rmtree(ours.measurements(1).parent)
+    assert not results.complete(config)
+    assert outcome(config) == outcome(reference)
+
+
+def test_eigenpairs_of_other_data_are_not_analysed(small, reference):
+    config = small()
+    shutil.copytree(reference.run_dir, config.run_dir)
+    run = RunDir(config.run_dir)
+    directory = run.step("seigh", 60, "test")
+    with h5py.File(run.parameters, "r+") as file:
+        file["parameters"][0, 1] += 1
+    directory.overlap.unlink()
+    assert "other parameters" in results.complete(config)["seigh.step-000060-test.analyze"]
 
 
 def test_results_are_never_taken_for_those_of_another_config(small, reference):
@@ -256,14 +278,14 @@ def test_a_failing_task_takes_down_what_needs_it_and_nothing_else(small, referen
     config = small("name=again")
     shutil.copytree(reference.run_dir, config.run_dir)
     run = RunDir(config.run_dir)
+    blocks = run.step("again", 20, "test").measurements(1) / "blocks"
     bind(run, config)
-    manifest = run.step("again", 20, "test").measurements(1) / "manifest.json"
-    manifest.parent.mkdir(parents=True)
-    manifest.write_text("{}")
+    blocks.parent.mkdir(parents=True)
+    blocks.touch()
     failures = results.complete(config)
-    assert "manifest.json is damaged" in failures["again.step-000020-test.measure-1.0"]
+    assert "block-000000.h5 cannot be written" in failures["again.step-000020-test.measure-1.0"]
     assert all("step-000020" in task for task in failures)
+    assert "block-000000.h5 cannot be written" in capsys.readouterr().err
     assert run.step("again", 60, "test").overlap.exists()
-    manifest.unlink()
+    blocks.unlink()
     assert not results.complete(config)
-    assert "2 of" not in capsys.readouterr().err

@@ -13,6 +13,7 @@ from skerch.files import FileError
 from skerch.jobs import config as configs
 from skerch.jobs import datapoints, recorded
 from skerch.jobs import train as stage
+from skerch.jobs.binding import bind
 from skerch.jobs.problems import Problem, load_problem
 from skerch.jobs.recorded import (
     RecordedError,
@@ -70,13 +71,13 @@ def start(tmp_path, monkeypatch):
     """Binds a run directory of a name to the digits with overrides; (run, config)."""
     monkeypatch.chdir(tmp_path)
 
-    def bind(name: str, *overrides: str):
+    def make(name: str, *overrides: str):
         config = configs.load("digits", [f"run_dir={name}", *SMALL, *overrides])
         run = RunDir(config.run_dir)
         bind(run, config)
         return run, config
 
-    return bind
+    return make
 
 
 NOISY = [
