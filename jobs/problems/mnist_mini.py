@@ -39,7 +39,7 @@ def _data(split: str, root: str | None, download: bool) -> LabelledTensors:
         from torchvision.datasets import MNIST
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"mnist_mini needs torchvision ({error}); pip install 'skerch[vision]'."
+            f"mnist_mini needs torchvision ({error}); pip install torchvision."
         ) from error
     try:
         mnist = MNIST(Path(root), train=not is_test(split), download=download)

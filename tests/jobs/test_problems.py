@@ -58,7 +58,7 @@ def test_missing_torchvision_names_the_extra(monkeypatch):
     monkeypatch.setitem(sys.modules, "torchvision.datasets", None)
     problem = load_problem({"name": "mnist_mini", "root": "."})
     assert parameters(problem) == 7030
-    with pytest.raises(ConfigError, match=r"pip install 'skerch\[vision\]'"):
+    with pytest.raises(ConfigError, match=r"pip install torchvision"):
         problem.data("train")
 
 
