@@ -89,7 +89,8 @@ def load_resolved(path: Path) -> Config:
         raise ConfigError(
             f"{path} is not as skerch wrote it; delete it and run the experiment file again."
         )
-    config = _build(OmegaConf.to_container(_parse(text, str(path))))
+    with _clear_errors(str(path)):
+        config = _build(OmegaConf.to_container(_parse(text, str(path))))
     validation.check(config)
     return config
 
@@ -297,6 +298,10 @@ def _absolute(key: str, path: Any) -> str:
     if not isinstance(path, str) or "\0" in path:
         raise ConfigError(f"{key} expects a path, not {reprlib.repr(path)}.")
     absolute = os.path.abspath(os.path.expanduser(path))
+    if "${" in absolute:
+        raise ConfigError(
+            f"{key} has ${{ in it, a reference in YAML: {absolute}; rename the folder."
+        )
     if any(len(os.fsencode(part)) > 255 for part in absolute.split(os.sep)):
         raise ConfigError(f"{key} has a name of more than 255 bytes; choose a shorter one.")
     return absolute

@@ -250,3 +250,10 @@ def test_any_value_anywhere_is_accepted_or_refused_in_a_sentence(experiment, val
         configs.difference(configs.identity(config, "method"), configs.identity(config, "method"))
         == []
     )
+
+
+def test_a_path_that_yaml_would_take_for_a_reference_is_refused(experiment, tmp_path):
+    saved = tmp_path / "run ${x}" / "config.yaml"
+    configs.save(configs.load(experiment), saved)
+    with pytest.raises(ConfigError, match=r"run_dir has \$\{ in it"):
+        configs.load(saved)
