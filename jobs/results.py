@@ -67,6 +67,8 @@ def print_table(config: Config) -> None:
     if not table.row_count:
         return
     output = Console()
+    if not output.is_terminal:
+        output.width = 100  # a file has no columns to fold at
     output.print(table)
     for line in (
         _times(config, run),
