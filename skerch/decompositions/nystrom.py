@@ -2,8 +2,8 @@
 
 For test vectors X and Y = H X, the Nyström approximation is H ≈ Y M⁺ Yᵀ with M = XᵀY. For an
 indefinite H, M may have small eigenvalues that have nothing to do with H, so that its inverse needs
-to be regularised (Park and Nakatsukasa, "Low-rank approximation of parameter-dependent /
-symmetric indefinite matrices", 2023). Here, with M = W diag(m) Wᵀ,
+to be regularised (Park and Nakatsukasa, "Randomized low-rank approximation for symmetric
+indefinite matrices", 2023). Here, with M = W diag(m) Wᵀ,
 
     H ≈ Y W diag(f(m)) Wᵀ Yᵀ,    f(m) = m / (m² + δ²),
 

@@ -181,6 +181,6 @@ def _add_view(file: h5py.File, manifest: Manifest) -> None:
     for block in manifest.blocks():
         if block.kind == "test" and block.stored:
             shape = (manifest.size, block.stop - block.start)
-            source = h5py.VirtualSource(f"blocks/block-{block.index:06d}.h5", "leftouter", shape)
+            source = h5py.VirtualSource(str(block_path(Path(), block.index)), "leftouter", shape)
             view[:, block.start : block.stop] = source
     file.create_virtual_dataset("leftouter", view, fillvalue=float("nan"))
