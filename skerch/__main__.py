@@ -35,8 +35,10 @@ def prio_hpars(
 
 @app.command("post_bounds")
 def post_bounds(
-    apost_n: Annotated[int, typer.Option(help="The number of probes.")],
-    apost_err: Annotated[float, typer.Option(help="The relative error ε of the squared residual.")],
+    apost_n: Annotated[int, typer.Option("--apost_n", help="The number of probes.")],
+    apost_err: Annotated[
+        float, typer.Option("--apost_err", help="The relative error ε of the squared residual.")
+    ],
 ) -> None:
     """How likely an error estimate from some probes is off by a factor."""
     from skerch.a_posteriori import probability_bounds

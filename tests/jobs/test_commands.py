@@ -103,6 +103,20 @@ def test_status_counts_what_is_done_and_names_what_failed(small, reference):
     assert f"{directory.merged} is damaged" in " ".join(table.stdout.split())
 
 
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("prio_hpars --shape 100,200 --budget 12345", "outer: 29 inner: 60"),
+        ("prio_hpars --shape 200,200 --budget 12345 --sym", "outer: 35 inner: 73"),
+        ("post_bounds --apost_n 30 --apost_err 0.5", "<= 5.518e-02"),
+    ],
+)
+def test_sizes_and_bounds_are_had_by_the_commands_of_the_design(tmp_path, command, words):
+    done = skerch(*command.split(), cwd=tmp_path)
+    assert done.returncode == 0
+    assert words in " ".join(done.stdout.split())
+
+
 def test_plan_says_what_a_run_takes(tmp_path):
     plan = skerch("plan", "digits", cwd=tmp_path)
     assert plan.returncode == 0
@@ -159,7 +173,7 @@ def make():
         (["run", "digits", "sketch.outer=1500", "sketch.inner=3000"], "N=1930", 2),
         (["status", "nowhere"], "nowhere", 2),
         (["prio_hpars", "--shape", "100", "--budget", "5"], "--shape 100", 1),
-        (["post_bounds", "--apost-n", "0", "--apost-err", "0.5"], "0 probes", 1),
+        (["post_bounds", "--apost_n", "0", "--apost_err", "0.5"], "0 probes", 1),
     ],
 )
 def test_mistakes_end_in_a_sentence_and_a_status(tmp_path, arguments, words, status):
