@@ -14,9 +14,8 @@ def recover(summary: Summary, outer: int) -> Core:
     """Eigenpairs of C; `health` has its relative asymmetry."""
     assert summary.range_map is not None
     first = len(summary.range_map)
-    kept = summary.range_map.any(dim=0)  # the range may have fewer directions than columns
-    P = summary.range_map[:, kept]
-    C = P.T @ summary.gram[:first, first : summary.stored][:, kept]
+    P = summary.range_map  # the columns that it may lack are zero, as their eigenvalues then are
+    C = P.T @ summary.gram[:first, first : summary.stored]
     values, U = largest(C, outer)
     coefficients = U.new_zeros(summary.stored, U.shape[1])
     coefficients[:first] = P @ U

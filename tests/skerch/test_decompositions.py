@@ -138,6 +138,12 @@ def test_an_operator_that_is_not_declared_symmetric_is_refused():
 
 def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
     op = aslinearoperator(torch.eye(50), self_adjoint=True)
+    with pytest.raises(SkerchError, match=r"inner=11 .* by 'hmt'; .* between 1 and 5"):
+        seigh(op, outer=6, inner=11, recovery="hmt")
+    with pytest.raises(SkerchError, match=r"rounds to 1 or 2"):
+        seigh(op, outer=20, rounds=3)
+    with pytest.raises(SkerchError, match=r"probes=1 is too few .*at least 2"):
+        seigh(op, outer=20, probes=1)
     with pytest.raises(SkerchError, match=r"outer=20 .* inner=10 .* between 1 and 10"):
         seigh(op, outer=20, inner=10)
     with pytest.raises(SkerchError, match=r"inner=60 .* N=50"):
@@ -152,6 +158,74 @@ def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
         seigh(op, outer=2, block_size=0)
     with pytest.raises(ShapeError, match=r"square operator, not one of shape \(3, 4\)"):
         seigh(aslinearoperator(torch.ones(3, 4)), outer=1)
+
+
+def test_the_defaults_are_those_of_the_documents():
+    op = aslinearoperator(matrix(SPECTRA["polynomial"])[0], self_adjoint=True)
+    said = {"inner": INNER, "recovery": "nystrom", "rounds": 2, "sketch": "sparse_sign"}
+    said |= {"probes": 30, "seed": 0, "block_size": 64, "dtype": torch.float64}
+    default, explicit = seigh(op, outer=OUTER), seigh(op, outer=OUTER, **said)
+    assert torch.equal(default.eigenvectors, explicit.eigenvectors)
+    assert torch.equal(default.residual, explicit.residual)
+    assert len(seigh(op, outer=N - 10).eigenvalues) == N - 10  # from N matvecs, not more
+    narrow = seigh(op, outer=OUTER, dtype=torch.float32)
+    assert narrow.eigenvectors.dtype == torch.float32
+    torch.testing.assert_close(narrow.eigenvalues, default.eigenvalues, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("recovery", "rounds"), METHODS)
+def test_health_tells_how_far_the_matvecs_are_from_symmetric(recovery, rounds):
+    H = matrix(SPECTRA["polynomial"])[0]
+    noise = torch.randn(N, N, generator=torch.Generator().manual_seed(0)).double()
+    skew = (noise - noise.T) * (torch.linalg.norm(H) / torch.linalg.norm(noise - noise.T))
+    figures = []
+    for level in (0, 1e-6, 1e-3):
+        op = aslinearoperator(H + level * skew, self_adjoint=True)
+        result = seigh(op, outer=OUTER, inner=INNER, recovery=recovery, rounds=rounds)
+        figures.append(result.health["asymmetry"])
+    if recovery != "oversampled":  # whose core is not symmetric before it is symmetrised
+        assert figures[0] < 1e-12
+        assert 1e-8 < figures[1] < 1e-5
+        assert figures[2] / figures[1] == pytest.approx(1e3, rel=0.1)
+    assert figures[2] < 1
+
+
+def test_the_filter_is_relative_and_vanishes_where_the_rank_is_low():
+    op = aslinearoperator(matrix(SPECTRA["polynomial"])[0], self_adjoint=True)
+    shares = [seigh(scale * op, outer=OUTER).health["filter"] for scale in (1.0, 1e-9)]
+    assert 1e-4 < shares[0] < 1
+    assert shares[1] == pytest.approx(shares[0], rel=1e-3)
+    spectrum = torch.cat([torch.linspace(1, 2, 40), torch.zeros(N - 40)]).double()
+    H, eigenvalues = matrix(spectrum)
+    result = seigh(aslinearoperator(H, self_adjoint=True), outer=10, inner=100)
+    exact = eigenvalues.abs().sort(descending=True).values[:10]
+    torch.testing.assert_close(result.eigenvalues.abs(), exact, rtol=0, atol=1e-10)
+
+
+def test_an_operator_without_structure_is_not_made_worse_than_nothing():
+    H, _ = synthmat.symmetric(torch.ones(N).double(), seed=0, signs="random")
+    op = aslinearoperator(H, self_adjoint=True)
+    for rounds in (1, 2):
+        result = seigh(op, outer=OUTER, inner=INNER, rounds=rounds)
+        assert residual(H, result, OUTER) < 1.02 * torch.linalg.norm(H)
+
+
+def test_ssvd_refuses_sizes_that_do_not_fit_and_takes_twice_outer():
+    A = synthmat.general(synthmat.exponential_decay(50, 5, 0.1), (60, 50), seed=0)[0].float()
+    op = aslinearoperator(A)
+    sizes = r"shape \(60, 50\) needs 1 ≤ outer ≤ inner ≤ 50 and at least 2 probes, not outer="
+    for wrong in ({"outer": 0}, {"outer": 9, "inner": 8}, {"outer": 9, "inner": 51}):
+        with pytest.raises(SkerchError, match=sizes):
+            ssvd(op, **wrong)
+    with pytest.raises(SkerchError, match=r"outer=9, inner=18, probes=1"):
+        ssvd(op, outer=9, probes=1)
+    default, explicit = ssvd(op, outer=9), ssvd(op, outer=9, inner=18, probes=30, seed=0)
+    assert torch.equal(default.left, explicit.left)
+    assert (default.left.dtype, default.right.dtype) == (torch.float32, torch.float32)
+    whole = ssvd(op, outer=50, inner=50, probes=2)
+    torch.testing.assert_close(whole.values, torch.linalg.svdvals(A).double(), rtol=0, atol=1e-3)
+    assert len(ssvd(op, outer=1, probes=2).values) == 1
+    assert len(ssvd(op, outer=30).values) == 30  # inner is at most 50
 
 
 def test_ssvd_finds_singular_triplets_and_knows_its_residual():

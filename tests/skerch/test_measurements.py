@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import os
 import signal
@@ -16,11 +17,13 @@ import torch
 from skerch import sketch_operators, synthmat
 from skerch.decompositions.core import solve
 from skerch.decompositions.eigh_file import EighFile, write_eigh
+from skerch.decompositions.recovery import RECOVERIES
 from skerch.decompositions.seigh import seigh
 from skerch.errors import SkerchError
 from skerch.files import FileError
 from skerch.hdf5 import verify
 from skerch.linops import aslinearoperator
+from skerch.measurements import manifest as manifests
 from skerch.measurements.array import BlockError, MeasurementArray, StoredColumns
 from skerch.measurements.gram import SLAB_ROWS, gram, orthonormalise
 from skerch.measurements.manifest import Manifest, ManifestError
@@ -76,6 +79,7 @@ def test_blocks_partition_the_columns_and_never_straddle_a_boundary():
         ("test", 41, 50, False),
         ("probe", 0, 9, True),
     ]
+    assert manifests.count_blocks(50, 21, 9, 10) == len(blocks)
 
 
 @pytest.mark.parametrize("kind", sorted(sketch_operators.KINDS))
@@ -96,23 +100,46 @@ def test_a_measured_array_holds_the_products_of_its_test_vectors(tmp_path, H, op
     torch.testing.assert_close(array.small("norm"), torch.linalg.norm(omega, dim=1))
 
 
-def test_the_pipeline_of_files_gives_the_eigenpairs_of_the_in_core_solver(tmp_path, op):
-    first = MeasurementArray.create(tmp_path / "round-1", manifest(columns=21, stored=21))
-    fill(first, op, order=-1)
-    find_range(first, tmp_path / "range.h5", 20)
-    with RangeFile(tmp_path / "range.h5", first) as found:
-        second = MeasurementArray.create(
-            tmp_path / "round-2",
-            manifest(columns=20, stored=20, probes=0, round=2, range_hash=found.hash),
-        )
-        fill(second, op, found.columns)
-        merge([first, second], tmp_path / "merged.h5", range_file=found)
+@pytest.mark.parametrize(
+    ("recovery", "rounds"), [("nystrom", 1), ("nystrom", 2), ("oversampled", 1), ("hmt", 2)]
+)
+def test_the_files_give_the_eigenpairs_of_the_in_core_solver(
+    tmp_path, monkeypatch, op, recovery, rounds
+):
+    monkeypatch.setattr("skerch.measurements.gram.SLAB_ROWS", 128)
+    recipe = RECOVERIES[recovery]
+    first, *second = recipe.sizes(rounds, OUTER, INNER, PROBES)
+    sizes = dataclasses.asdict(first) | {"compresses": recipe.compresses}
+    arrays = [MeasurementArray.create(tmp_path / "round-1", manifest(**sizes))]
+    fill(arrays[0], op, order=-1)
+    calls = []
+
+    def progress(done: int, total: int) -> None:
+        calls.append((done, total))
+
+    with contextlib.ExitStack() as stack:
+        found = None
+        if second:
+            find_range(arrays[0], tmp_path / "range.h5", second[0].columns)
+            found = stack.enter_context(RangeFile(tmp_path / "range.h5", arrays[0]))
+            sizes = dataclasses.asdict(second[0]) | {"round": 2, "range_hash": found.hash}
+            arrays.append(MeasurementArray.create(tmp_path / "round-2", manifest(**sizes)))
+            fill(arrays[1], op, found.columns)
+        merge(arrays, tmp_path / "merged.h5", range_file=found, progress=progress)
     verify(tmp_path / "merged.h5")
     with MergedArray(tmp_path / "merged.h5") as merged:
-        solution = solve(merged.summary, "nystrom", OUTER)
-        write_eigh(tmp_path / "eigh.h5", solution, merged.rows, N, "float64", {"probes": PROBES})
-    expected = seigh(op, outer=OUTER, inner=INNER, probes=PROBES, seed=3, block_size=8)
+        solution = solve(merged.summary, recovery, OUTER)
+        of = {"probes": PROBES, "manifests": " ".join(merged.manifests)}
+        write_eigh(tmp_path / "eigh.h5", solution, merged.rows, N, "float64", of, progress)
+    assert calls == 2 * [(128, N), (256, N), (N, N)]
+    options = {"recovery": recovery, "rounds": rounds, "probes": PROBES, "seed": 3, "block_size": 8}
+    expected = seigh(op, outer=OUTER, inner=INNER, **options)
+    assert solution.health == pytest.approx(expected.health, rel=1e-6, abs=1e-12)
     with EighFile(tmp_path / "eigh.h5") as file:
+        assert (file.probes, file.manifests) == (
+            PROBES,
+            [array.manifest.hash() for array in arrays],
+        )
         torch.testing.assert_close(file.eigenvalues, expected.eigenvalues, rtol=0, atol=1e-12)
         torch.testing.assert_close(file.residual, expected.residual, rtol=1e-9, atol=1e-9)
         signs = (file.eigenvectors[:] * expected.eigenvectors).sum(dim=0)
@@ -130,6 +157,12 @@ def test_a_merge_without_consolidation_keeps_the_summary_only(tmp_path, op):
         assert torch.equal(whole.summary.gram, small.summary.gram)
         with StoredColumns([array]) as columns:
             assert torch.equal(whole.rows(0, N), columns(0, N)[:, :INNER])
+            with h5py.File(tmp_path / "True.h5") as file:
+                probes = torch.from_numpy(file["probe"][...])
+            assert torch.equal(probes, columns(0, N)[:, INNER:])
+    array.remove_blocks()
+    left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
+    assert left == {"manifest.json", "True.h5", "False.h5"}
 
 
 def test_missing_blocks_are_named_and_not_read_as_zeros(tmp_path, op):
