@@ -236,10 +236,12 @@ def test_a_flipped_bit_is_refused_by_name_or_changes_nothing(tmp_path, op):
 
 
 def test_manifests_are_written_once_and_checked(tmp_path):
-    MeasurementArray.create(tmp_path, manifest())
-    MeasurementArray.create(tmp_path, manifest())
-    with pytest.raises(ManifestError, match=r"seed: 3 -> 4"):
-        MeasurementArray.create(tmp_path, manifest(seed=4))
+    written = manifest(provenance={"threads": 1, "strategy": "loop"})
+    for _ in range(2):
+        MeasurementArray.create(tmp_path, written)
+    other = dataclasses.replace(written, seed=4, provenance={"threads": 2, "strategy": "loop"})
+    with pytest.raises(ManifestError, match=r"\(seed: 3 -> 4, threads: 1 -> 2\); delete its"):
+        MeasurementArray.create(tmp_path, other)
     path = tmp_path / "manifest.json"
     path.write_text(path.read_text().replace('"seed": 3', '"seed": 4'))
     with pytest.raises(ManifestError, match=r"manifest\.json is damaged"):
