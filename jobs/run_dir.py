@@ -6,12 +6,14 @@ folder, the format itself names.
 
 from __future__ import annotations
 
+import os
 import re
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
+from skerch.measurements.manifest import range_path
 
 
 def method_name(config: Config) -> str:
@@ -35,7 +37,7 @@ class StepDir:
     @property
     def range(self) -> Path:
         """Q, the test vectors of the second round."""
-        return self.measurements(2) / "range.h5"
+        return range_path(self.measurements(2))
 
     @property
     def merged(self) -> Path:
@@ -131,7 +133,7 @@ class RunDir:
         Raises:
             ConfigError: this is no run directory, it has no such method, or a config is damaged.
         """
-        if not self.config.exists():
+        if not os.path.exists(self.config):
             raise ConfigError(f"{self.path} is no run directory: it has no {self.config.name}.")
         if name is not None and name not in self.methods:
             there = ", ".join(self.methods) or "nothing"

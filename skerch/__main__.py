@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -23,14 +24,20 @@ def prio_hpars(
 ) -> None:
     """The largest sketch sizes, outer and inner, that fit a memory budget."""
     from skerch.a_priori import sketch_sizes
-    from skerch.errors import SkerchError
+
+    outer, inner = sketch_sizes(_numbers(shape), budget, sym=sym)
+    typer.echo(f"outer: {outer}\ninner: {inner}")
+
+
+def _numbers(shape: str) -> tuple[int, int]:
+    """The rows and columns that --shape gives."""
+    from skerch.errors import UsageError
 
     try:
         rows, columns = (int(number) for number in shape.split(","))
     except ValueError:
-        raise SkerchError(f"--shape {shape} must be two numbers, as in 100,200.") from None
-    outer, inner = sketch_sizes((rows, columns), budget, sym=sym)
-    typer.echo(f"outer: {outer}\ninner: {inner}")
+        raise UsageError(f"--shape {shape} must be two numbers, as in 100,200.") from None
+    return rows, columns
 
 
 @app.command("post_bounds")
@@ -49,14 +56,53 @@ def post_bounds(
     typer.echo(f"P(estimate² >= {1 + apost_err:g} true²) <= {above:.3e}")
 
 
+@app.command("create_hdf5_layout")
+def create_hdf5_layout(
+    hdf5dir: Annotated[Path, typer.Option(help="A new or empty folder.")],
+    shape: Annotated[str, typer.Option(help="Rows and columns, as in 7030,7030.")],
+    dtype: Annotated[str, typer.Option(help="float16, 32, 64 or complex64, 128.")] = "float32",
+    outer: Annotated[int, typer.Option(help="The number of outer measurements.")] = 100,
+    inner: Annotated[int, typer.Option(help="The number of inner measurements.")] = 200,
+    sym: Annotated[bool, typer.Option("--sym", help="The matrix is symmetric.")] = False,
+) -> None:
+    """Lay out files for the measurements of skerch 0.x, one a column."""
+    from skerch.measurements.legacy import create_hdf5_layout
+
+    for path in create_hdf5_layout(hdf5dir, _numbers(shape), outer, inner, dtype, sym=sym):
+        typer.echo(path)
+
+
+@app.command("merge_hdf5")
+def merge_hdf5(
+    in_path: Annotated[
+        Path, typer.Option("--in_path", help="A <prefix>_ALL.h5, or a folder of measurements.")
+    ],
+    out_path: Annotated[Path, typer.Option("--out_path", help="The merged file.")],
+    ok_flag: Annotated[
+        str | None, typer.Option("--ok_flag", help="What all flags must be (0.x and 1.x).")
+    ] = None,
+    delete_subfiles: Annotated[
+        bool,
+        typer.Option("--delete_subfiles", help="Remove what is merged, once that is verified."),
+    ] = False,
+) -> None:
+    """Consolidate measurements, ours or of skerch 0.x or 1.x, into one file."""
+    from skerch.measurements.legacy import merge_hdf5
+
+    merge_hdf5(in_path, out_path, ok_flag=ok_flag, delete_subfiles=delete_subfiles)
+    typer.echo(out_path)
+
+
 def main() -> None:
     """Run a command; a user's mistake ends in one sentence and exit status 1 or 2."""
     from skerch.errors import SkerchError
+    from skerch.files import refusals_named
     from skerch.jobs.commands import mount
 
     mount(app)
     try:
-        app()
+        with refusals_named():
+            app()
     except SkerchError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)

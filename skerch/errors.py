@@ -9,3 +9,9 @@ class SkerchError(ValueError):
 
 class ShapeError(SkerchError):
     """Operands whose shapes or dtypes do not fit; the message has both."""
+
+
+class UsageError(SkerchError):
+    """Arguments of a command that cannot be meant."""
+
+    exit_status = 2

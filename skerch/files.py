@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import socket
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,20 @@ class FileError(SkerchError):
 def cause(error: OSError) -> str:
     """The operating system's words for an error, without its number and path."""
     return error.strerror or str(error)
+
+
+@contextmanager
+def refusals_named() -> Iterator[None]:
+    """Turn what the operating system refuses into a FileError that names the path."""
+    try:
+        yield
+    except OSError as error:
+        if error.filename is None:
+            raise
+        raise FileError(
+            f"{error.filename} cannot be used: {cause(error)}. Give permission there, or remove "
+            "what is in the way, then run the same command again."
+        ) from error
 
 
 def write_atomically(
@@ -92,9 +106,9 @@ class _Unfailing(FileIO):
         return len(view)
 
 
-def sweep(folder: Path) -> None:
+def sweep(folder: Path, pattern: str = "**/.*.tmp") -> None:
     """Remove the temporary files below a folder whose writers on this host are gone."""
-    for path in folder.rglob(".*.tmp"):
+    for path in folder.glob(pattern):
         *_, pid, _ = path.name.split(".")
         mine = f".{socket.gethostname()}.{pid}.tmp"
         if path.name.endswith(mine) and pid.isdecimal() and not _alive(int(pid)):
@@ -108,6 +122,9 @@ def _alive(pid: int) -> bool:
         return False
     except PermissionError:
         return True
+    with suppress(OSError):  # no /proc here, or it has gone just now
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+        return state != "Z"  # a zombie, whose parent never asked for its exit status
     return True
 
 

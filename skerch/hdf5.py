@@ -1,11 +1,13 @@
 """HDF5 as this library uses it: checksums on everything, and damage that is named.
 
-Files are written in the latest format, whose metadata have checksums, and datasets uncompressed,
-with a Fletcher checksum on every chunk: what can be read back is what was written.
+Files are written in the format of HDF5 1.10, which has checksums on all metadata and which any h5py
+of today reads (HDF5 1.14 cannot read what 2.0 calls "latest"), and datasets uncompressed, with a
+Fletcher checksum on every chunk: what can be read back is what was written.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
@@ -27,19 +29,24 @@ CHUNK_ROWS = 4096
 
 
 @contextmanager
-def reading(path: Path | str) -> Iterator[None]:
-    """Turn whatever HDF5 finds wrong in a file into a FileError that names it."""
+def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
+    """Turn whatever HDF5 finds wrong in a file into a FileError that names it, and the remedy."""
     try:
         yield
     except SkerchError:
         raise
     except FileNotFoundError:
-        raise FileError(f"{path} is missing; run the same command again to make it.") from None
+        remedy = remedy or "run the same command again to make it."
+        raise FileError(f"{path} is missing; {remedy}") from None
     except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        if number := getattr(error, "errno", None):  # the file may be sound
+            reason = os.strerror(number)
+            raise FileError(
+                f"{path} cannot be read: {reason}; see to that, then run again."
+            ) from error
         reason = " ".join(str(error).split()).strip("'\"")
-        raise FileError(
-            f"{path} is damaged ({reason}); delete it, and the same command makes it again."
-        ) from error
+        remedy = remedy or "delete it, and the same command makes it again."
+        raise FileError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
 def open_for_reading(path: Path) -> h5py.File:
@@ -72,11 +79,13 @@ def verify(path: Path) -> None:
     """Read all of a file, checksums included; raises FileError where something is damaged."""
 
     def read(name: str, node: h5py.Group | h5py.Dataset) -> None:
+        list(node.attrs.values())
         if isinstance(node, h5py.Dataset):
             for start in range(0, len(node), CHUNK_ROWS):
                 node[start : start + CHUNK_ROWS]
 
     with reading(path), h5py.File(path, "r") as file:
+        read("/", file)
         file.visititems(read)
 
 
@@ -113,7 +122,7 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
     """Write a file that `fill` fills, atomically; raises FileError where there is no room."""
 
     def write(stream: FileIO) -> None:
-        with h5py.File(stream, "w", libver="latest") as file:
+        with h5py.File(stream, "w", libver="v110") as file:
             fill(file)
 
     stream_atomically(path, write)

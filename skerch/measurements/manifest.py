@@ -87,6 +87,11 @@ def block_path(directory: Path, index: int) -> Path:
     return directory / "blocks" / f"block-{index:06d}.h5"
 
 
+def range_path(directory: Path) -> Path:
+    """The range that the second round's array in a directory was measured with."""
+    return directory / "range.h5"
+
+
 def count_blocks(columns: int, stored: int, probes: int, block_size: int) -> int:
     """The number of blocks of an array, before its N is known."""
     return sum(-(-n // block_size) for n in (stored, columns - stored, probes))

@@ -172,7 +172,7 @@ def make():
         (["run", "digits", "sketch.kind=guassian"], "gaussian", 2),
         (["run", "digits", "sketch.outer=1500", "sketch.inner=3000"], "N=1930", 2),
         (["status", "nowhere"], "nowhere", 2),
-        (["prio_hpars", "--shape", "100", "--budget", "5"], "--shape 100", 1),
+        (["prio_hpars", "--shape", "100", "--budget", "5"], "--shape 100", 2),
         (["post_bounds", "--apost_n", "0", "--apost_err", "0.5"], "0 probes", 1),
     ],
 )
