@@ -6,7 +6,6 @@ from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
 from skerch.curvature.parameters import params_to_vector, select_parameters
-from skerch.decompositions.eigh_file import EighFile
 from skerch.jobs import overlap_file
 from skerch.jobs.operators import load_inputs
 from skerch.jobs.stage import Context, main
@@ -17,7 +16,7 @@ def run(context: Context) -> None:
     config, directory = context.config, context.directory
     model = load_inputs(context).model
     parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
-    with EighFile(directory.eigh) as file:
+    with context.eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
     lower, upper = interval(eigenvalues, residual, probes)

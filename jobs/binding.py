@@ -15,7 +15,7 @@ from skerch.errors import SkerchError
 from skerch.files import cause
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
-from skerch.jobs.recorded import describe
+from skerch.jobs.recorded import check_checkpoints, describe
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.measurements import manifest
 
@@ -52,7 +52,8 @@ def bind(run: RunDir, config: Config) -> None:
     A part that has results must have the config's identity. The configs in the directory then take
     the new values of the keys that say only how the numbers are computed.
 
-    Raises ConfigError where a part has results of another identity.
+    Raises ConfigError where a part has results of another identity, and RecordedError where
+    checkpoints are no longer those that are recorded.
     """
     name = method_name(config)
     try:
@@ -62,6 +63,8 @@ def bind(run: RunDir, config: Config) -> None:
         raise _unusable(run, error) from error
     _check(run, "training", _training_identity(run), config)
     _check(run, "method", _method_identity(run, name), config)
+    if run.parameters.exists() and config.training.checkpoints is not None:
+        check_checkpoints(run, configs.checkpoint_files(config.training.checkpoints))
     for path in (run.training_config, run.hessian_config(name), run.config):
         configs.save(config, path)
 

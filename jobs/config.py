@@ -42,7 +42,8 @@ __all__ = [
     "save",
 ]
 
-WRITTEN = "# Written by skerch"
+WRITTEN, CHECKED = "# Written by skerch", "sha256 of what follows"
+LONGEST_PATH = 3500  # bytes of a folder, so that what lies below it stays within 4096
 
 
 def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
@@ -59,18 +60,21 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     path = _find(str(path_or_name))
     text = _read(path)
+    of_run = path.name == "config.yaml" and _is_written(text)
+    if of_run:
+        text = _intact(path, text)
     content = _parse(text, str(path))
-    if text.startswith(WRITTEN) and path.name == "config.yaml":
+    if of_run:
         content.run_dir = ""  # it is the folder of this file, wherever that was moved to
     for override in overrides:
-        with _clear_errors(f"The override {override!r}"):
+        with _clear_errors(f"The override {override[:100]!r}"):
             content = OmegaConf.merge(content, _parse_override(override))
     with _clear_errors(str(path)):
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     config = _build(raw)
-    if text.startswith(WRITTEN) and path.name == "config.yaml" and not config.run_dir:
+    if of_run and not config.run_dir:
         config.run_dir = str(path.parent)
-    _complete(config, path)
+    _complete(config, path, of_run)
     validation.check(config)
     return config
 
@@ -84,11 +88,7 @@ def save(config: Config, path: Path) -> None:
 
 def load_resolved(path: Path) -> Config:
     """Read what `save` wrote: nothing is filled in, and a byte that changed since is refused."""
-    header, newline, text = _read(path).partition("\n")
-    if header + newline != _checksum(text):
-        raise ConfigError(
-            f"{path} is not as skerch wrote it; delete it and run the experiment file again."
-        )
+    text = _intact(path, _read(path))
     with _clear_errors(str(path)):
         config = _build(OmegaConf.to_container(_parse(text, str(path))))
     validation.check(config)
@@ -177,7 +177,7 @@ def _clear_errors(source: str) -> Iterator[None]:
     except ConfigError:
         raise
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
-        words = " ".join(str(error).split())
+        words = " ".join(str(error).split())[:300]
         raise ConfigError(f"{source} is not valid YAML for a config: {words}.") from error
 
 
@@ -188,7 +188,7 @@ def _parse(text: str, source: str) -> DictConfig:
             content = OmegaConf.load(StringIO(text))
         except OSError:  # how omegaconf reports a bare number or truth value
             content = None
-    if not isinstance(content, DictConfig):
+    if not isinstance(content, DictConfig) or not content:
         raise ConfigError(f"{source} must hold a mapping with the key problem, and others.")
     return content
 
@@ -197,7 +197,8 @@ def _parse_override(override: str) -> DictConfig:
     key, equals, value = override.partition("=")
     if not equals or not re.fullmatch(r"\w+(\.[\w-]+)*", key):
         raise ConfigError(
-            f"The override {override!r} has not the form key.path=value, as in training.lr=0.1."
+            f"The override {override[:100]!r} has not the form key.path=value, as in "
+            "training.lr=0.1."
         )
     if value.startswith("*"):  # a pattern, where YAML would see an alias
         value = json.dumps(value)
@@ -263,8 +264,11 @@ def _expected(hint: Any) -> str:
     return " or ".join(map(_expected, get_args(hint)))
 
 
-def _complete(config: Config, path: Path) -> None:
-    """Fill in what follows from other keys, and make paths absolute."""
+def _complete(config: Config, path: Path, of_run: bool) -> None:
+    """Fill in what follows from other keys, and make paths absolute.
+
+    Checkpoints may be gone once a run has read them: its training stage says so if it needs them.
+    """
     config.run_dir = _absolute("run_dir", config.run_dir or os.path.join("runs", path.stem))
     if config.problem.get("root") is not None:
         config.problem["root"] = _absolute("problem.root", config.problem["root"])
@@ -279,7 +283,7 @@ def _complete(config: Config, path: Path) -> None:
     if sketch.rounds is None and sketch.recovery in RECOVERIES:
         sketch.rounds = RECOVERIES[sketch.recovery].rounds[-1]
     training = config.training
-    if training.checkpoints is not None:
+    if training.checkpoints is not None and not (of_run and os.path.isabs(training.checkpoints)):
         training.checkpoints = _absolute_pattern(training.checkpoints, path.parent)
         found = list(checkpoint_files(training.checkpoints))
         missing = sorted(set(training.record_steps or []) - set(found))
@@ -302,8 +306,12 @@ def _absolute(key: str, path: Any) -> str:
         raise ConfigError(
             f"{key} has ${{ in it, a reference in YAML: {absolute}; rename the folder."
         )
-    if any(len(os.fsencode(part)) > 255 for part in absolute.split(os.sep)):
-        raise ConfigError(f"{key} has a name of more than 255 bytes; choose a shorter one.")
+    encoded = os.fsencode(absolute)
+    if len(encoded) > LONGEST_PATH or any(len(part) > 255 for part in encoded.split(b"/")):
+        raise ConfigError(
+            f"{key} has a name of more than 255 bytes, or more than {LONGEST_PATH} in all; choose "
+            "a shorter one."
+        )
     return absolute
 
 
@@ -328,6 +336,21 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield f"{prefix}{key}", value
 
 
+def _is_written(text: str) -> bool:
+    """Whether `save` wrote a text, also where a part of its first line is damaged."""
+    return text.startswith(WRITTEN) or CHECKED in text.partition("\n")[0]
+
+
+def _intact(path: Path, text: str) -> str:
+    """What stands below the checksum; refused if anything changed since."""
+    header, newline, content = text.partition("\n")
+    if header + newline != _checksum(content):
+        raise ConfigError(
+            f"{path} is not as skerch wrote it; delete it and run the experiment file again (with "
+            "changes of your own as key=value), or copy it to another name."
+        )
+    return content
+
+
 def _checksum(text: str) -> str:
-    digest = hashlib.sha256(text.encode()).hexdigest()
-    return f"{WRITTEN}; sha256 of what follows: {digest}\n"
+    return f"{WRITTEN}; {CHECKED}: {hashlib.sha256(text.encode()).hexdigest()}\n"

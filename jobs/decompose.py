@@ -33,7 +33,11 @@ def run(context: Context) -> None:
             merged.rows or columns,
             columns.size,
             context.config.hessian.dtype,
-            {"recovery": sketch.recovery, "probes": summary.probes},
+            {
+                "manifests": " ".join(manifests),
+                "recovery": sketch.recovery,
+                "probes": summary.probes,
+            },
             lambda done, total: context.progress(done, total, "rows"),
         )
 

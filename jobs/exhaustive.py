@@ -22,7 +22,6 @@ from skerch.analysis.overlap import overlap
 from skerch.curvature.batching import to_device
 from skerch.curvature.losses import LossFn
 from skerch.curvature.parameters import params_to_vector, select_parameters
-from skerch.decompositions.eigh_file import EighFile
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.operators import load_inputs
@@ -114,7 +113,7 @@ def compare(context: Context) -> Comparison:
     H = dense_hessian(model, list(parameters), data, inputs.problem.loss_fn)
     exact, vectors = torch.linalg.eigh(H)
     order = exact.abs().argsort(descending=True)
-    with EighFile(context.directory.eigh) as file:
+    with context.eigh() as file:
         W = file.eigenvectors[:].double()
         values, estimate = file.eigenvalues, file.residual
     return Comparison(H, exact[order], vectors[:, order], values, W, estimate, theta)

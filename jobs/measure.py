@@ -71,7 +71,7 @@ def _indices(context: Context, blocks: int) -> list[int] | None:
             f"There is no measurement task {max(context.tasks)}: {blocks} blocks in tasks of {p} "
             f"(launcher.blocks_per_task) are tasks 0 to {(blocks - 1) // p}."
         )
-    return [index for t in context.tasks for index in range(t * p, (t + 1) * p)]
+    return [index for t in context.tasks for index in range(t * p, min((t + 1) * p, blocks))]
 
 
 if __name__ == "__main__":

@@ -39,6 +39,16 @@ def resolve_device(config: Config) -> torch.device:
         raise DeviceError(
             f"launcher.device={name}, but PyTorch sees no CUDA device here; set it to cpu or auto."
         )
+    number = name.partition(":")[2]
+    if number and int(number) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"launcher.device={name}, but PyTorch sees {torch.cuda.device_count()} CUDA devices "
+            "here, counted from cuda:0; set it to one of them, or to cuda."
+        )
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise DeviceError(
+            "launcher.device=mps, but PyTorch sees no such device here; set it to cpu."
+        )
     return torch.device(name)
 
 

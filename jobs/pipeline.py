@@ -8,6 +8,7 @@ that a scheduler can be given all of it at once.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,9 +45,8 @@ class Task:
 def tasks(config: Config) -> list[Task]:
     """All tasks of an experiment, each after those that it needs."""
     run = RunDir(config.run_dir)
-    training = Task(
-        "train", "train", {}, (run.parameters, run.hessian_data), (), _resources(config, "train")
-    )
+    outputs = (run.parameters, run.hessian_data, run.log)
+    training = Task("train", "train", {}, outputs, (), _resources(config, "train"))
     result = [training]
     for step in config.training.record_steps:
         for split in config.hessian.splits:
@@ -127,7 +127,7 @@ def missing(all_tasks: list[Task]) -> list[Task]:
     done: dict[str, bool] = {}
     for task in reversed(all_tasks):
         read_by = consumers[task.id]
-        done[task.id] = all(path.exists() for path in task.outputs) or (
+        done[task.id] = all(map(os.path.exists, task.outputs)) or (
             task.is_means and all(done[consumer] for consumer in read_by)
         )
     return [task for task in all_tasks if not done[task.id]]

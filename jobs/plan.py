@@ -71,7 +71,7 @@ def print_plan(config: Config) -> None:
     row("disk: eigenvectors", eigenvectors, decimal)
     output = Console()
     output.print(table)
-    vectors = 3 * N * sketch.block_size * itemsize
+    vectors = 3 * N * min(sketch.block_size, sketch.inner) * itemsize
     solver = 8 * (2 * SLAB_ROWS * width + 6 * width**2)
     output.print(
         f"memory   a worker about {decimal(vectors)} besides the network, its activations and "

@@ -4,8 +4,9 @@
     parameters   (N, n) one column per recorded step, in the order of `named_parameters`
     buffers      (B, n) float64, likewise, where the model has persistent buffers
     steps        (n,) int64
-    description  JSON as bytes: names and shapes of both, the identity of the training, and the
-                 hash of each split's datapoints
+    description  JSON as bytes: names and shapes of both, the identity of the training, the hash
+                 of each split's datapoints and of each file of training.checkpoints, and what
+                 log.jsonl says
 `hessian_data.pt` is a dict {split: batch} of tensors, tuples and dicts.
 """
 
@@ -28,7 +29,7 @@ from torch import Tensor, nn
 
 from skerch.curvature.parameters import params_to_vector, vector_to_params
 from skerch.errors import SkerchError
-from skerch.files import stream_atomically
+from skerch.files import cause, stream_atomically, write_atomically
 from skerch.hdf5 import create_dataset, reading, write_arrays, write_hdf5
 from skerch.jobs.problems import Problem, build_model
 from skerch.jobs.run_dir import RunDir
@@ -61,13 +62,17 @@ def write_parameters(
     columns: Mapping[int, Column],
     identity: Mapping[str, Any],
     datapoints: Mapping[str, str],
+    log: Sequence[Mapping[str, Any]] = (),
+    checkpoints: Mapping[int, str] | None = None,
 ) -> None:
-    """Write the columns of a model by step, atomically, with the hashes of the datapoints."""
+    """Write the columns of a model by step, atomically, with the hashes of what they depend on."""
     description = {
         "parameters": _shapes(dict(model.named_parameters())),
         "buffers": _shapes(_buffers(model)),
         "identity": identity,
         "datapoints": datapoints,
+        "log": list(log),
+        "checkpoints": {str(step): digest for step, digest in (checkpoints or {}).items()},
     }
 
     def fill(file: h5py.File) -> None:
@@ -130,6 +135,32 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
     return model.eval()
 
 
+def check_checkpoints(run: RunDir, files: Mapping[int, Path]) -> None:
+    """Raise RecordedError where a state dict changed since its parameters were recorded."""
+    for step, digest in describe(run).get("checkpoints", {}).items():
+        path = files.get(int(step))
+        if path is not None and file_hash(path) != digest:
+            raise RecordedError(
+                f"{path} has changed since its parameters were recorded in {run.parameters}; put "
+                "the old file back, or set another run_dir."
+            )
+
+
+def write_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
+    """Write a training's log, one JSON object a line, atomically."""
+    write_atomically(path, lambda temporary: temporary.write_text(_lines(entries)))
+
+
+def check_log(run: RunDir) -> None:
+    """Raise RecordedError unless the log is there as it was written."""
+    try:
+        intact = run.log.read_bytes() == _lines(describe(run)["log"]).encode()
+    except OSError as error:
+        raise RecordedError(f"{run.log} cannot be read: {cause(error)}.") from error
+    if not intact:
+        raise _damaged(run.log, "it is not what the training logged")
+
+
 def write_hessian_data(path: Path, batches: Mapping[str, Any]) -> None:
     """Write the Hessian datapoints of each split, atomically."""
     stream_atomically(path, lambda stream: torch.save(dict(batches), stream))
@@ -161,6 +192,18 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise _damaged(path, "its content does not have its hash")
     state: dict[str, Any] = whole["state"]
     return state
+
+
+def file_hash(path: Path) -> str:
+    """SHA-256 of a file's bytes."""
+    digest = hashlib.sha256()
+    try:
+        with path.open("rb") as file:
+            while piece := file.read(2**20):
+                digest.update(piece)
+    except OSError as error:
+        raise RecordedError(f"{path} cannot be read: {cause(error)}.") from error
+    return digest.hexdigest()
 
 
 def content_hash(tree: Any) -> str:
@@ -258,6 +301,10 @@ def _write_columns(file: h5py.File, name: str, columns: Sequence[Tensor]) -> Non
     dataset = create_dataset(file, name, shape, columns[0].numpy().dtype, columns=1)
     for index, values in enumerate(columns):
         dataset[:, index] = values.numpy()
+
+
+def _lines(entries: Sequence[Mapping[str, Any]]) -> str:
+    return "".join(json.dumps(entry) + "\n" for entry in entries)
 
 
 def _buffers(model: nn.Module) -> dict[str, Tensor]:

@@ -20,9 +20,9 @@ class ConfigError(SkerchError):
     exit_status = 2
 
 
-def _number(default: int | None, least: int = 1) -> Any:
-    """A whole number of at least `least`."""
-    return field(default=default, metadata={"least": least})
+def _number(default: int | None, least: int = 1, most: int = LARGEST) -> Any:
+    """A whole number from `least` to `most`."""
+    return field(default=default, metadata={"least": least, "most": most})
 
 
 def _choice(*choices: str) -> Any:
@@ -68,7 +68,7 @@ class Sketch:
     rounds: int | None = _number(None)  # on loading: the recovery's default
     outer: int = _number(100)  # eigenpairs
     inner: int | None = _number(None)  # matvecs; on loading: twice outer
-    probes: int = _number(30, least=2)
+    probes: int = _number(30, least=2, most=10_000)
     block_size: int = _number(64)
     seed: int = _number(12345, least=0)
 
@@ -83,8 +83,8 @@ class Launcher:
     """How tasks are run."""
 
     name: str = "local"
-    workers: int = _number(1)
-    threads: int | None = _number(None)
+    workers: int = _number(1, most=1024)
+    threads: int | None = _number(None, most=1024)  # OpenMP ends the process at too many
     device: str = "auto"
     blocks_per_task: int = _number(4)
 
@@ -111,8 +111,10 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
     """A sentence on a name (of a key, a problem, …) that does not exist, with the nearest one."""
     names = list(known)
     if not names:
-        return f"There is no {what} {name}, nor any other."
+        return f"There is no {what} {name[:100]}, nor any other."
     prefix, dot, leaf = name.rpartition(".")
+    if what not in ("key", "stage"):
+        prefix = dot = ""
     matcher = difflib.SequenceMatcher(b=leaf.lower())
 
     def likeness(other: str) -> float:
@@ -121,6 +123,6 @@ def unknown(what: str, name: str, known: Iterable[str]) -> str:
 
     nearest = max(names, key=likeness)
     return (
-        f"There is no {what} {name}; did you mean {prefix}{dot}{nearest}? "
+        f"There is no {what} {name[:100]}; did you mean {prefix}{dot}{nearest}? "
         f"There are {', '.join(names)}."
     )

@@ -18,15 +18,21 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from skerch.errors import SkerchError
+from skerch.files import refusals_named
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
 from skerch.measurements.manifest import manifest_path, read
 
 if TYPE_CHECKING:
+    from skerch.decompositions.eigh_file import EighFile
     from skerch.decompositions.recovery import RoundSize
     from skerch.measurements.array import MeasurementArray
 
 Progress = Callable[[int, int, str], None]
+
+
+class StageError(SkerchError):
+    """Results that a stage cannot take, as they are of something else."""
 
 
 def silent(done: int, total: int, unit: str) -> None:
@@ -66,6 +72,22 @@ class Context:
 
         return MeasurementArray(self.directory.measurements(round_number))
 
+    def eigh(self) -> EighFile:
+        """The eigenpairs, refused where they are of other measurements than are there."""
+        from skerch.decompositions.eigh_file import EighFile
+
+        file = EighFile(self.directory.eigh)
+        rounds = range(1, len(self.config.sketch.round_sizes()) + 1)
+        paths = [manifest_path(self.directory.measurements(number)) for number in rounds]
+        if all(path.exists() for path in paths) and file.manifests != [
+            read(path).hash() for path in paths
+        ]:
+            raise StageError(
+                f"{self.directory.eigh} is of other measurements than are there now; delete it "
+                "and run again."
+            )
+        return file
+
 
 def execute(stage: str, context: Context) -> None:
     """Run a stage in this process, with the threads and kernels that keep its bits the same."""
@@ -88,16 +110,15 @@ def main(stage: str) -> None:
     parser.add_argument("--tasks", help="measurement tasks, as in 3,5-9; default: all")
     options = parser.parse_args()
     try:
-        run = RunDir(options.run)
-        config = run.load(options.name)
-        tasks = None if options.tasks is None else parse_ranges(options.tasks)
-        for step, split in _hessians(stage, config, options.step, options.split):
-            execute(
-                stage,
-                Context(
-                    run, config, method_name(config), step, split, options.round, tasks, _print
-                ),
-            )
+        with refusals_named():
+            run = RunDir(options.run)
+            config = run.load(options.name)
+            name = method_name(config)
+            tasks = None if options.tasks is None else parse_ranges(options.tasks)
+            for step, split in _hessians(stage, config, options.step, options.split):
+                execute(
+                    stage, Context(run, config, name, step, split, options.round, tasks, _print)
+                )
     except SkerchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

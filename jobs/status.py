@@ -17,7 +17,6 @@ from skerch.errors import SkerchError
 from skerch.jobs import overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.measurements import manifest
 
 
 def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
@@ -60,8 +59,10 @@ def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
 
 def _damage(run: RunDir, config: Config) -> Iterator[str]:
     """A sentence on each file that cannot be read back as it was written."""
-    from skerch import hdf5  # imports torch, as the next does; the rest of `status` needs none
+    from skerch import hdf5  # imports torch, as the next do; the rest of `status` needs none
     from skerch.jobs import recorded
+    from skerch.jobs.config import load_resolved
+    from skerch.measurements.array import MeasurementArray
 
     def check(path: Path, read: Callable[[], object]) -> Iterator[str]:
         if path.exists():
@@ -70,14 +71,27 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
             except SkerchError as error:
                 yield str(error)
 
-    for split in config.hessian.splits:
-        yield from check(run.hessian_data, partial(recorded.load_hessian_data, run, split))
+    def check_array(directory: Path) -> Iterator[str]:
+        try:
+            array = MeasurementArray(directory)
+        except SkerchError as error:
+            yield str(error)
+            return
+        for block in array.manifest.blocks():
+            yield from check(array.path(block.index), partial(array.open, block))
+
+    yield from check(run.training_config, partial(load_resolved, run.training_config))
+    yield from check(run.checkpoint, partial(recorded.load_checkpoint, run.checkpoint))
+    if run.parameters.exists():  # they have the hashes of the other files
+        yield from check(run.log, partial(recorded.check_log, run))
+        for split in config.hessian.splits:
+            yield from check(run.hessian_data, partial(recorded.load_hessian_data, run, split))
     for task in pipeline.tasks(config):
         for path in task.outputs:
             if path.suffix == ".h5":
                 yield from check(path, partial(hdf5.verify, path))
-            elif path.name == "manifest.json":
-                yield from check(path, partial(manifest.read, path))
+            elif path.name == "manifest.json" and path.exists():
+                yield from check_array(path.parent)
             elif path.name == "overlap.json":
                 yield from check(path, partial(overlap_file.read, path))
 

@@ -8,7 +8,7 @@ import socket
 import time
 import traceback
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -28,25 +28,24 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
     path = run.task_log(task.id)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        log = path.open("a", buffering=1)
+        path.open("a").close()
     except OSError as error:
         raise SkerchError(
             f"{path} cannot be written: {error.strerror}. Give permission there, then run again."
         ) from error
-    with log:
-        log.write(f"{_now()} {task.id} starts on {socket.gethostname()}, pid {os.getpid()}\n")
-        error_line = None
-        try:
-            yield _lines(log)
-        except BaseException as error:
-            error_line = str(error) or type(error).__name__
-            log.write(traceback.format_exc())
-            raise
-        finally:
-            seconds = round(time.time() - started, 3)
-            log.write(f"{_now()} {task.id} {'failed' if error_line else 'done'}, {seconds} s\n")
-            record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
-            _append(run.task_records, record | {"error": error_line})
+    _append(path, f"{_now()} {task.id} starts on {socket.gethostname()}, pid {os.getpid()}\n")
+    error_line = None
+    try:
+        yield _lines(path)
+    except BaseException as error:
+        error_line = str(error) or type(error).__name__
+        _append(path, traceback.format_exc())
+        raise
+    finally:
+        seconds = round(time.time() - started, 3)
+        _append(path, f"{_now()} {task.id} {'failed' if error_line else 'done'}, {seconds} s\n")
+        record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
+        _append(run.task_records, json.dumps(record | {"error": error_line}) + "\n")
 
 
 def records(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -68,16 +67,20 @@ def progress_line(done: int, total: int, unit: str, seconds: float) -> str:
     return f"{done}/{total} {unit}, {rate:.3g}/s, {(total - done) / rate:.0f} s left"
 
 
-def _append(path: Path, record: dict[str, Any]) -> None:
-    """One write in append mode, so that lines of several processes do not mix."""
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
-    try:
-        os.write(descriptor, (json.dumps(record) + "\n").encode())
-    finally:
-        os.close(descriptor)
+def _append(path: Path, text: str) -> None:
+    """One write in append mode, so that lines of several processes do not mix.
+
+    Where there is no room, nothing is written: a task does not fail for its log.
+    """
+    with suppress(OSError):
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
+        try:
+            os.write(descriptor, text.encode())
+        finally:
+            os.close(descriptor)
 
 
-def _lines(log: Any) -> Progress:
+def _lines(path: Path) -> Progress:
     """Plain lines with the rate and the time that remains, at most one in `INTERVAL` seconds."""
     first = last = time.monotonic()
 
@@ -87,7 +90,7 @@ def _lines(log: Any) -> Progress:
         if not done or (now - last < INTERVAL and done < total):
             return
         last = now
-        log.write(f"{_now()} {progress_line(done, total, unit, now - first)}\n")
+        _append(path, f"{_now()} {progress_line(done, total, unit, now - first)}\n")
 
     return progress
 

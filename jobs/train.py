@@ -11,6 +11,7 @@ import json
 import math
 import pickle
 import time
+import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -22,7 +23,6 @@ from torch import Tensor, nn
 from skerch.analysis.figures import save, training_figure
 from skerch.curvature.batching import count_examples, to_device
 from skerch.errors import SkerchError
-from skerch.files import write_atomically
 from skerch.jobs import datapoints, recorded
 from skerch.jobs.config import checkpoint_files, difference, identity
 from skerch.jobs.operators import resolve_device
@@ -75,6 +75,8 @@ def train(
                 f"{run.parameters} is of another training ({'; '.join(changes)}); delete it to "
                 "train again, or set another run_dir."
             )
+        if not run.log.exists():
+            recorded.write_log(run.log, description["log"])
         if run.hessian_data.exists():
             return
     problem = load_problem(config.problem, config.problem_path)
@@ -99,7 +101,15 @@ def train(
         else:
             session.read_checkpoints(progress)
     save(training_figure(session.state.log), run.training_figure)
-    recorded.write_parameters(run.parameters, session.model, session.state.columns, wanted, hashes)
+    recorded.write_parameters(
+        run.parameters,
+        session.model,
+        session.state.columns,
+        wanted,
+        hashes,
+        session.state.log,
+        session.checkpoints,
+    )
 
 
 @dataclass
@@ -131,6 +141,7 @@ class _Session:
         self.identity = json.dumps(wanted, sort_keys=True)
         self.model = initial_model(problem, training.seed).to(device)
         self.state = _State()
+        self.checkpoints: dict[int, str] = {}  # hashes of the state dicts read, by step
 
     def train(self, progress: Progress | None, checkpoint_seconds: float) -> None:
         """Train from the start, or the checkpoint, to the last step to record."""
@@ -170,6 +181,7 @@ class _Session:
                 raise TrainingError(
                     f"training.checkpoints {self.training.checkpoints} has no file of step {step}."
                 )
+            self.checkpoints[step] = recorded.file_hash(files[step])
             state_dict = _read_state_dict(files[step])
             try:
                 self.model.load_state_dict(state_dict)
@@ -194,8 +206,7 @@ class _Session:
                 )
         self.state.columns[step] = recorded.column(self.model)
         self.state.log.append(entry)
-        lines = "".join(json.dumps(entry) + "\n" for entry in self.state.log)
-        write_atomically(self.run.log, lambda temporary: temporary.write_text(lines))
+        recorded.write_log(self.run.log, self.state.log)
 
     def _order(self, start: int, stop: int) -> Iterator[Tensor]:
         """The sample indices of the batches of steps start + 1 … stop: shuffled epochs.
@@ -219,17 +230,21 @@ class _Session:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = self.problem.loss_fn(self.model, batch)
-            if loss.ndim != 0:
-                raise ConfigError(
-                    f"The problem's loss_fn returned a tensor of shape {tuple(loss.shape)}; it "
-                    "must return a scalar mean."
-                )
+            loss = self._loss(batch)
             loss.backward()
             return loss
 
         self.model.train()
         return float(optimizer.step(closure).detach())
+
+    def _loss(self, batch: Any) -> Tensor:
+        loss = self.problem.loss_fn(self.model, batch)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
+            raise ConfigError(
+                f"The problem's loss_fn returned {found}; it must return a scalar mean."
+            )
+        return loss
 
     @torch.no_grad()
     def _evaluate(self, split: str, dataset: Any) -> dict[str, float]:
@@ -244,7 +259,7 @@ class _Session:
             batch = to_device(on_cpu, self.device)
             outputs.clear()
             weight = float(weight_of(batch))
-            total += weight * float(self.problem.loss_fn(self.model, batch))
+            total += weight * float(self._loss(batch))
             weights += weight
             correct = _correct(outputs, batch)
             if correct is not None:
@@ -333,17 +348,24 @@ def _correct(outputs: Iterable[Any], batch: Any) -> Tensor | None:
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     """A state dict, alone or wrapped in a dict as `state_dict` or `model`."""
     try:
+        if zipfile.is_zipfile(path):  # whose checksums torch does not look at
+            with zipfile.ZipFile(path) as archive:
+                if archive.testzip() is not None:
+                    raise TrainingError(f"{path} is damaged; bring back a sound copy.")
         content = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, KeyError, ValueError) as error:
-        raise TrainingError(f"{path} cannot be read: {recorded.first_line(error)}.") from error
+    except SkerchError:
+        raise
     except pickle.UnpicklingError as error:
         raise TrainingError(
-            f"{path} holds more than tensors; save model.state_dict() alone, with torch.save."
+            f"{path} holds more than tensors, or is damaged; save model.state_dict() alone, with "
+            "torch.save."
         ) from error
+    except Exception as error:  # a damaged file leads the unpickler anywhere
+        raise TrainingError(f"{path} cannot be read: {recorded.first_line(error)}.") from error
     for wrapper in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
             content = content[wrapper]
-    if not isinstance(content, dict):
+    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
         raise TrainingError(f"{path} holds a {type(content).__name__}, not a state dict.")
     nn.modules.utils.consume_prefix_in_state_dict_if_present(content, "module.")
     return content

@@ -23,9 +23,11 @@ from skerch.jobs.schema import (
     Training,
     unknown,
 )
+from skerch.measurements.manifest import count_blocks
 
 LARGEST_RATE = 3e38  # of float32
-RESERVED_NAMES = ("training", "figures", "logs", "slurm")
+MOST_BLOCKS = 1_000_000  # of a run, as its tasks are listed in memory
+RESERVED_NAMES = ("training", "figures", "logs", "slurm", "config.yaml", "report.html")
 
 
 def check(config: Config) -> None:
@@ -37,6 +39,7 @@ def check(config: Config) -> None:
     _check_hessian(config.hessian)
     _check_sketch(config.sketch)
     _check_columns(config)
+    _check_blocks(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):
         raise ConfigError(
             f"launcher.device is {config.launcher.device!r}; it must be auto, cpu, cuda or cuda:0."
@@ -58,12 +61,14 @@ def _check_fields(section: Any, prefix: str) -> None:
         if is_dataclass(value):
             _check_fields(value, f"{key}.")
         if value is not None and "least" in f.metadata:
-            least = f.metadata["least"]
-            if not least <= value <= LARGEST:
-                raise ConfigError(f"{key} is {value}; it must lie between {least} and {LARGEST}.")
+            least, most = f.metadata["least"], f.metadata["most"]
+            if not least <= value <= most:
+                raise ConfigError(
+                    f"{key} is {reprlib.repr(value)}; it must lie between {least} and {most}."
+                )
         if "choices" in f.metadata and value not in f.metadata["choices"]:
             choices = ", ".join(f.metadata["choices"])
-            raise ConfigError(f"{key} is {value!r}; it must be one of {choices}.")
+            raise ConfigError(f"{key} is {reprlib.repr(value)}; it must be one of {choices}.")
         if isinstance(value, dict):
             try:
                 json.dumps(value, sort_keys=True, allow_nan=False)
@@ -84,7 +89,7 @@ def _check_name(name: str | None) -> None:
             "the first one a letter or digit."
         )
     if name in RESERVED_NAMES:
-        raise ConfigError(f"name is {name!r}, a folder of every run directory; choose another.")
+        raise ConfigError(f"name is {name!r}, which every run directory may hold; choose another.")
 
 
 def _check_training(training: Training) -> None:
@@ -128,6 +133,22 @@ def _check_columns(config: Config) -> None:
         raise ConfigError(
             "keep_blocks and consolidate are both false, which leaves no columns to compute "
             "eigenvectors from; set one of them true."
+        )
+
+
+def _check_blocks(config: Config) -> None:
+    """Refuse more measurements than a run can list, before N is known."""
+    sketch = config.sketch
+    blocks = sum(
+        count_blocks(size.columns, size.stored, size.probes, sketch.block_size)
+        for size in sketch.round_sizes()
+    )
+    hessians = len(config.training.record_steps) * len(config.hessian.splits)
+    if blocks * hessians > MOST_BLOCKS:
+        raise ConfigError(
+            f"sketch.inner={sketch.inner} and sketch.probes={sketch.probes} are {blocks:,} blocks "
+            f"of sketch.block_size={sketch.block_size}, {blocks * hessians:,} in all steps and "
+            f"splits; a run may have {MOST_BLOCKS:,}. Measure less, or in larger blocks."
         )
 
 

@@ -14,6 +14,7 @@ from multiprocessing.connection import wait as wait_for_end
 from typing import Any
 
 from skerch.errors import SkerchError
+from skerch.files import refusals_named
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import Report
 from skerch.jobs.pipeline import Task
@@ -37,7 +38,7 @@ def run_task(config: Config, task: Task, report: Report | None = None) -> str | 
     """
     run = RunDir(config.run_dir)
     try:
-        with recorded(run, task) as log:
+        with refusals_named(), recorded(run, task) as log:
 
             def progress(done: int, total: int, unit: str) -> None:
                 log(done, total, unit)

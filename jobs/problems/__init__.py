@@ -139,7 +139,13 @@ def _user(problem: Mapping[str, Any], problem_path: str | None) -> Callable[...,
 
 def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:
     """Refuse arguments that the signature does not have, and missing ones."""
-    parameters = inspect.signature(make).parameters.values()
+    try:
+        parameters = inspect.signature(make).parameters.values()
+    except (ValueError, TypeError) as error:
+        raise ConfigError(
+            f"problem.factory: the arguments of it cannot be read ({error}); give a function of "
+            "your own."
+        ) from error
     named = {p.name: p for p in parameters if p.kind in (p.KEYWORD_ONLY, p.POSITIONAL_OR_KEYWORD)}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters):
         for key in arguments:
@@ -147,7 +153,9 @@ def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> 
                 raise ConfigError(unknown("key", f"problem.{key}", named))
     for name, parameter in named.items():
         if parameter.default is parameter.empty and name not in arguments:
-            raise ConfigError(f"problem.{name} is missing; {make.__name__} needs it.")
+            raise ConfigError(
+                f"problem.{name} is missing; {getattr(make, '__name__', 'the factory')} needs it."
+            )
 
 
 @contextmanager
@@ -157,11 +165,11 @@ def user_code(what: str) -> Iterator[None]:
         yield
     except SkerchError:
         raise
-    except Exception as error:  # the code is the user's: it may raise anything
+    except (Exception, SystemExit) as error:  # the code is the user's: it may raise anything
         raise ConfigError(f"{what}: {describe(error)}.") from error
 
 
-def describe(error: Exception) -> str:
+def describe(error: BaseException) -> str:
     """An error's name, words, and the last line of the user's own code that it came through."""
     first = next(iter(str(error).splitlines()), "")
     frames = traceback.extract_tb(error.__traceback__)

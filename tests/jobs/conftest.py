@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import sys
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
+from pathlib import Path
+from unittest.mock import patch
+
 import pytest
 
+from skerch import __main__ as program
 from skerch.jobs import results
 from skerch.jobs.config import load
 
@@ -26,6 +33,17 @@ def reference(tmp_path_factory):
     config = load("digits", [f"run_dir={tmp_path_factory.mktemp('run')}", *SMALL])
     assert not results.complete(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def results_of():
+    """A function that gives the bytes of what a run is for, by file."""
+    patterns = ("training/parameters.h5", "seigh/*/merged.h5", "seigh/*/eigh.h5", "seigh/*/*.json")
+    return lambda run_dir: {
+        str(path.relative_to(run_dir)): path.read_bytes()
+        for pattern in patterns
+        for path in Path(run_dir).glob(pattern)
+    }
 
 
 @pytest.fixture
@@ -51,3 +69,31 @@ def digits(tmp_path_factory):
     )
     assert not results.complete(config)
     return config
+
+
+@pytest.fixture(scope="session")
+def skerch():
+    """The command line in this process: exit status, stdout and stderr of some arguments.
+
+    What would be a traceback is raised.
+    """
+
+    def run(*arguments):
+        streams = StringIO(), StringIO()
+        mounted = list(program.app.registered_commands)
+        try:
+            with (
+                patch.object(sys, "argv", ["skerch", *map(str, arguments)]),
+                redirect_stdout(streams[0]),
+                redirect_stderr(streams[1]),
+            ):
+                program.main()
+        except SystemExit as end:
+            status = end.code or 0
+        else:
+            status = 0
+        finally:
+            program.app.registered_commands[:] = mounted
+        return status, *(stream.getvalue() for stream in streams)
+
+    return run

@@ -85,7 +85,7 @@ def test_importing_it_does_not_import_torch():
         ("hessian.splits=[test,test]", r"each once"),
         ("hessian.splits=[../up]", r"hessian\.splits has '\.\./up'"),
         ("name=../up", r"name is '\.\./up'"),
-        ("name=training", r"name is 'training', a folder of every run"),
+        ("name=training", r"name is 'training', which every run"),
         ("problem.factory=a:b", r"either name or factory"),
         ("problem.name=digit_mlp", r"digit_mlp; did you mean digits_mlp\?"),
         ("problem.x=!!binary aGk=", r"problem holds what cannot be stored as JSON"),
@@ -105,12 +105,13 @@ def test_a_bad_value_is_one_sentence_that_names_its_key(override, words, experim
 @pytest.mark.parametrize(
     "text", ["", "3", "just words", "- 1", "problem: {name: digits_mlp}\nproblem: {}", "a: ${",
              "\0", "problem: !!python/object/apply:os.getcwd []", "problem:\n\t- x",
-             "problem: 0b_"],
+             "problem: 0b_", "problem: &a {x: [*a]}", f"problem: {{x: {'[' * 600}{']' * 600}}}"],
 )  # fmt: skip
 def test_what_is_no_experiment_is_refused(text, experiment):
     experiment.write_text(text)
-    with pytest.raises(ConfigError):
+    with pytest.raises(ConfigError) as caught:
         configs.load(experiment)
+    assert len(str(caught.value)) < 600
 
 
 def test_what_is_no_text_is_refused(experiment):
@@ -157,45 +158,6 @@ def test_a_changed_byte_of_a_saved_config_is_refused(experiment, tmp_path):
         )
         with pytest.raises(ConfigError, match=r"config\.yaml"):
             configs.load_resolved(saved)
-
-
-NEITHER, METHOD, BOTH = set(), {"method"}, {"training", "method"}
-
-
-@pytest.mark.parametrize(
-    ("override", "parts"),
-    [
-        ("training.lr=0.7", BOTH),
-        ("training.seed=1", BOTH),
-        ("hessian.datapoints=50", BOTH),
-        ("hessian.subset=first", BOTH),
-        ("hessian.splits=[test]", BOTH),
-        ("problem.width=3", BOTH),
-        ("hessian.dtype=float64", METHOD),
-        ("hessian.batch_size=7", METHOD),
-        ("sketch.outer=50", METHOD),
-        ("sketch.seed=1", METHOD),
-        ("problem.root=data", NEITHER),
-        ("problem.download=true", NEITHER),
-        ("launcher.workers=4", NEITHER),
-        ("launcher.device=cpu", NEITHER),
-        ("cluster=gpu", NEITHER),
-        ("resources.measure.time=60", NEITHER),
-        ("keep_blocks=false", NEITHER),
-        ("consolidate=false", NEITHER),
-        ("name=other", NEITHER),
-        ("run_dir=other", NEITHER),
-    ],
-)
-def test_a_key_belongs_to_the_identity_of_what_it_changes(override, parts, experiment):
-    old, new = configs.load(experiment), configs.load(experiment, [override])
-    assert old != new
-    changed = {
-        part
-        for part in ("training", "method")
-        if configs.difference(configs.identity(old, part), configs.identity(new, part))
-    }
-    assert changed == parts
 
 
 def test_differences_are_lines_of_leaves():

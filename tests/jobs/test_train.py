@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -229,11 +230,24 @@ def test_unfit_checkpoints_are_one_sentence_and_no_pickle_is_executed(start):
         ({"weight": torch.ones(3)}, r"net_1\.pt does not fit the problem's network"),
         (Code(), r"net_1\.pt holds more than tensors"),
         (torch.ones(3), r"net_1\.pt holds a Tensor"),
+        ({3: torch.ones(3)}, r"net_1\.pt holds a dict, not a state dict"),
     ):
         torch.save(content, "net_1.pt")
         run, config = start("run", "training.checkpoints=net_*.pt", "training.record_steps=null")
         with pytest.raises(TrainingError, match=words):
             train(run, config)
+
+
+def test_a_damaged_state_dict_is_refused(start):
+    network = load_problem({"name": "digits_mlp"}).model()
+    torch.save(network.state_dict(), "net_1.pt")
+    content = bytearray(Path("net_1.pt").read_bytes())
+    weight = content.find(network[-1].weight.detach().numpy().tobytes())
+    content[weight] ^= 1
+    Path("net_1.pt").write_bytes(content)
+    run, config = start("run", "training.checkpoints=net_*.pt", "training.record_steps=null")
+    with pytest.raises(TrainingError, match=r"net_1\.pt is damaged"):
+        train(run, config)
 
 
 def test_a_diverging_training_stops_at_its_step(start):

@@ -1,0 +1,187 @@
+"""Each key of the experiment file, changed on a run directory that has results.
+
+What gives the numbers their value is refused with the difference; what says only how they are
+computed, or where they lie, is taken, and no result is touched.
+"""
+
+import re
+import shutil
+from dataclasses import fields, is_dataclass
+from pathlib import Path
+from typing import get_type_hints
+
+import pytest
+import torch
+
+from skerch.jobs import launchers, pipeline, validation
+from skerch.jobs.binding import bind
+from skerch.jobs.config import ConfigError, load, load_resolved
+from skerch.jobs.problems import load_problem
+from skerch.jobs.recorded import RecordedError, load_parameters
+from skerch.jobs.run_dir import RunDir
+from skerch.jobs.schema import Config
+from skerch.jobs.train import train
+
+DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
+
+TRAINING = {  # bound to the training: another run_dir
+    "problem": "problem.name=mnist_mini",
+    "training.optimizer": "Adam",
+    "training.lr": "0.2",
+    "training.batch_size": "50",
+    "training.max_steps": "61",
+    "training.record_steps": "[20]",
+    "training.seed": "1",
+    "training.optimizer_options": "{momentum: 0.9}",
+    "training.checkpoints": "net_*.pt",
+    "hessian.splits": "[train,test]",
+    "hessian.datapoints": "90",
+    "hessian.subset": "first",
+}
+METHOD = {  # bound to the method's results: another name or run_dir
+    "hessian.curvature": "ggn",
+    "hessian.batch_size": "50",
+    "hessian.param_filter": "'*.weight'",
+    "hessian.dtype": "float64",
+    "hessian.strategy": "loop",
+    "hessian.chunk_size": "4",
+    "sketch.kind": "gaussian",
+    "sketch.recovery": "sketch={recovery: oversampled, rounds: 1}",
+    "sketch.rounds": "1",
+    "sketch.outer": "21",
+    "sketch.inner": "41",
+    "sketch.probes": "31",
+    "sketch.block_size": "16",
+    "sketch.seed": "1",
+}
+TAKEN = {  # how the numbers are computed, and where things lie
+    "problem.root": "data",
+    "problem.download": "true",
+    "problem_path": "elsewhere",
+    "launcher.name": "other",
+    "launcher.workers": "2",
+    "launcher.threads": "2",
+    "launcher.device": "cpu",
+    "launcher.blocks_per_task": "3",
+    "cluster": "gpu",
+    "resources": "resources.measure.time=60",
+    "keep_blocks": "false",
+    "consolidate": "false",
+}
+ELSEWHERE = {"name": "other", "run_dir": "other"}  # beside what is there
+TABLE = {**TRAINING, **METHOD, **TAKEN, **ELSEWHERE}
+
+
+def keys(section=Config, prefix=""):
+    """Every key of the schema."""
+    hints = get_type_hints(section)
+    for f in fields(section):
+        if is_dataclass(hints[f.name]):
+            yield from keys(hints[f.name], f"{prefix}{f.name}.")
+        else:
+            yield prefix + f.name
+
+
+def override(key):
+    value = TABLE[key]
+    return value if "=" in value else f"{key}={value}"
+
+
+@pytest.fixture
+def results(reference, tmp_path, monkeypatch):
+    """A finished run in the current folder; afterwards, no result in it may have changed."""
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    for step in reference.training.record_steps:
+        (tmp_path / f"net_{step}.pt").touch()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(launchers, "load", lambda name: None)  # nothing is to be launched
+    before = {
+        path: (path.stat().st_mtime_ns, path.stat().st_size)
+        for path in (tmp_path / "run").rglob("*")
+        if path.suffix in (".h5", ".pt", ".json", ".jsonl", ".png")
+    }
+    assert len(before) > 30
+    yield RunDir(tmp_path / "run")
+    assert {path: (path.stat().st_mtime_ns, path.stat().st_size) for path in before} == before
+
+
+@pytest.fixture
+def any_choice(monkeypatch):
+    """A key that has one choice today may have others tomorrow."""
+    monkeypatch.setattr(validation, "check", lambda config: None)
+
+
+def test_every_key_of_the_schema_is_here_and_in_the_document():
+    assert set(keys()) <= set(TABLE)
+    table = DOCUMENT.read_text().partition("<!-- identity -->")[2].partition("<!-- /identity")[0]
+    said = {}
+    for names, verdict in re.findall(r"^\| (`.*?) \| (.*?) \|$", table, re.MULTILINE):
+        said |= dict.fromkeys(re.findall(r"`([\w.]+)`", names), verdict)
+    assert set(said) == set(TABLE)
+    for group, word in ((TRAINING, "refused"), (METHOD, "refused"), (TAKEN, "taken")):
+        (verdict,) = {said[key] for key in group}
+        assert verdict.startswith(word)
+
+
+@pytest.mark.parametrize("key", [*TRAINING, *METHOD])
+def test_what_gives_numbers_their_value_is_refused_with_the_difference(
+    key, results, skerch, any_choice
+):
+    config = results.config.read_text()
+    status, _, err = skerch("run", results.path, "name=seigh", override(key))
+    assert status == 2
+    assert re.search(rf"^  {re.escape(key)}\b.*: .+ -> .+$", err, re.MULTILINE)
+    assert "another run_dir" in err
+    assert ("another name" in err) == (key in METHOD)
+    assert results.config.read_text() == config
+
+
+@pytest.mark.parametrize("key", TRAINING)
+def test_another_training_is_refused_under_another_name_too(key, results, skerch):
+    status, _, err = skerch("run", results.path, "name=other", override(key))
+    assert status == 2
+    assert f"  {key}" in err
+
+
+@pytest.mark.parametrize("key", METHOD)
+def test_another_method_under_another_name_needs_no_training(key, results, any_choice):
+    config = load(results.path, ["name=other", override(key)])
+    bind(results, config)
+    missing = pipeline.missing(pipeline.tasks(config))
+    assert missing
+    assert "train" not in {task.stage for task in missing}
+
+
+@pytest.mark.parametrize("key", TAKEN)
+def test_how_numbers_are_computed_is_taken_and_nothing_runs_again(key, results, skerch):
+    status, _, err = skerch("run", results.path, override(key))
+    assert (status, err) == (0, "")
+    taken = load(results.path)
+    assert taken == load(results.path, [override(key)])
+    assert load_resolved(results.training_config) == taken
+
+
+def test_another_run_dir_is_another_run(results):
+    config = load(results.path, ["run_dir=other"])
+    tasks = pipeline.tasks(config)
+    assert pipeline.missing(tasks) == tasks
+    bind(RunDir(config.run_dir), config)
+
+
+def test_a_checkpoint_that_changed_is_refused_and_one_that_is_gone_is_not(small, tmp_path):
+    network = load_problem({"name": "digits_mlp"}).model
+    torch.save(network().state_dict(), "net_7.pt")
+    config = small("training.checkpoints=net_*.pt", "training.record_steps=null")
+    run = RunDir(config.run_dir)
+    bind(run, config)
+    train(run, config)
+    bind(run, config)
+    recorded = load_parameters(run, 7)
+    torch.save(network().state_dict(), "net_7.pt")
+    with pytest.raises(RecordedError, match=r"net_7\.pt has changed since .*another run_dir"):
+        bind(run, config)
+    Path("net_7.pt").unlink()
+    bind(run, load(run.path))
+    assert torch.equal(load_parameters(run, 7), recorded)
+    with pytest.raises(ConfigError, match="no file matches"):
+        small("training.checkpoints=net_*.pt")
