@@ -2,8 +2,10 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+SHELL := bash
+.SHELLFLAGS := -o pipefail -c
 
-.PHONY: demo test test-slow lint clean
+.PHONY: demo test test-slow reliability accuracy lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
@@ -13,6 +15,19 @@ test: lint
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
+
+# The tables of docs/reliability.md, measured anew: about half an hour.
+reliability: $(VENV)/.installed-dev
+	$(BIN)/python tests/chaos.py --kills 200 | $(BIN)/python docs/insert.py docs/reliability.md kills
+	$(BIN)/python tests/corruption.py --flips 1000 | $(BIN)/python docs/insert.py docs/reliability.md corruption
+
+# The tables of docs/accuracy.md, measured anew from the MNIST digits in the folder MNIST: an hour.
+MNIST ?= ../shared/data
+accuracy: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/accuracy.py --root $(MNIST) \
+	| $(BIN)/python docs/insert.py docs/accuracy.md accuracy
+	$(BIN)/python benchmarks/variants.py --root $(MNIST) \
+	| $(BIN)/python docs/insert.py docs/accuracy.md variants
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

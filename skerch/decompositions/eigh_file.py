@@ -1,7 +1,8 @@
 """The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
 
 Datasets `eigenvalues` (k,), `eigenvectors` (N, k) and `residual` (k + 1,), the estimated
-‖H - H_r‖_F; attributes `probes`, `recovery` and the recovery's health figures.
+‖H - H_r‖_F; attributes `manifests` (the hashes of those that it is of), `probes`, `recovery` and
+the recovery's health figures.
 """
 
 from __future__ import annotations
@@ -52,6 +53,11 @@ def write_eigh(
 
 class EighFile(Reader):
     """A decomposition's file, open for reading: use as a context manager."""
+
+    @property
+    def manifests(self) -> list[str]:
+        """The hashes of the manifests of the measurements that it is of."""
+        return str(attribute(self._file, "manifests")).split()
 
     @property
     def eigenvalues(self) -> Tensor:

@@ -3,6 +3,7 @@
 import os
 import resource
 import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -11,7 +12,7 @@ import h5py
 import numpy as np
 import pytest
 
-from skerch.files import FileError, stream_atomically, write_atomically
+from skerch.files import FileError, stream_atomically, sweep, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -91,3 +92,16 @@ def test_no_room_for_hdf5_or_torch_is_one_sentence_and_no_crash(tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout.count(f"{target} cannot be written: File too large") == 2
     assert not list(tmp_path.iterdir())
+
+
+def test_temporary_files_of_a_killed_process_are_removed_before_its_parent_has_noticed(tmp_path):
+    writer = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    temporary = tmp_path / f".x.{socket.gethostname()}.{writer.pid}.tmp"
+    temporary.touch()
+    sweep(tmp_path)
+    assert temporary.exists()
+    writer.kill()
+    os.waitid(os.P_PID, writer.pid, os.WEXITED | os.WNOWAIT)
+    sweep(tmp_path)
+    assert not temporary.exists()
+    writer.communicate()

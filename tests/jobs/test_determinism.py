@@ -1,0 +1,57 @@
+"""The same bytes whatever the number of workers and the order of the tasks."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from skerch.jobs import pipeline, results
+from skerch.jobs.config import load
+from skerch.jobs.run_dir import RunDir
+
+DATA = Path(__file__).parents[3] / "shared" / "data"
+SIZES = [
+    "training.max_steps=60",
+    "training.record_steps=[20,60]",
+    "hessian.splits=[test]",
+    "hessian.datapoints=100",
+    "hessian.strategy=batched",
+    "sketch.outer=20",
+    "sketch.block_size=8",
+    "launcher.threads=1",
+]
+MNIST_MINI = ["mnist_mini", f"problem.root={DATA}"]
+
+
+def shuffled(tasks, generator):
+    """The tasks in a random order, each after those that it needs."""
+    waiting = {task.id: task for task in tasks}
+    while waiting:
+        ready = [task for task in waiting.values() if not waiting.keys() & set(task.needs)]
+        yield waiting.pop(generator.choice(ready).id)
+
+
+def files(config):
+    """What the results of a run are, byte by byte."""
+    path = RunDir(config.run_dir).path
+    found = [*path.rglob("*.h5"), *path.rglob("*.json"), *path.rglob("*.pt"), *path.rglob("*.png")]
+    return {p.relative_to(path): p.read_bytes() for p in found if not p.name.endswith("_ALL.h5")}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("experiment", [["digits"], MNIST_MINI], ids=lambda words: words[0])
+def test_workers_and_order_do_not_change_a_byte(experiment, tmp_path, monkeypatch):
+    def run(*overrides):
+        run_dir = tmp_path / "-".join(["run", *overrides])
+        config = load(experiment[0], [*experiment[1:], *SIZES, *overrides, f"run_dir={run_dir}"])
+        assert not results.complete(config)
+        return files(config)
+
+    expected = run()
+    assert len(expected) > 20
+    missing, generator = pipeline.missing, random.Random(1)
+    monkeypatch.setattr(pipeline, "missing", lambda tasks: [*shuffled(missing(tasks), generator)])
+    for workers in (1, 2, 3):
+        assert run(f"launcher.workers={workers}", "launcher.blocks_per_task=1") == expected
