@@ -1,4 +1,4 @@
-"""overlap.json: what the analysis of a Hessian found, with a hash of itself."""
+"""overlap.json: what the analysis of a Hessian found, whose it is, and a hash of itself."""
 
 from __future__ import annotations
 
@@ -13,12 +13,13 @@ from skerch.files import write_atomically
 
 def write(path: Path, content: dict[str, Any]) -> None:
     """Write numbers and lists by name, atomically."""
+    content = content | {"hessian": _hessian(path)}
     whole = json.dumps(content | {"hash": _hash(content)})
     write_atomically(path, lambda temporary: temporary.write_text(whole))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote; refused if anything changed since."""
+    """What `write` wrote; refused if anything changed since, or if it is of another Hessian."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         intact = content.pop("hash") == _hash(content)
@@ -26,7 +27,15 @@ def read(path: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise SkerchError(f"{path} is damaged; delete it, and the same command makes it again.")
+    hessian = content.pop("hessian", "another run")
+    if hessian != _hessian(path):
+        raise SkerchError(f"{path} is of {hessian}; delete it, and run again to make it anew.")
     return content
+
+
+def _hessian(path: Path) -> str:
+    """Which Hessian of a run a file belongs to: its method, step and split."""
+    return "/".join(path.parts[-3:-1])
 
 
 def _hash(content: dict[str, Any]) -> str:

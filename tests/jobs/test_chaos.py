@@ -9,20 +9,17 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-MNIST_MINI = [
-    "--experiment=mnist_mini",
-    f"problem.root={ROOT.parent / 'shared' / 'data'}",
-    "training.record_steps=[1000]",
-]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("kills", "options"), [(20, []), (10, MNIST_MINI)], ids=["digits", "mnist"]
-)
-def test_killed_runs_end_with_the_same_bytes_whatever_stage_is_struck(kills, options):
+@pytest.mark.parametrize(("kills", "experiment"), [(20, "digits"), (10, "mnist_mini")])
+def test_killed_runs_end_with_the_same_bytes_whatever_stage_is_struck(kills, experiment, request):
+    options = [f"--kills={kills}", f"--experiment={experiment}"]
+    if experiment == "mnist_mini":
+        root = request.getfixturevalue("mnist")
+        options += [f"problem.root={root}", "training.record_steps=[1000]"]
     chaos = subprocess.run(
-        [sys.executable, "tests/chaos.py", f"--kills={kills}", *options],
+        [sys.executable, "tests/chaos.py", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,

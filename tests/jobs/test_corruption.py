@@ -98,6 +98,15 @@ def test_eigenpairs_of_another_step_are_not_analysed(damaged, reference, results
     assert results_of(damaged) == results_of(reference.run_dir)
 
 
+def test_an_overlap_of_another_step_is_not_shown(damaged, reference, results_of, skerch):
+    name = f"{STEP}/overlap.json"
+    shutil.copy(damaged / "seigh/step-000020-test/overlap.json", damaged / name)
+    assert is_refused(skerch, damaged, name)
+    (damaged / name).unlink()
+    assert skerch("run", damaged)[0] == 0
+    assert results_of(damaged) == results_of(reference.run_dir)
+
+
 def test_the_config_of_a_run_is_taken_as_it_was_written_or_not_at_all(damaged, skerch):
     path = damaged / "config.yaml"
     path.write_text(path.read_text().replace("threads: 1", "threads: 3"))

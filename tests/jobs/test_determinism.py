@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import random
-from pathlib import Path
 
 import pytest
 
@@ -11,7 +10,6 @@ from skerch.jobs import pipeline, results
 from skerch.jobs.config import load
 from skerch.jobs.run_dir import RunDir
 
-DATA = Path(__file__).parents[3] / "shared" / "data"
 SIZES = [
     "training.max_steps=60",
     "training.record_steps=[20,60]",
@@ -22,7 +20,6 @@ SIZES = [
     "sketch.block_size=8",
     "launcher.threads=1",
 ]
-MNIST_MINI = ["mnist_mini", f"problem.root={DATA}"]
 
 
 def shuffled(tasks, generator):
@@ -41,11 +38,15 @@ def files(config):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("experiment", [["digits"], MNIST_MINI], ids=lambda words: words[0])
-def test_workers_and_order_do_not_change_a_byte(experiment, tmp_path, monkeypatch):
+@pytest.mark.parametrize("experiment", ["digits", "mnist_mini"])
+def test_workers_and_order_do_not_change_a_byte(experiment, tmp_path, monkeypatch, request):
+    root = []
+    if experiment == "mnist_mini":
+        root = [f"problem.root={request.getfixturevalue('mnist')}"]
+
     def run(*overrides):
         run_dir = tmp_path / "-".join(["run", *overrides])
-        config = load(experiment[0], [*experiment[1:], *SIZES, *overrides, f"run_dir={run_dir}"])
+        config = load(experiment, [*SIZES, *root, *overrides, f"run_dir={run_dir}"])
         assert not results.complete(config)
         return files(config)
 

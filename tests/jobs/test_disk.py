@@ -46,10 +46,9 @@ def run(small, skerch):
 
 
 @pytest.fixture
-def disk(tmp_path):
+def disk(tmp_path, needs):
     """An empty disk, and a function that mounts it again with other options."""
-    if os.geteuid() != 0:
-        pytest.skip("only root mounts disks")
+    needs(os.geteuid() == 0, "root, who mounts disks")
     folder = tmp_path / "disk"
     folder.mkdir()
 

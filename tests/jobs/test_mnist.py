@@ -13,10 +13,10 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_mnist_mini_from_training_to_the_exact_comparison(tmp_path):
+def test_mnist_mini_from_training_to_the_exact_comparison(tmp_path, mnist):
     command = [
         "config/experiment/mnist_mini.yaml",
-        f"problem.root={ROOT.parent / 'shared' / 'data'}",
+        f"problem.root={mnist}",
     ]
     command += ["training.record_steps=[0,200]", "training.max_steps=200", f"run_dir={tmp_path}"]
 

@@ -1,15 +1,12 @@
 """Problems: the bundled ones, a user's own, and what is said of those that do not work."""
 
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
 from skerch.jobs.problems import Problem, load_problem, names
 from skerch.jobs.schema import ConfigError
-
-MNIST = Path(__file__).parents[2].parent / "shared" / "data"
 
 
 def parameters(problem: Problem) -> int:
@@ -31,16 +28,15 @@ def test_digits_are_split_and_scaled():
     assert problem.loss_fn(problem.model(), test[:7]).shape == ()
 
 
-@pytest.mark.skipif(not MNIST.exists(), reason=f"no MNIST at {MNIST}")
-def test_mnist_mini_is_mnist_at_16x16():
-    problem = load_problem({"name": "mnist_mini", "root": str(MNIST)})
+def test_mnist_mini_is_mnist_at_16x16(mnist):
+    problem = load_problem({"name": "mnist_mini", "root": str(mnist)})
     assert parameters(problem) == 7030
     train, test = problem.data("train"), problem.data("test")
     assert train.tensors[0].shape == (8000, 1, 16, 16)
     assert len(test) == 2000
     images = train.tensors[0]
     assert 0 <= images.min() < images.max() <= 1
-    raw = (MNIST / "MNIST" / "raw" / "train-images-idx3-ubyte").read_bytes()[16:]
+    raw = (mnist / "MNIST" / "raw" / "train-images-idx3-ubyte").read_bytes()[16:]
     mean = torch.frombuffer(bytearray(raw), dtype=torch.uint8).float().mean() / 255
     assert images.mean() == pytest.approx(float(mean), abs=1e-3)
 
