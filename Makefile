@@ -5,13 +5,13 @@ BIN := $(VENV)/bin
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: demo test test-slow reliability accuracy lint clean
+.PHONY: demo test test-slow reliability mutations accuracy lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest -m "not slow" --cov
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow
@@ -20,6 +20,11 @@ test-slow: $(VENV)/.installed-dev
 reliability: $(VENV)/.installed-dev
 	$(BIN)/python tests/chaos.py --kills 200 | $(BIN)/python docs/insert.py docs/reliability.md kills
 	$(BIN)/python tests/corruption.py --flips 1000 | $(BIN)/python docs/insert.py docs/reliability.md corruption
+
+# Does a test fail for every small change of the measurements and decompositions? Twenty minutes.
+mutations: $(VENV)/.installed-dev
+	$(BIN)/python -m pip install --quiet mutmut
+	OMP_NUM_THREADS=1 $(BIN)/mutmut run && $(BIN)/mutmut results
 
 # The tables of docs/accuracy.md, measured anew from the MNIST digits in the folder MNIST: an hour.
 MNIST ?= ../shared/data

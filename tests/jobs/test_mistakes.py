@@ -113,6 +113,13 @@ def test_a_bad_config_is_one_sentence_with_the_way_out(override, status, words, 
     assert "traceback" not in (out + err).lower()
 
 
+def test_check_says_what_makes_a_model_unfit(folder, skerch):
+    for name, status, words in (("make", 0, "the same twice"), ("dropout", 1, "switch off dropout")):
+        found, out, _ = skerch("check", "mine.yaml", f"problem.factory=mine:{name}")
+        assert found == status
+        assert words in " ".join(out.split())
+
+
 def test_a_path_that_cannot_be_is_one_sentence(skerch, tmp_path):
     status, _, err = skerch("status", tmp_path / ("a" * 300))
     assert status == 2
