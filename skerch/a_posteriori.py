@@ -18,6 +18,8 @@ from torch import Tensor
 
 from skerch.errors import ShapeError, SkerchError
 
+ROUNDING = 1e-10  # of ‖H‖²: how far e² may be off, as a difference of terms of that size
+
 
 def residuals(values: Tensor, a: Tensor, c: Tensor, probe_sq_norms: Tensor) -> Tensor:
     """Estimates of ‖H - H_r‖_F for r = 0, …, k, where H_r is the sum of the first r terms of Ĥ.
@@ -84,7 +86,8 @@ def interval(
     [e^(1 - x) x]^(q/2) = (1 - confidence)/2 for x on both sides of 1, by Lambert's W, gives
     e_lo = e/√x_hi ≤ ‖E‖_F ≤ e/√x_lo = e_hi. Below k, ‖H - H_r‖_F is within ‖E‖_F of the
     approximation's own tail τ_r = (Σ_{j>r} λ_j²)^½, so it lies between
-    max(τ_r - e_hi, e_lo - τ_r, 0) and τ_r + e_hi.
+    max(τ_r - e_hi, e_lo - τ_r, 0) and τ_r + e_hi. For either end e² is first moved outwards by
+    1e-10 ‖H‖², which covers the rounding: a residual below 1e-5 ‖H‖ is not told from zero.
 
     Returns (lower, upper), each (k + 1,), float64. Raises `SkerchError` for a confidence outside
     (0, 1) or no probe, `ShapeError` if the lengths do not fit.
@@ -93,10 +96,11 @@ def interval(
     if not 0 < confidence < 1:
         raise SkerchError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
     _check_lengths(values, residual)
-    tail, error = _tail_sums(values.double().square()).sqrt(), residual[-1].double()
+    tail = _tail_sums(values.double().square()).sqrt()
+    square, rounding = residual[-1].double().square(), ROUNDING * residual[0].double().square()
     rate = 2 / num_probes * math.log(2 / (1 - confidence))
-    least = error / math.sqrt(-lambertw(-math.exp(-1 - rate), -1).real)
-    most = error / math.sqrt(-lambertw(-math.exp(-1 - rate), 0).real)
+    least = ((square - rounding).clamp(min=0) / -lambertw(-math.exp(-1 - rate), -1).real).sqrt()
+    most = ((square + rounding) / -lambertw(-math.exp(-1 - rate), 0).real).sqrt()
     return torch.maximum(tail - most, least - tail).clamp(min=0), tail + most
 
 

@@ -10,8 +10,10 @@ indefinite matrices", 2023). Here, with M = W diag(m) Wᵀ,
 where δ is the one whose approximation fits the probes best; one parameter fitted to 30 probes
 leaves them fit for the error estimate (their squared residual comes out 0.4 % low). A second round
 replaces half of the test vectors by a basis of the range that the first one found, which is a step
-of subspace iteration at no further matvecs. The price of the filter is that eigenvalues near the
-end of the list shrink.
+of subspace iteration at no further matvecs. On that basis H is known, so the core is made exact
+there by the least change in Frobenius norm, Powell's symmetric Broyden update (Dennis and Schnabel,
+"Least change secant updates for quasi-Newton methods", SIAM Review 21(4), 1979). The price of the
+filter is that eigenvalues near the end of the list shrink.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from skerch.decompositions.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
 GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64)
+RESOLVED = 1e-6  # σ over the largest: below it Q = Y₁P₁ has lost more than ten digits of float64
 
 
 def recover(summary: Summary, outer: int) -> Core:
@@ -41,7 +44,10 @@ def recover(summary: Summary, outer: int) -> Core:
         summary.R @ W, m, summary.epsilon, W.T @ summary.probe_products, summary.projected_probes
     )
     delta = fit.best_filter(outer)
-    values, U = largest((fit.YW * fit.inverse(delta)) @ fit.YW.T, outer)
+    C = (fit.YW * fit.inverse(delta)) @ fit.YW.T
+    if summary.range_map is not None:
+        C = _exact_on_range(C, summary, summary.range_map)
+    values, U = largest(C, outer)
     top = float(m[0].abs())
     health = {"asymmetry": asymmetry(M), "filter": delta / top if top > 0 else 0.0}
     return Core(values, summary.P @ U, health)
@@ -63,6 +69,17 @@ def _test_products(summary: Summary) -> Tensor:
     G = summary.gram[:first, : summary.stored]
     of_range = summary.range_map.T @ G
     return torch.cat([torch.cat([of_omega, of_range[:, :first].T], dim=1), of_range])
+
+
+def _exact_on_range(C: Tensor, summary: Summary, P1: Tensor) -> Tensor:
+    """The symmetric matrix nearest to C that maps T = QᵀQ₁ to QᵀHQ₁, for Q₁ = Y₁P₁."""
+    first = len(P1)
+    sigma = 1 / torch.linalg.norm(P1, dim=0)  # of Y₁; infinite for the zero columns of P₁
+    known = sigma.isfinite() & (sigma > RESOLVED * sigma[0])
+    T = summary.R[:, :first] @ P1[:, known]
+    D = summary.R[:, first:][:, known] - C @ T
+    half = D @ T.T - T @ (T.T @ D) @ T.T / 2
+    return C + half + half.T
 
 
 @dataclass(frozen=True)

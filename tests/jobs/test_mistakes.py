@@ -114,7 +114,8 @@ def test_a_bad_config_is_one_sentence_with_the_way_out(override, status, words, 
 
 
 def test_check_says_what_makes_a_model_unfit(folder, skerch):
-    for name, status, words in (("make", 0, "the same twice"), ("dropout", 1, "switch off dropout")):
+    cases = [("make", 0, "the same twice"), ("dropout", 1, "switch off dropout")]
+    for name, status, words in cases:
         found, out, _ = skerch("check", "mine.yaml", f"problem.factory=mine:{name}")
         assert found == status
         assert words in " ".join(out.split())

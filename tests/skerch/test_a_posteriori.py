@@ -8,7 +8,9 @@ import torch
 from scipy.stats import chi2
 
 from skerch.a_posteriori import interval, probability_bounds, residuals, scree_bounds
+from skerch.decompositions.seigh import seigh
 from skerch.errors import ShapeError, SkerchError
+from skerch.linops import aslinearoperator
 from skerch.synthmat import general, polynomial_decay, symmetric
 
 N, K = 80, 12
@@ -147,6 +149,18 @@ def test_interval_holds_at_all_ranks_at_once_as_often_as_it_says(approximation, 
         hits += bool(((lower <= truth) & (truth <= upper)).all())
     assert hits >= 0.8 * 300
     assert residual == "spread" or hits < 300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_interval_holds_residuals_that_rounding_hides(dtype):
+    H, _ = symmetric(10.0 ** -torch.arange(100).double(), seed=0, signs="alternate")
+    op = aslinearoperator(H.to(dtype), self_adjoint=True)
+    for seed in range(5):
+        result = seigh(op, outer=20, seed=seed)
+        W, values = result.eigenvectors.double(), result.eigenvalues
+        truth = _true_residuals(H, W, values, W)
+        lower, upper = interval(values, result.residual, 30)
+        assert ((lower <= truth) & (truth <= upper)).all()
 
 
 def test_scree_bounds_enclose_the_scree_of_a_projection():
