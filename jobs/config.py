@@ -281,7 +281,7 @@ def _complete(config: Config, path: Path, of_run: bool) -> None:
     if sketch.inner is None:
         sketch.inner = 2 * sketch.outer
     if sketch.rounds is None and sketch.recovery in RECOVERIES:
-        sketch.rounds = RECOVERIES[sketch.recovery].rounds[-1]
+        sketch.rounds = RECOVERIES[sketch.recovery].default
     training = config.training
     if training.checkpoints is not None and not (of_run and os.path.isabs(training.checkpoints)):
         training.checkpoints = _absolute_pattern(training.checkpoints, path.parent)

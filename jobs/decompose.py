@@ -12,7 +12,7 @@ from skerch.measurements.merge import MergedArray, MergeError
 def run(context: Context) -> None:
     """Write eigh.h5 from merged.h5 (and from the blocks, if it has no columns)."""
     sketch, directory = context.config.sketch, context.directory
-    arrays = [context.array(number) for number in range(1, sketch.rounds + 1)]
+    arrays = context.arrays()
     manifests = [array.manifest.hash() for array in arrays]
     with MergedArray(directory.merged) as merged, StoredColumns(arrays) as columns:
         if merged.manifests != manifests:

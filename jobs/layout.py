@@ -16,13 +16,12 @@ from skerch.jobs.operators import hessian_operator, load_inputs
 from skerch.jobs.stage import Context, main
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Manifest, manifest_path
-from skerch.measurements.range_finder import RangeFile
 
 
 def run(context: Context) -> None:
     """Write the manifest of `context.round`, unless there is one already or blocks that hold it.
 
-    A second round takes over the choices of the first one.
+    A later round takes over the choices of the first one.
     """
     directory = context.directory.measurements(context.round)
     if manifest_path(directory).exists() or MeasurementArray.restore(directory):
@@ -35,7 +34,7 @@ def run(context: Context) -> None:
     else:
         first = context.array(1)
         N, provenance = first.manifest.size, dict(first.manifest.provenance)
-        with RangeFile(context.directory.range, first) as range_file:
+        with context.range_file(context.round) as range_file:
             range_hash = range_file.hash
     manifest = Manifest(
         size=N,

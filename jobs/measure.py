@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
-
 from skerch.errors import SkerchError
 from skerch.jobs.operators import hessian_operator, load_inputs, resolve_device
 from skerch.jobs.stage import Context, main
 from skerch.measurements.measure import Measurer, NonFiniteError
-from skerch.measurements.range_finder import RangeFile
 
 
 class MeasureError(SkerchError):
@@ -35,17 +32,13 @@ def run(context: Context) -> None:
     op = hessian_operator(
         context.config, inputs, strategy=recorded["strategy"], chunk_size=recorded["chunk_size"]
     )
-    with ExitStack() as stack:
-        columns = None
-        if array.manifest.range_hash is not None:
-            range_file = stack.enter_context(RangeFile(context.directory.range, context.array(1)))
-            if range_file.hash != array.manifest.range_hash:
-                raise MeasureError(
-                    f"{array.directory} was laid out for another {context.directory.range.name}; "
-                    f"delete {array.directory} to measure it anew."
-                )
-            columns = range_file.columns
-        measurer = Measurer(array.manifest, device, columns)
+    with context.range_file(context.round) as range_file:
+        if range_file and range_file.hash != array.manifest.range_hash:
+            raise MeasureError(
+                f"{array.directory} was laid out for another range.h5; delete {array.directory} "
+                "to measure it anew."
+            )
+        measurer = Measurer(array.manifest, device, range_file and range_file.columns)
         total = sum(block.stop - block.start for block in blocks)
         done = 0
         for block in blocks:

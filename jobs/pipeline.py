@@ -1,6 +1,6 @@
 """Which tasks an experiment is, what each needs and leaves, and which of them are missing.
 
-    train → layout → measure … → (range_finder → layout → measure … →) merge → decompose → analyze
+    train → layout → measure … → (range_finder → layout → measure … →)… merge → decompose → analyze
 
 once per recorded step and split. The graph follows from the config alone, before N is known, so
 that a scheduler can be given all of it at once.
@@ -73,19 +73,27 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
             _resources(config, stage),
         )
 
-    ranges: list[str] = []
+    finders: list[str] = []
     layouts: list[str] = []
     measures: list[str] = []
     for number, size in enumerate(sizes, start=1):
         array = directory.measurements(number)
+        of_range: list[str] = []
         if number > 1:
-            finder = task("range_finder", [directory.range], [*layouts, *measures])
-            ranges.append(finder.id)
+            finder = task(
+                "range_finder",
+                [directory.range(number)],
+                [*layouts, *measures, *finders[-1:]],
+                f"-{number}",
+                round=number,
+            )
+            of_range = [finder.id]
+            finders += of_range
             yield finder
         layout = task(
             "layout",
             [manifest_path(array)],
-            ["train", *layouts, *ranges],
+            ["train", *layouts, *of_range],
             f"-{number}",
             round=number,
         )
@@ -100,7 +108,7 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
                     block_path(array, block)
                     for block in range(index * p, min((index + 1) * p, blocks))
                 ],
-                ["train", layout.id, *ranges],
+                ["train", layout.id, *of_range],
                 f"-{number}.{index}",
                 round=number,
                 tasks=[index],
@@ -108,7 +116,7 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
             measures.append(measure.id)
             yield measure
     arrays = [*layouts, *measures]
-    merge = task("merge", [directory.merged], [*arrays, *ranges])
+    merge = task("merge", [directory.merged], [*arrays, *finders[-1:]])
     yield merge
     decompose = task(
         "decompose", [directory.eigh], [merge.id, *(layouts if config.consolidate else arrays)]

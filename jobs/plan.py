@@ -47,7 +47,7 @@ def print_plan(config: Config) -> None:
     itemsize = 8 if config.hessian.dtype == "float64" else 4
     stored = sum(size.stored for size in sizes)
     whole = (stored + sketch.probes) * N * itemsize
-    found = sizes[1].columns * N * itemsize if len(sizes) == 2 else 0
+    found = sum(size.columns for size in sizes[1:]) * N * itemsize
     eigenvectors = sketch.outer * N * itemsize
     tasks = pipeline.tasks(config)
     hessians = len(config.training.record_steps or []) * len(config.hessian.splits)

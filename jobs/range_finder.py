@@ -1,4 +1,4 @@
-"""Between two rounds: an orthonormal basis of the range that the first one found."""
+"""Between two rounds: an orthonormal basis of the range that the earlier one found."""
 
 from __future__ import annotations
 
@@ -7,9 +7,11 @@ from skerch.measurements.range_finder import find_range
 
 
 def run(context: Context) -> None:
-    """Write range.h5, whose columns are the second round's test vectors."""
-    columns = context.round_size(2).columns
-    find_range(context.array(1), context.directory.range, columns)
+    """Write range.h5 of `context.round`, whose columns are that round's test vectors."""
+    number = context.round
+    columns = context.round_size(number).columns
+    with context.range_file(number - 1) as before:
+        find_range(context.arrays(number - 1), context.directory.range(number), columns, before)
 
 
 if __name__ == "__main__":

@@ -34,10 +34,9 @@ class StepDir:
         """The folder of a round's measurement array; rounds count from 1."""
         return self.path / "measurements" / f"round-{round}"
 
-    @property
-    def range(self) -> Path:
-        """Q, the test vectors of the second round."""
-        return range_path(self.measurements(2))
+    def range(self, round: int) -> Path:
+        """Q, the test vectors of a later round."""
+        return range_path(self.measurements(round))
 
     @property
     def merged(self) -> Path:

@@ -11,7 +11,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
     from skerch.decompositions.eigh_file import EighFile
     from skerch.decompositions.recovery import RoundSize
     from skerch.measurements.array import MeasurementArray
+    from skerch.measurements.range_finder import RangeFile
 
 Progress = Callable[[int, int, str], None]
 
@@ -62,7 +64,7 @@ class Context:
     def round_size(self, number: int) -> RoundSize:
         """The size of a round's array."""
         sizes = self.config.sketch.round_sizes()
-        if number > len(sizes):
+        if not 1 <= number <= len(sizes):
             raise ConfigError(f"sketch.rounds is {len(sizes)}, so there is no round {number}.")
         return sizes[number - 1]
 
@@ -71,6 +73,22 @@ class Context:
         from skerch.measurements.array import MeasurementArray
 
         return MeasurementArray(self.directory.measurements(round_number))
+
+    def arrays(self, rounds: int | None = None) -> list[MeasurementArray]:
+        """The measurement arrays of the first rounds, by default of all."""
+        count = len(self.config.sketch.round_sizes()) if rounds is None else rounds
+        return [self.array(number) for number in range(1, count + 1)]
+
+    @contextmanager
+    def range_file(self, number: int) -> Iterator[RangeFile | None]:
+        """The range file of a round, open; the first round has none."""
+        from skerch.measurements.range_finder import RangeFile
+
+        if number == 1:
+            yield None
+            return
+        with RangeFile(self.directory.range(number), self.arrays(number - 1)) as file:
+            yield file
 
     def eigh(self) -> EighFile:
         """The eigenpairs, refused where they are of other measurements than are there."""
@@ -106,7 +124,8 @@ def main(stage: str) -> None:
     parser.add_argument("--name", help="the method's folder; default: that of the latest run")
     parser.add_argument("--step", type=int, help="a recorded step; default: all")
     parser.add_argument("--split", help="default: all")
-    parser.add_argument("--round", type=int, default=1, choices=(1, 2))
+    first = 2 if stage == "range_finder" else 1
+    parser.add_argument("--round", type=int, default=first, help=f"default: {first}")
     parser.add_argument("--tasks", help="measurement tasks, as in 3,5-9; default: all")
     options = parser.parse_args()
     try:

@@ -1,4 +1,4 @@
-"""Indefinite Nyström with a filter, in one round of measurements or in two.
+"""Indefinite Nyström with a filter, in one round of measurements or in several.
 
 For test vectors X and Y = H X, the Nyström approximation is H ≈ Y M⁺ Yᵀ with M = XᵀY. For an
 indefinite H, M may have small eigenvalues that have nothing to do with H, so that its inverse needs
@@ -8,12 +8,12 @@ indefinite matrices", 2023). Here, with M = W diag(m) Wᵀ,
     H ≈ Y W diag(f(m)) Wᵀ Yᵀ,    f(m) = m / (m² + δ²),
 
 where δ is the one whose approximation fits the probes best; one parameter fitted to 30 probes
-leaves them fit for the error estimate (their squared residual comes out 0.4 % low). A second round
-replaces half of the test vectors by a basis of the range that the first one found, which is a step
-of subspace iteration at no further matvecs. On that basis H is known, so the core is made exact
-there by the least change in Frobenius norm, Powell's symmetric Broyden update (Dennis and Schnabel,
-"Least change secant updates for quasi-Newton methods", SIAM Review 21(4), 1979). The price of the
-filter is that eigenvalues near the end of the list shrink.
+leaves them fit for the error estimate (their squared residual comes out 0.4 % low). In two
+rounds, half of the test vectors are a basis of the range that the other half found, which is a step
+of subspace iteration at no further matvecs; further rounds are further steps. On that basis H is
+known, so the core is made exact there by the least change in Frobenius norm, Powell's symmetric
+Broyden update (Dennis and Schnabel, "Least change secant updates for quasi-Newton methods", SIAM
+Review 21(4), 1979). The price of the filter is that eigenvalues near the end of the list shrink.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from skerch.decompositions.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
 GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64)
-RESOLVED = 1e-6  # σ over the largest: below it Q = Y₁P₁ has lost more than ten digits of float64
+CANCELLED = 1e6  # ‖diag(‖y_i‖) p_j‖: above it column j of Q = Y'P has lost six digits and more
 
 
 def recover(summary: Summary, outer: int) -> Core:
@@ -61,22 +61,23 @@ def _scale(summary: Summary) -> Tensor:
 
 
 def _test_products(summary: Summary) -> Tensor:
-    """M = XᵀY. With X = [Ωᵀ, Y₁P₁] three of its four parts are in the Gram matrix already."""
+    """M = XᵀY. With X = [Ωᵀ, Y'P] three of its four parts are in the Gram matrix already."""
     first = len(summary.norm)
     of_omega = summary.cross[:, :first]
     if summary.range_map is None:
         return of_omega
-    G = summary.gram[:first, : summary.stored]
+    G = summary.gram[: len(summary.range_map), : summary.stored]
     of_range = summary.range_map.T @ G
     return torch.cat([torch.cat([of_omega, of_range[:, :first].T], dim=1), of_range])
 
 
-def _exact_on_range(C: Tensor, summary: Summary, P1: Tensor) -> Tensor:
-    """The symmetric matrix nearest to C that maps T = QᵀQ₁ to QᵀHQ₁, for Q₁ = Y₁P₁."""
-    first = len(P1)
-    sigma = 1 / torch.linalg.norm(P1, dim=0)  # of Y₁; infinite for the zero columns of P₁
-    known = sigma.isfinite() & (sigma > RESOLVED * sigma[0])
-    T = summary.R[:, :first] @ P1[:, known]
+def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> Tensor:
+    """The symmetric matrix nearest to C that maps T = QᵀX' to QᵀHX', for X' = Y'P."""
+    first, earlier = len(summary.norm), len(P)
+    norms = torch.diagonal(summary.gram)[:earlier].sqrt()
+    cancellation = torch.linalg.norm(norms[:, None] * P, dim=0)  # zero for the zero columns
+    known = (cancellation > 0) & (cancellation < CANCELLED)
+    T = summary.R[:, :earlier] @ P[:, known]
     D = summary.R[:, first:][:, known] - C @ T
     half = D @ T.T - T @ (T.T @ D) @ T.T / 2
     return C + half + half.T

@@ -31,7 +31,8 @@ class RoundSize:
 class Recovery:
     """What a recovery measures: in how many rounds, and through which sketches."""
 
-    rounds: tuple[int, ...]  # the numbers of rounds that it can do, its default last
+    rounds: tuple[int, ...]  # the numbers of rounds that it can do
+    default: int  # the one of them that is taken unless another is asked for
     stores_all: bool  # whether every column is stored, or only the first `outer`
     compresses: bool  # whether columns are also compressed by the second sketch operator Ψ
 
@@ -39,14 +40,16 @@ class Recovery:
         """The arrays of each round, `inner` matvecs (and `probes`) in all."""
         if rounds == 1:
             return [RoundSize(inner, inner if self.stores_all else outer, probes)]
-        first = (inner + 1) // 2
-        return [RoundSize(first, first, probes), RoundSize(inner - first, inner - first, 0)]
+        columns = [(inner + index) // rounds for index in reversed(range(rounds))]
+        return [
+            RoundSize(count, count, 0 if index else probes) for index, count in enumerate(columns)
+        ]
 
 
 RECOVERIES = {
-    "nystrom": Recovery(rounds=(1, 2), stores_all=True, compresses=False),
-    "oversampled": Recovery(rounds=(1,), stores_all=False, compresses=True),
-    "hmt": Recovery(rounds=(2,), stores_all=True, compresses=False),
+    "nystrom": Recovery(rounds=(1, 2, 3, 4), default=2, stores_all=True, compresses=False),
+    "oversampled": Recovery(rounds=(1,), default=1, stores_all=False, compresses=True),
+    "hmt": Recovery(rounds=(2,), default=2, stores_all=True, compresses=False),
 }
 
 
@@ -55,12 +58,12 @@ def check(recovery: str, rounds: int | None, outer: int, inner: int, probes: int
     if recovery not in RECOVERIES:
         known = ", ".join(sorted(RECOVERIES))
         raise SkerchError(f"There is no recovery {recovery!r}; choose one of {known}.")
-    possible = RECOVERIES[recovery].rounds
-    rounds = possible[-1] if rounds is None else rounds
-    if rounds not in possible:
+    recipe = RECOVERIES[recovery]
+    rounds = recipe.default if rounds is None else rounds
+    if rounds not in recipe.rounds:
         raise SkerchError(
             f"Recovery {recovery!r} does not work in {rounds} rounds; "
-            f"set rounds to {' or '.join(map(str, possible))}."
+            f"set rounds to {' or '.join(map(str, recipe.rounds))}."
         )
     limit = inner // 2 if recovery == "hmt" else inner
     if not 1 <= outer <= limit:

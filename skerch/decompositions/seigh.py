@@ -15,7 +15,7 @@ from skerch.decompositions.core import solve
 from skerch.decompositions.recovery import RECOVERIES, RoundSize
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops.base import LinearOperator
-from skerch.measurements.gram import gram
+from skerch.measurements.gram import Rows, gram
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Columns, Measurer
 from skerch.measurements.range_finder import range_map
@@ -48,10 +48,11 @@ def seigh(
     """The `outer` eigenpairs of largest magnitude of a symmetric operator (N, N).
 
     Spends `inner` matvecs (default: twice `outer`, at most N) in blocks of `block_size`, and
-    `probes` more for the error estimate. `recovery` is "nystrom" (in two `rounds`, or in one),
-    "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of `skerch.sketch_operators`;
-    `dtype` what the columns are kept in, the operator's by default. Eigenvalues below
-    rounding, eps |λ_1|, are left out, so that fewer pairs come back from an H of lower rank.
+    `probes` more for the error estimate. `recovery` is "nystrom" (in two `rounds`, or one to
+    four), "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of
+    `skerch.sketch_operators`; `dtype` what the columns are kept in, the operator's by default.
+    Eigenvalues below rounding, eps |λ_1|, are left out, so that fewer pairs come back from an H of
+    lower rank.
 
     Raises ShapeError for an operator that is not square, SkerchError for one that is not declared
     self-adjoint and for sizes that do not fit.
@@ -71,9 +72,8 @@ def seigh(
     recoveries.check_size(size, inner)
     stored_dtype = op.dtype if dtype is None else dtype
     recipe = RECOVERIES[recovery]
-    first, *second = recipe.sizes(rounds, outer, inner, probes)
 
-    def measure(number: int, round_size: RoundSize, of_range: Columns | None) -> dict[str, Tensor]:
+    def measure(number: int, round_size: RoundSize, Q: Tensor | None) -> dict[str, Tensor]:
         manifest = Manifest(
             size=size,
             dtype=str(op.dtype).removeprefix("torch."),
@@ -86,22 +86,24 @@ def seigh(
             compresses=recipe.compresses,
             round=number,
         )
+        of_range = None if Q is None else lambda start, stop: Q[:, start:stop]
         return _measure_all(op, manifest, stored_dtype, of_range)
 
-    arrays = measure(1, first, None)
-    Y, P1 = arrays["leftouter"], None
-    if second:
-        P1 = range_map(lambda i, j: arrays["leftouter"][i:j], size, second[0].columns, stored_dtype)
-        Q = (Y.double() @ P1.to(Y.device)).to(op.dtype)
-        Y = torch.cat([Y, measure(2, second[0], lambda i, j: Q[:, i:j])["leftouter"]], dim=1)
+    sizes = recipe.sizes(rounds, outer, inner, probes)
+    arrays = measure(1, sizes[0], None)
+    Y, P = arrays["leftouter"], None
+    for number, round_size in enumerate(sizes[1:], start=2):
+        P = range_map(_rows(Y), size, round_size.columns, stored_dtype, P)
+        Q = (Y.double() @ P[:, -round_size.columns :].to(Y.device)).to(op.dtype)
+        Y = torch.cat([Y, measure(number, round_size, Q)["leftouter"]], dim=1)
     columns = torch.cat([Y, arrays["probe"]], dim=1)
     summary = summarise(
-        gram(lambda start, stop: columns[start:stop], size),
-        lambda start, stop: columns[start:stop],
+        gram(_rows(columns), size),
+        _rows(columns),
         size,
         Y.shape[1],
         stored_dtype,
-        range_map=P1,
+        range_map=P,
         **{
             name: arrays[name].double().cpu()
             for name in ("cross", "norm", "inner")
@@ -111,6 +113,10 @@ def seigh(
     solution = solve(summary, recovery, outer)
     vectors = (Y.double() @ solution.coefficients.to(Y.device)).to(stored_dtype)
     return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
+
+
+def _rows(A: Tensor) -> Rows:
+    return lambda start, stop: A[start:stop]
 
 
 def _measure_all(

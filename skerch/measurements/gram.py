@@ -15,7 +15,7 @@ from torch import Tensor
 SLAB_ROWS = 4096
 ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
 FLOOR = 1e-14  # of the largest: by which a second pass scales what the first could not resolve
-RESOLVED = 1e-8  # eigenvalues of the second pass below this fraction of the largest are rounding
+RESOLVED = 1e-8  # eigenvalues of the second pass below this are rounding; the others are near 1
 
 Rows = Callable[[int, int], Tensor]
 
@@ -49,7 +49,9 @@ def gram(rows: Rows, size: int, transform: Tensor | None = None) -> Tensor:
     return total.cpu()
 
 
-def orthonormalise(G: Tensor, rows: Rows, size: int, dtype: torch.dtype) -> Basis:
+def orthonormalise(
+    G: Tensor, rows: Rows, size: int, dtype: torch.dtype, scale: float = 0.0
+) -> Basis:
     """The basis of an array Y from its Gram matrix G = YᵀY, with a second pass where needed.
 
     With G = E diag(l) Eᵀ, P = E diag(l)^(-1/2) loses orthogonality as eps κ(Y)² (float64's eps), so
@@ -58,18 +60,20 @@ def orthonormalise(G: Tensor, rows: Rows, size: int, dtype: torch.dtype) -> Basi
     rounding of Y P itself, eps κ(Y), and reaches singular values of 1e-11 of the largest (cf.
     CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44, 2015).
     Directions that are zero to rounding are left out, so r ≤ m; the others come in the order of
-    Y's singular values, which are the norms of the rows of R.
+    Y's singular values, which are the norms of the rows of R. Where Y is a difference of larger
+    columns, `scale` is the largest l of those, as rounding is relative to it.
     """
     values, vectors = _descending_eigh(G)
     if values[0] <= 0:
         return Basis(G.new_zeros(len(G), 0), G.new_zeros(0, len(G)))
-    if dtype == torch.float32 and values[-1] > ONE_PASS * values[0]:
+    scale = max(scale, float(values[0]))
+    if dtype == torch.float32 and values[-1] > ONE_PASS * scale:
         roots = values.sqrt()
         return Basis(vectors / roots, roots[:, None] * vectors.T)
-    roots = values.clamp(min=FLOOR * float(values[0])).sqrt()
+    roots = values.clamp(min=FLOOR * scale).sqrt()
     T = vectors / roots
     values, rotation = _descending_eigh(gram(rows, size, T))
-    kept = values > RESOLVED * values[0]
+    kept = values > RESOLVED
     second, rotation = values[kept].sqrt(), rotation[:, kept]
     R = (second[:, None] * rotation.T) @ (roots[:, None] * vectors.T)
     U, S, Vh = torch.linalg.svd(R, full_matrices=False)

@@ -152,7 +152,7 @@ def merge_hdf5(
     """Merge a layout into the file `out_path`, which appears whole or not at all.
 
     `in_path` is the `<prefix>_ALL.h5` of skerch 0.x or 1.x, merged into `data` and `flags` of the
-    same shapes; or the folder or view of one of our measurement arrays, or the folder of its two
+    same shapes; or the folder or view of one of our measurement arrays, or the folder of all its
     rounds, merged as the pipeline does. Flags must equal `ok_flag`; without it, none may be as
     initialised where others are not. Our blocks have no flags: one that is there is complete. One
     file is open at a time, and some columns are in memory. With `delete_subfiles` the files that
@@ -183,25 +183,25 @@ def merge_hdf5(
 
 
 def _merge_rounds(directory: Path, out_path: Path, delete: bool) -> None:
-    """Merge the measurement array in a folder, or the two rounds in its subfolders."""
+    """Merge the measurement array in a folder, or the rounds in its subfolders."""
     folders = [directory, *(path for path in directory.iterdir() if path.is_dir())]
     arrays = [MeasurementArray(path) for path in folders if manifest_path(path).exists()]
     arrays.sort(key=lambda array: array.manifest.round)
     rounds = [array.manifest.round for array in arrays]
-    if rounds not in ([1], [1, 2]):
+    if not rounds or rounds != list(range(1, len(rounds) + 1)):
         raise MergeError(
             f"{directory} holds {f'rounds {rounds}' if rounds else 'no measurement array'}; name "
-            "a <prefix>_ALL.h5, the folder of a first round, or the folder that holds both rounds."
+            "a <prefix>_ALL.h5, the folder of a first round, or the folder that holds all rounds."
         )
-    between = range_path(arrays[-1].directory)
+    last = range_path(arrays[-1].directory)
     with ExitStack() as stack:
-        opened = stack.enter_context(RangeFile(between, arrays[0])) if len(arrays) == 2 else None
+        opened = stack.enter_context(RangeFile(last, arrays[:-1])) if len(arrays) > 1 else None
         merge(arrays, out_path, range_file=opened)
     if delete:
         verify(out_path)
         for array in arrays:
             array.remove_blocks()
-        between.unlink(missing_ok=True)
+            range_path(array.directory).unlink(missing_ok=True)
 
 
 def _read_view(path: Path) -> _Layout:

@@ -88,7 +88,7 @@ def block_path(directory: Path, index: int) -> Path:
 
 
 def range_path(directory: Path) -> Path:
-    """The range that the second round's array in a directory was measured with."""
+    """The range that a later round's array in a directory is measured with."""
     return directory / "range.h5"
 
 

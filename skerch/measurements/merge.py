@@ -1,4 +1,4 @@
-"""Consolidation: one streaming pass over the blocks of one or two rounds gives the merged file.
+"""Consolidation: one streaming pass over the blocks of all rounds gives the merged file.
 
 It holds the summary (see `skerch.measurements.summary`) and, if asked for, the stored columns
 `leftouter` (N, m) and the probes' `probe` (N, q).
@@ -24,7 +24,7 @@ from skerch.hdf5 import (
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram
-from skerch.measurements.range_finder import RangeFile
+from skerch.measurements.range_finder import RangeFile, hashes
 from skerch.measurements.summary import Summary, summarise
 
 Progress = Callable[[int, int], None]
@@ -44,11 +44,10 @@ def merge(
 ) -> None:
     """Merge the rounds' arrays into the file `path`, which appears whole or not at all.
 
-    Two rounds need the range between them. Raises MergeError for missing blocks and for rounds
-    that do not belong together, BlockError for a foreign block.
+    Several rounds need the range file of the last one. Raises MergeError for missing blocks and
+    for rounds that do not belong together, BlockError for a foreign block.
     """
-    for array in arrays[1:]:
-        _check_rounds(arrays[0], array, range_file)
+    _check_rounds(arrays, range_file)
     for array in arrays:
         missing = array.missing()
         if missing:
@@ -63,15 +62,20 @@ def merge(
         )
 
 
-def _check_rounds(
-    first: MeasurementArray, second: MeasurementArray, range_file: RangeFile | None
-) -> None:
+def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) -> None:
+    """Refuse a round that does not follow the others; the range file is bound to all but the last.
+
+    The manifest of each later round has the hash of its own range file.
+    """
     found = None if range_file is None else range_file.hash
-    same_origin = first.manifest.provenance == second.manifest.provenance
-    if second.manifest.range_hash != found or not same_origin:
+    first, last = arrays[0].manifest, arrays[-1].manifest
+    strangers = [array for array in arrays if array.manifest.provenance != first.provenance]
+    if last.range_hash != found:
+        strangers.append(arrays[-1])
+    if strangers:
         raise MergeError(
-            f"{second.directory} was laid out after another first round than {first.directory}; "
-            f"delete {second.directory} to measure it anew."
+            f"{strangers[0].directory} was laid out after another first round than "
+            f"{arrays[0].directory}; delete {strangers[0].directory} to measure it anew."
         )
 
 
@@ -114,7 +118,7 @@ def _fill(
         if isinstance(value := getattr(summary, f.name), Tensor)
     }
     attributes = {
-        "manifests": " ".join(array.manifest.hash() for array in arrays),
+        "manifests": hashes(arrays),
         "matrices": " ".join(matrices),
         "consolidated": consolidate,
         "epsilon": summary.epsilon,

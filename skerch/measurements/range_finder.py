@@ -1,7 +1,12 @@
-"""The second round's test vectors: an orthonormal basis Q of the range that the first one found.
+"""A later round's test vectors: an orthonormal basis of the range that the round before found.
 
-The file holds `Q` (N, columns) in the array's dtype and `map`, P₁ with Q = Y₁ P₁, in float64; its
-attribute `hash` is the SHA-256 of both, and `manifest` the hash of the first round's manifest.
+With Q_r the test vectors of round r ≥ 2 and Y_i the measurements of round i,
+
+    [Q₂ … Q_r] = [Y₁ … Y_{r-1}] P,    Q_r spanning what is new in Y_{r-1} = H Q_{r-1},
+
+so that three rounds and more are a block Lanczos method with full orthogonalisation. The file holds
+`Q`, which is Q_r (N, columns), in the array's dtype and `map`, P, in float64; its attribute `hash`
+is the SHA-256 of both, and `manifests` has the hashes of the manifests of the rounds before.
 """
 
 from __future__ import annotations
@@ -12,6 +17,7 @@ from pathlib import Path
 import h5py
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from skerch.errors import SkerchError
 from skerch.hdf5 import (
@@ -27,57 +33,81 @@ from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
 
 
 class RangeError(SkerchError):
-    """A range file that belongs to another array."""
+    """A range file that belongs to other arrays."""
 
 
-def range_map(rows: Rows, size: int, columns: int, dtype: torch.dtype) -> Tensor:
-    """P₁ (m₁, columns) in float64, so that Q = Y₁ P₁ has orthonormal columns.
+def range_map(
+    rows: Rows, size: int, columns: int, dtype: torch.dtype, before: Tensor | None = None
+) -> Tensor:
+    """P in float64, for the rows of [Y₁ … Y_{r-1}] and P of the round before (None for r = 2).
 
-    They span the directions of the largest singular values of Y₁. Where Y₁ has a lower numerical
-    rank the last columns are zero, so that the size of a round does not depend on its numbers.
+    The `columns` that are new in P span the directions of the largest singular values of Y_{r-1}
+    less its part in the ranges before. Where it has a lower numerical rank the last ones are zero,
+    so that the size of a round does not depend on its numbers.
     """
-    P = orthonormalise(gram(rows, size), rows, size, dtype).P[:, :columns]
-    return torch.nn.functional.pad(P, (0, columns - P.shape[1]))
+    G = gram(rows, size)
+    if before is None:
+        new = orthonormalise(G, rows, size, dtype).P[:, :columns]
+        return pad(new, (0, columns - new.shape[1]))
+    B = pad(before, (0, 0, 0, len(G) - len(before)))
+    T = torch.eye(len(G), dtype=G.dtype)[:, len(before) :]
+    for _ in range(2):
+        T = T - B @ (B.T @ (G @ T))
+    scale = float(torch.linalg.matrix_norm(G[len(before) :, len(before) :], 2))
+    rest = orthonormalise(T.T @ G @ T, lambda i, j: rows(i, j).double() @ T, size, dtype, scale)
+    new = T @ rest.P[:, :columns]
+    return torch.cat([B, pad(new, (0, columns - new.shape[1]))], dim=1)
 
 
-def find_range(array: MeasurementArray, path: Path, columns: int) -> None:
-    """Write the range file of `columns` columns from the blocks of the first round."""
-    with StoredColumns([array]) as stored:
+def find_range(
+    arrays: list[MeasurementArray], path: Path, columns: int, before: RangeFile | None = None
+) -> None:
+    """Write the range file of the next round, of `columns` columns, from the rounds so far.
+
+    After two rounds or more it takes the range file of the last of them. Raises RangeError where
+    that is not the one that the last round was measured with.
+    """
+    last = arrays[-1].manifest
+    if last.range_hash != (before.hash if before else None):
+        raise RangeError(
+            f"{arrays[-1].directory} was measured with another range file than is there now; "
+            "delete it to measure it anew."
+        )
+    with StoredColumns(arrays) as stored:
         m, size = stored.columns, stored.size
 
         def rows(start: int, stop: int) -> Tensor:
             return stored(start, stop)[:, :m]
 
-        P = range_map(rows, size, columns, stored.dtype)
+        P = range_map(rows, size, columns, stored.dtype, before.map if before else None)
+        of_round = P[:, -columns:]
 
         def fill(file: h5py.File) -> None:
             digest = hashlib.sha256(P.contiguous().numpy().tobytes())
-            Q = create_dataset(
-                file, "Q", (size, columns), array.manifest.dtype, array.manifest.block_size
-            )
+            Q = create_dataset(file, "Q", (size, columns), last.dtype, last.block_size)
             for start, stop in slabs(size):
-                slab = (rows(start, stop).double() @ P).to(stored.dtype).numpy()
+                slab = (rows(start, stop).double() @ of_round).to(stored.dtype).numpy()
                 digest.update(slab.tobytes())
                 Q[start:stop] = slab
-            attributes = {"hash": digest.hexdigest(), "manifest": array.manifest.hash()}
+            attributes = {"hash": digest.hexdigest(), "manifests": hashes(arrays)}
             write_arrays(file, {"map": P}, attributes)
 
         write_hdf5(path, fill)
 
 
 class RangeFile(Reader):
-    """The range that the first round `array` found, open for reading: use as a context manager.
+    """The range that the rounds `arrays` found, open for reading: use as a context manager.
 
-    Raises RangeError where the file is of another first round.
+    Raises RangeError where the file is of other rounds.
     """
 
-    def __init__(self, path: Path, array: MeasurementArray):
+    def __init__(self, path: Path, arrays: list[MeasurementArray]):
         super().__init__(path)
-        if attribute(self._file, "manifest") != array.manifest.hash():
+        if attribute(self._file, "manifests") != hashes(arrays):
             self._file.close()
             raise RangeError(
-                f"{path} is of other measurements than {array.directory}; delete "
-                f"{array.directory.parent} to measure anew."
+                f"{path} is of other measurements than {arrays[-1].directory}; delete "
+                f"{arrays[-1].directory.parent} to measure anew."
             )
 
     @property
@@ -87,9 +117,14 @@ class RangeFile(Reader):
 
     @property
     def map(self) -> Tensor:
-        """P₁ (m₁, columns)."""
+        """P, whose last columns are those of this round."""
         return Dataset(self._file, "map")[...]
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Columns [start, stop) of Q, (N, stop - start)."""
         return Dataset(self._file, "Q")[:, start:stop]
+
+
+def hashes(arrays: list[MeasurementArray]) -> str:
+    """The hashes of the manifests of some rounds, in one line."""
+    return " ".join(array.manifest.hash() for array in arrays)

@@ -18,7 +18,8 @@ from skerch.measurements.gram import Rows, orthonormalise
 class Summary:
     """Small matrices of Y = H X (N x m), X the stored test vectors, and HZ, Z the q probes.
 
-    X is the first columns of Ωᵀ; in two rounds [Ωᵀ, Q] with Q = Y₁ P₁.
+    X is the first columns of Ωᵀ; in several rounds [Ωᵀ, Q₂, …] with [Q₂, …] = Y' P, where Y' are
+    the columns of all rounds but the last, P the `range_map`.
     """
 
     gram: Tensor  # (m + q, m + q), of [Y, HZ]
@@ -28,7 +29,7 @@ class Summary:
     norm: Tensor  # (s₁,), ‖ω_i‖
     epsilon: float  # relative rounding of the stored columns
     inner: Tensor | None = None  # (s₁, s₁), Ψ H Ωᵀ
-    range_map: Tensor | None = None  # P₁ (m₁, m - m₁)
+    range_map: Tensor | None = None  # (m', m - m₁), m' the columns of Y'
 
     @property
     def stored(self) -> int:
@@ -40,8 +41,8 @@ class Summary:
         """XᵀHZ (m, q), which is YᵀZ as H is symmetric."""
         if self.range_map is None:
             return self.cross[: self.stored, -self.probes :]
-        first = len(self.range_map)
-        of_range = self.range_map.T @ self.gram[:first, self.stored :]
+        earlier = len(self.range_map)
+        of_range = self.range_map.T @ self.gram[:earlier, self.stored :]
         return torch.cat([self.cross[:, -self.probes :], of_range])
 
     @property

@@ -132,12 +132,31 @@ def test_a_lost_merge_is_made_again_from_what_is_lost_too(small, reference):
     shutil.copytree(reference.run_dir, config.run_dir)
     directory = RunDir(config.run_dir).step("seigh", 20, "test")
     (directory.measurements(1) / "blocks" / "block-000001.h5").unlink()
-    directory.range.unlink()
+    directory.range(2).unlink()
     directory.merged.unlink()
     directory.eigh.unlink()
     assert stages(config) == ["measure", "range_finder", "merge", "decompose"]
     assert not results.complete(config)
     assert outcome(config) == outcome(reference)
+
+
+def test_three_rounds_run_and_resume_and_are_merged_by_hand_alike(small, skerch, tmp_path):
+    config = small("sketch.rounds=3", "training.record_steps=[60]")
+    assert not results.complete(config)
+    expected = outcome(config)
+    directory = RunDir(config.run_dir).step("seigh", 60, "test")
+    measurements = directory.measurements(1).parent
+    merged = tmp_path / "by_hand.h5"
+    status, _, _ = skerch("merge_hdf5", "--in_path", measurements, "--out_path", merged)
+    assert status == 0
+    assert merged.read_bytes() == directory.merged.read_bytes()
+    for lost in (directory.range(2), directory.range(3), directory.merged, directory.eigh):
+        lost.unlink()
+    (directory.measurements(2) / "blocks" / "block-000000.h5").unlink()
+    again = ["range_finder", "measure", "range_finder", "merge", "decompose"]
+    assert stages(config) == again
+    assert not results.complete(config)
+    assert outcome(config) == expected
 
 
 def test_without_blocks_and_columns_the_eigenpairs_are_the_same(small, reference):
@@ -187,7 +206,7 @@ def test_a_range_of_another_first_round_is_refused(small, reference):
     ours, other = run.step("seigh", 20, "test"), run.step("seigh", 60, "test")
     ours.merged.unlink()
     ours.eigh.unlink()
-    shutil.copy(other.range, ours.range)
+    shutil.copy(other.range(2), ours.range(2))
     assert "other measurements" in results.complete(config)["seigh.step-000020-test.merge"]
     shutil.rmtree(ours.measurements(1).parent)
     assert not results.complete(config)

@@ -28,7 +28,7 @@ def test_paths_are_those_of_the_design():
         run.checkpoint: "/r/training/checkpoint.pt",
         run.hessian_config("kfac"): "/r/kfac/hessian_config.yaml",
         step.measurements(1): "/r/seigh/step-000300-test/measurements/round-1",
-        step.range: "/r/seigh/step-000300-test/measurements/round-2/range.h5",
+        step.range(2): "/r/seigh/step-000300-test/measurements/round-2/range.h5",
         step.merged: "/r/seigh/step-000300-test/merged.h5",
         step.eigh: "/r/seigh/step-000300-test/eigh.h5",
         step.overlap: "/r/seigh/step-000300-test/overlap.json",

@@ -319,8 +319,8 @@ def rounds(tmp_path_factory):
 
     first = measure(1, probes=5)
     path = folder / "round-2" / "range.h5"
-    find_range(first, path, 20)
-    with RangeFile(path, first) as range_file:
+    find_range([first], path, 20)
+    with RangeFile(path, [first]) as range_file:
         second = measure(2, range_file, probes=0, range_hash=range_file.hash)
         merge([first, second], folder / "both.h5", range_file=range_file)
     merge([first], folder / "first.h5")
