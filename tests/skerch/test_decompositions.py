@@ -165,6 +165,7 @@ def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
         seigh(op, outer=20, recovery="pca")
     with pytest.raises(SkerchError, match=r"inner=1 matvecs are too few for 2 rounds"):
         seigh(op, outer=1, inner=1)
+    assert len(seigh(op, outer=1, inner=2, probes=2, block_size=1).eigenvalues) == 1
     with pytest.raises(SkerchError, match=r"block_size=0 must be at least 1"):
         seigh(op, outer=2, block_size=0)
     with pytest.raises(ShapeError, match=r"square operator, not one of shape \(3, 4\)"):
@@ -219,6 +220,9 @@ def test_an_operator_without_structure_is_not_made_worse_than_nothing():
     for rounds in (1, 2):
         result = seigh(op, outer=OUTER, inner=INNER, rounds=rounds)
         assert residual(H, result, OUTER) < 1.02 * torch.linalg.norm(H)
+    # the best filter is found from a small |m_outer| too
+    filters = [seigh(op, outer=k, inner=INNER, rounds=1).health["filter"] for k in (1, INNER)]
+    assert filters[1] == pytest.approx(filters[0], rel=1)
 
 
 def test_ssvd_refuses_sizes_that_do_not_fit_and_takes_twice_outer():

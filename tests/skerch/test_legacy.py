@@ -61,6 +61,7 @@ def lay_out(folder, whole, width, axis, flag="measured"):
 
 def merged(path):
     with h5py.File(path) as file:
+        assert file["data"].fletcher32
         return file["data"][...], file["flags"].asstr()[...].tolist()
 
 
@@ -100,8 +101,13 @@ def test_a_missing_column_of_a_new_view_is_nan(tmp_path, dtype):
     [
         (((9, 7), 3, 4, "float32", True), "9,7 is not square"),
         (((9, 9), 0, 4, "float32", True), "outer 0"),
+        (((9, 9), 3, 0, "float32", True), "inner 0"),
+        (((0, 9), 3, 4, "float32", False), "Shape 0,9"),
+        (((9, 0), 3, 4, "float32", False), "Shape 9,0"),
         (((9, 9), 3, 4, "flaot32", True), "flaot32"),
         (((2**31, 9), 3, 4, "float32", False), "4 GiB"),
+        (((9, 2**29), 3, 4, "float64", False), "4 GiB"),
+        (((9, 9), 3, 2**28, "complex128", True), "4 GiB"),
     ],
 )
 def test_no_layout_is_made_of_sizes_that_make_no_sketch(tmp_path, arguments, words):
@@ -261,7 +267,9 @@ def test_a_merge_that_is_killed_loses_nothing_and_runs_again(tmp_path):
     np.testing.assert_array_equal(merged(out)[0], whole)
 
 
-def test_a_removal_that_was_cut_short_goes_on(tmp_path):
+@pytest.mark.parametrize("slab", [legacy.SLAB_BYTES, 100])
+def test_a_removal_that_was_cut_short_goes_on(tmp_path, monkeypatch, slab):
+    monkeypatch.setattr(legacy, "SLAB_BYTES", slab)
     view, paths = lay_out(tmp_path, matrix(20, 5), 1, 1)
     merge_hdf5(view, tmp_path / "m.h5")
     paths[0].unlink()
@@ -270,13 +278,15 @@ def test_a_removal_that_was_cut_short_goes_on(tmp_path):
 
 
 def test_an_older_merged_file_does_not_stand_for_a_lost_column(tmp_path):
-    view, _ = lay_out(tmp_path, matrix(20, 5), 1, 1)
-    merge_hdf5(view, tmp_path / "m.h5")
-    view, paths = lay_out(tmp_path, 2 * matrix(20, 5), 1, 1)
-    paths[0].unlink()
-    with pytest.raises(SkerchError, match=f"{paths[0].name} is missing"):
-        merge_hdf5(view, tmp_path / "m.h5", delete_subfiles=True)
-    assert all(path.exists() for path in paths[1:])
+    for stage, other in (("values", 2 * matrix(20, 5)), ("shape", matrix(20, 6))):
+        folder = tmp_path / stage
+        view, _ = lay_out(folder, matrix(20, 5), 1, 1)
+        merge_hdf5(view, folder / "m.h5")
+        view, paths = lay_out(folder, other, 1, 1)
+        paths[0].unlink()
+        with pytest.raises(SkerchError, match=f"{paths[0].name} is missing"):
+            merge_hdf5(view, folder / "m.h5", delete_subfiles=True)
+        assert all(path.exists() for path in paths[1:])
 
 
 def test_no_file_is_removed_that_the_merged_one_does_not_hold(tmp_path, monkeypatch):
