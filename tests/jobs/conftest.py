@@ -50,7 +50,7 @@ def results_of():
 def small(tmp_path, monkeypatch):
     """A function that loads a small experiment in a folder of its own, with further overrides."""
     monkeypatch.chdir(tmp_path)
-    return lambda *overrides: load("digits", [*SMALL, *overrides])
+    return lambda *overrides, experiment="digits": load(experiment, [*SMALL, *overrides])
 
 
 @pytest.fixture(scope="session")

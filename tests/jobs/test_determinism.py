@@ -7,19 +7,7 @@ import random
 import pytest
 
 from skerch.jobs import pipeline, results
-from skerch.jobs.config import load
 from skerch.jobs.run_dir import RunDir
-
-SIZES = [
-    "training.max_steps=60",
-    "training.record_steps=[20,60]",
-    "hessian.splits=[test]",
-    "hessian.datapoints=100",
-    "hessian.strategy=batched",
-    "sketch.outer=20",
-    "sketch.block_size=8",
-    "launcher.threads=1",
-]
 
 
 def shuffled(tasks, generator):
@@ -39,14 +27,14 @@ def files(config):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("experiment", ["digits", "mnist_mini"])
-def test_workers_and_order_do_not_change_a_byte(experiment, tmp_path, monkeypatch, request):
+def test_workers_and_order_do_not_change_a_byte(experiment, small, monkeypatch, request):
     root = []
     if experiment == "mnist_mini":
         root = [f"problem.root={request.getfixturevalue('mnist')}"]
 
     def run(*overrides):
-        run_dir = tmp_path / "-".join(["run", *overrides])
-        config = load(experiment, [*SIZES, *root, *overrides, f"run_dir={run_dir}"])
+        run_dir = "-".join(["run", *overrides])
+        config = small(*root, *overrides, f"run_dir={run_dir}", experiment=experiment)
         assert not results.complete(config)
         return files(config)
 
