@@ -18,10 +18,12 @@ def run(context: Context) -> None:
     parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
     with context.eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
+        manifests = file.manifests
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
     lower, upper = interval(eigenvalues, residual, probes)
     scree = scree_bounds(eigenvalues, residual)
     content = {
+        "manifests": manifests,
         "parameters": len(parameters),
         "eigenvalues": eigenvalues.tolist(),
         "residual": residual.tolist(),

@@ -6,20 +6,13 @@ from skerch.decompositions.core import solve
 from skerch.decompositions.eigh_file import write_eigh
 from skerch.jobs.stage import Context, main
 from skerch.measurements.array import StoredColumns
-from skerch.measurements.merge import MergedArray, MergeError
+from skerch.measurements.merge import MergeError
 
 
 def run(context: Context) -> None:
     """Write eigh.h5 from merged.h5 (and from the blocks, if it has no columns)."""
     sketch, directory = context.config.sketch, context.directory
-    arrays = context.arrays()
-    manifests = [array.manifest.hash() for array in arrays]
-    with MergedArray(directory.merged) as merged, StoredColumns(arrays) as columns:
-        if merged.manifests != manifests:
-            raise MergeError(
-                f"{directory.merged} was merged from other measurements than are there now; "
-                "delete it and run again."
-            )
+    with context.merged() as merged, StoredColumns(context.arrays()) as columns:
         summary = merged.summary
         solution = solve(summary, sketch.recovery, sketch.outer)
         if not len(solution.eigenvalues):
@@ -34,7 +27,7 @@ def run(context: Context) -> None:
             columns.size,
             context.config.hessian.dtype,
             {
-                "manifests": " ".join(manifests),
+                "manifests": " ".join(merged.manifests),
                 "recovery": sketch.recovery,
                 "probes": summary.probes,
             },

@@ -17,6 +17,7 @@ def run(context: Context) -> None:
 
     Measurement task t is blocks [t p, (t + 1) p) with p = launcher.blocks_per_task.
     """
+    context.round_size(context.round)
     array = context.array(context.round)
     blocks = array.missing(_indices(context, len(array.manifest.blocks())))
     if not blocks:

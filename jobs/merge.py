@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from skerch.hdf5 import verify
 from skerch.jobs.stage import Context, main
-from skerch.measurements.manifest import range_path
 from skerch.measurements.merge import merge
 
 
@@ -22,9 +21,9 @@ def run(context: Context) -> None:
         )
     if not config.keep_blocks:
         verify(path)
-        for array in arrays:
+        for number, array in enumerate(arrays, start=1):
             array.remove_blocks()
-            range_path(array.directory).unlink(missing_ok=True)
+            context.directory.range(number).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

@@ -9,17 +9,17 @@ from typing import Any
 
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
+from skerch.jobs.run_dir import StepDir
 
 
 def write(path: Path, content: dict[str, Any]) -> None:
-    """Write numbers and lists by name, atomically."""
-    content = content | {"hessian": _hessian(path)}
+    """Write numbers and lists by name, and the hashes of the `manifests`, atomically."""
     whole = json.dumps(content | {"hash": _hash(content)})
     write_atomically(path, lambda temporary: temporary.write_text(whole))
 
 
 def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote; refused if anything changed since, or if it is of another Hessian."""
+    """What `write` wrote; refused if anything changed since, or if it is of other measurements."""
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         intact = content.pop("hash") == _hash(content)
@@ -27,15 +27,11 @@ def read(path: Path) -> dict[str, Any]:
         intact = False
     if not intact:
         raise SkerchError(f"{path} is damaged; delete it, and the same command makes it again.")
-    hessian = content.pop("hessian", "another run")
-    if hessian != _hessian(path):
-        raise SkerchError(f"{path} is of {hessian}; delete it, and run again to make it anew.")
+    if not StepDir(path.parent).measured(content.pop("manifests", [])):
+        raise SkerchError(
+            f"{path} is of other measurements than are there now; delete it and run again."
+        )
     return content
-
-
-def _hessian(path: Path) -> str:
-    """Which Hessian of a run a file belongs to: its method, step and split."""
-    return "/".join(path.parts[-3:-1])
 
 
 def _hash(content: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from skerch.jobs.config import ConfigError
 from skerch.jobs.stage import Context, main
 from skerch.measurements.range_finder import find_range
 
@@ -9,6 +10,8 @@ from skerch.measurements.range_finder import find_range
 def run(context: Context) -> None:
     """Write range.h5 of `context.round`, whose columns are that round's test vectors."""
     number = context.round
+    if number < 2:
+        raise ConfigError("--round 1 has random test vectors; the first that has a range is 2.")
     columns = context.round_size(number).columns
     with context.range_file(number - 1) as before:
         find_range(context.arrays(number - 1), context.directory.range(number), columns, before)

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
-from skerch.measurements.manifest import range_path
+from skerch.measurements.manifest import manifest_path, range_path, read
 
 
 def method_name(config: Config) -> str:
@@ -37,6 +38,16 @@ class StepDir:
     def range(self, round: int) -> Path:
         """Q, the test vectors of a later round."""
         return range_path(self.measurements(round))
+
+    def measured(self, hashes: Sequence[str]) -> bool:
+        """Whether these are the hashes of the manifests of round 1, 2, …, as far as they are here.
+
+        Raises:
+            ManifestError: a manifest is damaged.
+        """
+        paths = [manifest_path(self.measurements(n)) for n in range(1, len(hashes) + 1)]
+        pairs = zip(paths, hashes, strict=True)
+        return bool(hashes) and all(not p.exists() or read(p).hash() == h for p, h in pairs)
 
     @property
     def merged(self) -> Path:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from skerch.errors import SkerchError
 from skerch.files import refusals_named
@@ -28,8 +28,10 @@ if TYPE_CHECKING:
     from skerch.decompositions.eigh_file import EighFile
     from skerch.decompositions.recovery import RoundSize
     from skerch.measurements.array import MeasurementArray
+    from skerch.measurements.merge import MergedArray
     from skerch.measurements.range_finder import RangeFile
 
+Bound = TypeVar("Bound", "MergedArray", "EighFile")
 Progress = Callable[[int, int, str], None]
 
 
@@ -76,7 +78,7 @@ class Context:
 
     def arrays(self, rounds: int | None = None) -> list[MeasurementArray]:
         """The measurement arrays of the first rounds, by default of all."""
-        count = len(self.config.sketch.round_sizes()) if rounds is None else rounds
+        count = self.config.sketch.rounds if rounds is None else rounds
         return [self.array(number) for number in range(1, count + 1)]
 
     @contextmanager
@@ -90,20 +92,25 @@ class Context:
         with RangeFile(self.directory.range(number), self.arrays(number - 1)) as file:
             yield file
 
+    def merged(self) -> MergedArray:
+        """The merged file, refused where it is of other measurements than are there."""
+        from skerch.measurements.merge import MergedArray
+
+        return self._of_these(self.directory.merged, MergedArray)
+
     def eigh(self) -> EighFile:
         """The eigenpairs, refused where they are of other measurements than are there."""
         from skerch.decompositions.eigh_file import EighFile
 
-        file = EighFile(self.directory.eigh)
-        rounds = range(1, len(self.config.sketch.round_sizes()) + 1)
-        paths = [manifest_path(self.directory.measurements(number)) for number in rounds]
-        if all(path.exists() for path in paths) and file.manifests != [
-            read(path).hash() for path in paths
-        ]:
-            raise StageError(
-                f"{self.directory.eigh} is of other measurements than are there now; delete it "
-                "and run again."
-            )
+        return self._of_these(self.directory.eigh, EighFile)
+
+    def _of_these(self, path: Path, reader: Callable[[Path], Bound]) -> Bound:
+        file = reader(path)
+        if not self.directory.measured(file.manifests):
+            with file:
+                raise StageError(
+                    f"{path} is of other measurements than are there now; delete it and run again."
+                )
         return file
 
 

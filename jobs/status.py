@@ -16,7 +16,7 @@ from rich.table import Table
 from skerch.errors import SkerchError
 from skerch.jobs import overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
-from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.run_dir import RunDir, StepDir, method_name
 
 
 def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
@@ -71,6 +71,14 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
             except SkerchError as error:
                 yield str(error)
 
+    def check_bound(path: Path, directory: StepDir) -> None:
+        with hdf5.open_for_reading(path) as file:
+            hashes = hdf5.attribute(file, "manifests").split()
+        if not directory.measured(hashes):
+            raise SkerchError(
+                f"{path} is of other measurements than are there now; delete it and run again."
+            )
+
     def check_array(directory: Path) -> Iterator[str]:
         try:
             array = MeasurementArray(directory)
@@ -94,6 +102,10 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
                 yield from check_array(path.parent)
             elif path.name == "overlap.json":
                 yield from check(path, partial(overlap_file.read, path))
+        if task.stage in ("range_finder", "merge", "decompose"):
+            directory = run.step(**{key: task.arguments[key] for key in ("name", "step", "split")})
+            (path,) = task.outputs
+            yield from check(path, partial(check_bound, path, directory))
 
 
 def _method(run: RunDir, config: Config) -> dict[str, Any]:

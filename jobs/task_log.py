@@ -45,7 +45,7 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
         seconds = round(time.time() - started, 3)
         _append(path, f"{_now()} {task.id} {'failed' if error_line else 'done'}, {seconds} s\n")
         record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
-        _append(run.task_records, json.dumps(record | {"error": error_line}) + "\n")
+        _append(run.task_records, "\n" + json.dumps(record | {"error": error_line}) + "\n")
 
 
 def records(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -70,7 +70,7 @@ def progress_line(done: int, total: int, unit: str, seconds: float) -> str:
 def _append(path: Path, text: str) -> None:
     """One write in append mode, so that lines of several processes do not mix.
 
-    Where there is no room, nothing is written: a task does not fail for its log.
+    What there is no room for is dropped: a task does not fail for its log.
     """
     with suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)

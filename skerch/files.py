@@ -30,9 +30,12 @@ def refusals_named() -> Iterator[None]:
     except OSError as error:
         if error.filename is None:
             raise
+        remedy = "Give permission there, or remove what is in the way"
+        if isinstance(error, FileNotFoundError):
+            remedy = "Put it there"
         raise FileError(
-            f"{error.filename} cannot be used: {cause(error)}. Give permission there, or remove "
-            "what is in the way, then run the same command again."
+            f"{error.filename} cannot be used: {cause(error)}. {remedy}, then run the same command "
+            "again."
         ) from error
 
 

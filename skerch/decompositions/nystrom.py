@@ -72,7 +72,7 @@ def _test_products(summary: Summary) -> Tensor:
 
 
 def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> Tensor:
-    """The symmetric matrix nearest to C that maps T = QᵀX' to QᵀHX', for X' = Y'P."""
+    """The symmetric matrix nearest to C that maps T = QᵀX' to QᵀHX', for X' = Y'P orthonormal."""
     first, earlier = len(summary.norm), len(P)
     norms = torch.diagonal(summary.gram)[:earlier].sqrt()
     cancellation = torch.linalg.norm(norms[:, None] * P, dim=0)  # zero for the zero columns

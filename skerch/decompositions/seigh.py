@@ -48,8 +48,8 @@ def seigh(
     """The `outer` eigenpairs of largest magnitude of a symmetric operator (N, N).
 
     Spends `inner` matvecs (default: twice `outer`, at most N) in blocks of `block_size`, and
-    `probes` more for the error estimate. `recovery` is "nystrom" (in two `rounds`, or one to
-    four), "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of
+    `probes` more for the error estimate. `recovery` is "nystrom" (in one to four `rounds`,
+    by default two), "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of
     `skerch.sketch_operators`; `dtype` what the columns are kept in, the operator's by default.
     Eigenvalues below rounding, eps |λ_1|, are left out, so that fewer pairs come back from an H of
     lower rank.

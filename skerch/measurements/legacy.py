@@ -193,6 +193,12 @@ def _merge_rounds(directory: Path, out_path: Path, delete: bool) -> None:
             f"{directory} holds {f'rounds {rounds}' if rounds else 'no measurement array'}; name "
             "a <prefix>_ALL.h5, the folder of a first round, or the folder that holds all rounds."
         )
+    for array in arrays:
+        if out_path.resolve().is_relative_to(array.directory.resolve()):
+            raise MergeError(
+                f"{out_path} lies in {array.directory}, which is to be merged; name another as "
+                "out_path."
+            )
     last = range_path(arrays[-1].directory)
     with ExitStack() as stack:
         opened = stack.enter_context(RangeFile(last, arrays[:-1])) if len(arrays) > 1 else None
@@ -309,7 +315,7 @@ def _holds(merged: Path, layout: _Layout) -> bool:
     """Whether a merged file has what the files have that are there."""
     with reading(merged), h5py.File(merged) as file:
         data, flags = file["data"], file["flags"].asstr()[...].tolist()
-        if data.shape != layout.shape:
+        if (data.shape, data.dtype) != (layout.shape, layout.dtype):
             return False
         for parts in layout.slabs():
             first = parts[0].start
@@ -328,8 +334,7 @@ def _holds(merged: Path, layout: _Layout) -> bool:
 
 def _is_left_over(layout: _Layout, merged: Path) -> bool:
     """Whether the removal of merged files was cut short: what is left of them is in `merged`."""
-    left = sum(part.path.exists() for part in layout.parts)
-    if not 0 < left < len(layout.parts):
+    if all(part.path.exists() for part in layout.parts):
         return False
     with suppress(SkerchError):
         return _holds(merged, layout)

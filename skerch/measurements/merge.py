@@ -74,8 +74,8 @@ def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) 
         strangers.append(arrays[-1])
     if strangers:
         raise MergeError(
-            f"{strangers[0].directory} was laid out after another first round than "
-            f"{arrays[0].directory}; delete {strangers[0].directory} to measure it anew."
+            f"{strangers[0].directory} was laid out after other rounds than are there now; delete "
+            "it to measure it anew."
         )
 
 

@@ -4,9 +4,12 @@ With Q_r the test vectors of round r ≥ 2 and Y_i the measurements of round i,
 
     [Q₂ … Q_r] = [Y₁ … Y_{r-1}] P,    Q_r spanning what is new in Y_{r-1} = H Q_{r-1},
 
-so that three rounds and more are a block Lanczos method with full orthogonalisation. The file holds
-`Q`, which is Q_r (N, columns), in the array's dtype and `map`, P, in float64; its attribute `hash`
-is the SHA-256 of both, and `manifests` has the hashes of the manifests of the rounds before.
+so that three rounds and more are a block Lanczos method with full orthogonalisation. They are
+orthonormal to rounding, times the cancellation in Y P; what would cancel 8 digits is left out.
+
+The file holds `Q`, which is Q_r (N, columns), in the array's dtype and `map`, P, in float64; its
+attribute `hash` is the SHA-256 of both, and `manifests` has the hashes of the manifests of the
+rounds before.
 """
 
 from __future__ import annotations
@@ -31,6 +34,8 @@ from skerch.hdf5 import (
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
 
+CANCELLED = 1e8  # of ‖diag(‖y_i‖) p_j‖ for a column of Y P: half of the digits of float64
+
 
 class RangeError(SkerchError):
     """A range file that belongs to other arrays."""
@@ -42,20 +47,26 @@ def range_map(
     """P in float64, for the rows of [Y₁ … Y_{r-1}] and P of the round before (None for r = 2).
 
     The `columns` that are new in P span the directions of the largest singular values of Y_{r-1}
-    less its part in the ranges before. Where it has a lower numerical rank the last ones are zero,
-    so that the size of a round does not depend on its numbers.
+    less its part in the ranges before. Where that has a lower numerical rank others are zero, so
+    that the size of a round does not depend on its numbers.
     """
     G = gram(rows, size)
     if before is None:
+        B = G.new_zeros(len(G), 0)
         new = orthonormalise(G, rows, size, dtype).P[:, :columns]
-        return pad(new, (0, columns - new.shape[1]))
-    B = pad(before, (0, 0, 0, len(G) - len(before)))
-    T = torch.eye(len(G), dtype=G.dtype)[:, len(before) :]
-    for _ in range(2):
+    else:
+        B = pad(before, (0, 0, 0, len(G) - len(before)))
+        T = torch.eye(len(G), dtype=G.dtype)[:, len(before) :]
         T = T - B @ (B.T @ (G @ T))
-    scale = float(torch.linalg.matrix_norm(G[len(before) :, len(before) :], 2))
-    rest = orthonormalise(T.T @ G @ T, lambda i, j: rows(i, j).double() @ T, size, dtype, scale)
-    new = T @ rest.P[:, :columns]
+        scale = float(torch.linalg.matrix_norm(G[len(before) :, len(before) :], 2))
+
+        def rest(start: int, stop: int) -> Tensor:
+            slab = rows(start, stop).double()
+            return slab @ T.to(slab.device)
+
+        new = T @ orthonormalise(T.T @ G @ T, rest, size, dtype, scale).P[:, :columns]
+    cancellation = torch.linalg.norm(torch.diagonal(G).sqrt()[:, None] * new, dim=0)
+    new = torch.where(cancellation < CANCELLED, new, 0.0)
     return torch.cat([B, pad(new, (0, columns - new.shape[1]))], dim=1)
 
 

@@ -12,9 +12,9 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-def test_residuals_are_near_the_best_in_core_and_through_files():
+def test_residuals_are_near_the_best_in_core_and_through_files(mnist):
     benchmark = subprocess.run(
-        [sys.executable, "benchmarks/accuracy.py", "--guard", "--root", "../shared/data"],
+        [sys.executable, "benchmarks/accuracy.py", "--guard", "--root", mnist],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -17,7 +17,7 @@ def test_killed_runs_end_with_the_same_bytes_whatever_stage_is_struck(kills, exp
     options = [f"--kills={kills}", f"--experiment={experiment}"]
     if experiment == "mnist_mini":
         root = request.getfixturevalue("mnist")
-        options += [f"problem.root={root}", "training.record_steps=[1000]"]
+        options += [f"problem.root={root}", "training.record_steps=[1000]", "sketch.rounds=3"]
     chaos = subprocess.run(
         [sys.executable, "tests/chaos.py", *options],
         cwd=ROOT,

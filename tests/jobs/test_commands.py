@@ -78,6 +78,8 @@ def test_stage_programs_alone_give_the_bits_of_a_run(small, reference):
         done = stage(*program)
         assert done.returncode == 0, done.stderr
     assert expected.read_bytes() == whole
+    for program in (["range_finder", "--round", "1"], ["measure", "--round", "3"]):
+        assert f"round {program[-1]}" in stage(*program).stderr.replace("--round", "round")
     refused = stage("measure", "--tasks", "99")
     assert refused.returncode == 1
     assert "There is no measurement task 99" in refused.stderr

@@ -37,15 +37,14 @@ def damaged(reference, tmp_path):
     return run_dir
 
 
-def is_refused(skerch, run_dir, name):
-    """`status --verify` and `run` fail and name a file, in one sentence."""
+def check_refused(skerch, run_dir, name):
+    """`status --verify` and `run` must fail and name a file, in one sentence."""
     for arguments in (["status", run_dir, "--verify"], ["run", run_dir]):
         status, out, err = skerch(*arguments)
         words = out + err
         assert status in (1, 2)
         assert str(run_dir / name) in words
         assert "traceback" not in words
-    return True
 
 
 @pytest.mark.parametrize("share", [0, 0.5, 0.99])
@@ -54,7 +53,7 @@ def test_a_block_that_is_cut_off_is_refused_and_measured_again(
 ):
     path = damaged / BLOCK
     path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
-    assert is_refused(skerch, damaged, BLOCK)
+    check_refused(skerch, damaged, BLOCK)
     path.unlink()
     assert skerch("run", damaged)[0] == 0
     assert results_of(damaged) == results_of(reference.run_dir)
@@ -79,38 +78,41 @@ def test_a_block_from_elsewhere_is_refused_and_measured_again(
     path.write_bytes(theirs)
     if stranger == "neighbour":
         neighbour.write_bytes(ours)
-    assert is_refused(skerch, damaged, BLOCK)
+    check_refused(skerch, damaged, BLOCK)
     path.unlink()
     neighbour.unlink()
     assert skerch("run", damaged)[0] == 0
     assert results_of(damaged) == results_of(reference.run_dir)
 
 
-def test_eigenpairs_of_another_step_are_not_analysed(damaged, reference, results_of, skerch):
-    path = damaged / STEP / "eigh.h5"
-    shutil.copy(damaged / "seigh/step-000020-test/eigh.h5", path)
+@pytest.mark.parametrize(
+    "name", ["eigh.h5", "merged.h5", "overlap.json", "measurements/round-2/range.h5"]
+)
+def test_results_of_another_seed_are_neither_shown_nor_used(
+    damaged, reference, results_of, skerch, small, tmp_path, name
+):
+    assert not results.complete(small("training.seed=7", "run_dir=other"))
+    shutil.copy(tmp_path / "other" / STEP / name, damaged / STEP / name)
+    if name != "overlap.json":
+        (damaged / STEP / "overlap.json").unlink()
+    check_refused(skerch, damaged, f"{STEP}/{name}")
+    (damaged / STEP / name).unlink()
+    assert skerch("run", damaged)[0] == 0
+    assert results_of(damaged) == results_of(reference.run_dir)
+
+
+def test_eigenpairs_of_another_seed_are_refused_where_a_manifest_is_lost(damaged, skerch, small):
+    assert not results.complete(small("training.seed=7", "run_dir=other"))
+    shutil.copy(f"other/{STEP}/eigh.h5", damaged / STEP)
+    (damaged / STEP / "measurements/round-1/manifest.json").unlink()
     (damaged / STEP / "overlap.json").unlink()
-    status, _, err = skerch("run", damaged)
-    assert status == 1
-    assert f"{path} is of other measurements than are there now; delete it" in err
-    path.unlink()
-    assert skerch("run", damaged)[0] == 0
-    assert results_of(damaged) == results_of(reference.run_dir)
-
-
-def test_an_overlap_of_another_step_is_not_shown(damaged, reference, results_of, skerch):
-    name = f"{STEP}/overlap.json"
-    shutil.copy(damaged / "seigh/step-000020-test/overlap.json", damaged / name)
-    assert is_refused(skerch, damaged, name)
-    (damaged / name).unlink()
-    assert skerch("run", damaged)[0] == 0
-    assert results_of(damaged) == results_of(reference.run_dir)
+    check_refused(skerch, damaged, f"{STEP}/eigh.h5")
 
 
 def test_the_config_of_a_run_is_taken_as_it_was_written_or_not_at_all(damaged, skerch):
     path = damaged / "config.yaml"
     path.write_text(path.read_text().replace("threads: 1", "threads: 3"))
-    assert is_refused(skerch, damaged, path.name)
+    check_refused(skerch, damaged, path.name)
     copy = shutil.copy(path, damaged.with_name("mine.yaml"))
     assert skerch("run", copy, f"run_dir={damaged}")[0] == 0
     assert skerch("run", damaged)[0] == 0

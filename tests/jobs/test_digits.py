@@ -68,7 +68,7 @@ def check(H, exact_values, results, top_ten, ratio):
 
 @pytest.mark.parametrize(("step", "split"), HESSIANS)
 @pytest.mark.parametrize(
-    ("rounds", "top_ten", "ratio"), [(3, 1e-5, 1.1), (2, 0.005, 1.25), (1, 0.04, 1.9)]
+    ("rounds", "top_ten", "ratio"), [(3, 1e-5, 1.1), (2, 5e-4, 1.18), (1, 0.04, 1.9)]
 )
 def test_sketched_eigenpairs_are_as_near_as_promised(
     digits, exact, step, split, rounds, top_ten, ratio
@@ -87,7 +87,7 @@ def test_the_pipelines_files_are_as_near_as_promised(digits, exact, step, split)
     H, exact_values, _ = exact[step, split]
     with EighFile(RunDir(digits.run_dir).step("seigh", step, split).eigh) as file:
         results = [(file.eigenvalues, file.eigenvectors[:].double(), file.residual)]
-    check(H, exact_values, results, 0.005, 1.25)
+    check(H, exact_values, results, 5e-4, 1.18)
 
 
 @pytest.mark.parametrize(("step", "split"), HESSIANS)

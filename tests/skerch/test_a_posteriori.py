@@ -151,12 +151,14 @@ def test_interval_holds_at_all_ranks_at_once_as_often_as_it_says(approximation, 
     assert residual == "spread" or hits < 300
 
 
+@pytest.mark.parametrize("rounds", [1, 2, 3, 4])
+@pytest.mark.parametrize(("decay", "outer"), [(1.0, 20), (0.5, 50)])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_interval_holds_residuals_that_rounding_hides(dtype):
-    H, _ = symmetric(10.0 ** -torch.arange(100).double(), seed=0, signs="alternate")
+def test_interval_holds_residuals_that_rounding_hides(dtype, decay, outer, rounds):
+    H, _ = symmetric(10.0 ** (-decay * torch.arange(300).double()), seed=0, signs="alternate")
     op = aslinearoperator(H.to(dtype), self_adjoint=True)
-    for seed in range(5):
-        result = seigh(op, outer=20, seed=seed)
+    for seed in range(10):
+        result = seigh(op, outer=outer, rounds=rounds, seed=seed)
         W, values = result.eigenvectors.double(), result.eigenvalues
         truth = _true_residuals(H, W, values, W)
         lower, upper = interval(values, result.residual, 30)

@@ -18,7 +18,7 @@ SPECTRA = {
     "polynomial": synthmat.polynomial_decay(N, 5, 1),
     "exponential": synthmat.exponential_decay(N, 5, 0.02),
 }
-# Residual over the best rank-k residual: design.md's table, with 5 % for other matrices and seeds.
+# Residual over the best rank-k residual: docs/accuracy.md, with 5 % for other matrices and seeds.
 LIMITS = {
     ("nystrom", 4): 1.07,
     ("nystrom", 3): 1.1,
@@ -222,7 +222,7 @@ def test_an_operator_without_structure_is_not_made_worse_than_nothing():
         assert residual(H, result, OUTER) < 1.02 * torch.linalg.norm(H)
     # the best filter is found from a small |m_outer| too
     filters = [seigh(op, outer=k, inner=INNER, rounds=1).health["filter"] for k in (1, INNER)]
-    assert filters[1] == pytest.approx(filters[0], rel=1)
+    assert 0.5 < filters[1] / filters[0] < 2
 
 
 def test_ssvd_refuses_sizes_that_do_not_fit_and_takes_twice_outer():

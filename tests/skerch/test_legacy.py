@@ -268,11 +268,13 @@ def test_a_merge_that_is_killed_loses_nothing_and_runs_again(tmp_path):
 
 
 @pytest.mark.parametrize("slab", [legacy.SLAB_BYTES, 100])
-def test_a_removal_that_was_cut_short_goes_on(tmp_path, monkeypatch, slab):
+@pytest.mark.parametrize("removed", [1, 5])
+def test_a_removal_that_was_cut_short_goes_on(tmp_path, monkeypatch, slab, removed):
     monkeypatch.setattr(legacy, "SLAB_BYTES", slab)
     view, paths = lay_out(tmp_path, matrix(20, 5), 1, 1)
     merge_hdf5(view, tmp_path / "m.h5")
-    paths[0].unlink()
+    for path in paths[:removed]:
+        path.unlink()
     merge_hdf5(view, tmp_path / "m.h5", delete_subfiles=True)
     assert list(tmp_path.iterdir()) == [tmp_path / "m.h5"]
 
@@ -352,6 +354,15 @@ def test_our_own_arrays_are_merged_as_the_pipeline_does(rounds, tmp_path):
     ):
         with pytest.raises(MergeError, match=words):
             merge_hdf5(given, tmp_path / "m.h5")
+
+
+@pytest.mark.parametrize("name", ["round-2/range.h5", "round-1/blocks/block-000000.h5"])
+def test_our_own_arrays_are_never_written_over(rounds, tmp_path, name):
+    folder = shutil.copytree(rounds, tmp_path / "measurements")
+    before = (folder / name).read_bytes()
+    with pytest.raises(MergeError, match=f"{name} lies in .* name another as out_path"):
+        merge_hdf5(folder, folder / name, delete_subfiles=True)
+    assert (folder / name).read_bytes() == before
 
 
 def test_our_own_blocks_are_removed_once_they_are_merged(rounds, tmp_path):

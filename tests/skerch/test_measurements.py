@@ -30,7 +30,7 @@ from skerch.measurements.gram import SLAB_ROWS, gram, orthonormalise
 from skerch.measurements.manifest import Manifest, ManifestError
 from skerch.measurements.measure import Measurer, NonFiniteError
 from skerch.measurements.merge import MergedArray, MergeError, merge
-from skerch.measurements.range_finder import RangeError, RangeFile, find_range
+from skerch.measurements.range_finder import RangeError, RangeFile, find_range, range_map
 
 N, OUTER, INNER, PROBES = 300, 20, 41, 5
 
@@ -294,6 +294,17 @@ def test_the_range_is_that_of_the_largest_singular_values(tmp_path, H, op, colum
     assert len(hashes) == 2
 
 
+def test_the_ranges_of_all_rounds_are_orthonormal_together():
+    Y = synthmat.symmetric(synthmat.polynomial_decay(N, 5, 1), seed=0, signs="alternate")[0]
+    generator = torch.Generator().manual_seed(0)
+    measured, P = Y @ torch.randn(N, 20, generator=generator).double(), None
+    for _ in range(3):
+        P = range_map(lambda i, j, rows=measured: rows[i:j], N, 15, torch.float64, P)
+        measured = torch.cat([measured, Y @ (measured @ P[:, -15:])], dim=1)
+    Q = measured[:, : len(P)] @ P
+    torch.testing.assert_close(Q.T @ Q, torch.eye(45).double(), rtol=0, atol=1e-8)
+
+
 def test_another_array_has_another_range_hash(tmp_path, op):
     hashes = []
     for seed in (3, 3, 4):
@@ -343,8 +354,10 @@ def test_rounds_that_do_not_belong_together_are_refused(tmp_path, op):
     elsewhere = dataclasses.replace(second.manifest, provenance={"threads": 2})
     second = MeasurementArray.create(tmp_path / "elsewhere", elsewhere)
     with RangeFile(tmp_path / "3.h5", [first]) as found:
+        with pytest.raises(RangeError, match=r"second-4 was measured with another range file"):
+            find_range([first, arrays[4][1]], tmp_path / "next.h5", 20, found)
         for other in (arrays[4][1], second):
-            with pytest.raises(MergeError, match=rf"{other.directory} was laid out after another"):
+            with pytest.raises(MergeError, match=rf"{other.directory} was laid out after other"):
                 merge([first, other], tmp_path / "merged.h5", range_file=found)
 
 
