@@ -161,7 +161,8 @@ def variants(exact: Exact, s: int, seed: int) -> Iterator[tuple[str, list[float]
     for rounds, shares in (("one round", (1.0,)), ("two rounds", (0.5, 0.5))):
         found = take(*shares)
         plain = found.nystrom()
-        yield rounds, found.figures(top(plain))
+        alone = ", the filter alone" if len(shares) == 2 else ""
+        yield rounds + alone, found.figures(top(plain))
         if len(shares) == 2:
             yield f"{rounds}, exact on the range", found.figures(top(found.exact_on_range(plain)))
             for weight in (3.0, 0.3, 0.1):

@@ -15,7 +15,7 @@ from skerch.errors import SkerchError
 from skerch.files import cause
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
-from skerch.jobs.recorded import check_checkpoints, describe
+from skerch.jobs.recorded import check_checkpoints, describe, load_column
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.measurements import manifest
 
@@ -52,8 +52,8 @@ def bind(run: RunDir, config: Config) -> None:
     A part that has results must have the config's identity. The configs in the directory then take
     the new values of the keys that say only how the numbers are computed.
 
-    Raises ConfigError where a part has results of another identity, and RecordedError where
-    checkpoints are no longer those that are recorded.
+    Raises ConfigError where a part has results of another identity, RunDirError where measurements
+    are of another run, and RecordedError where checkpoints are no longer those that are recorded.
     """
     name = method_name(config)
     try:
@@ -65,8 +65,33 @@ def bind(run: RunDir, config: Config) -> None:
     _check(run, "method", _method_identity(run, name), config)
     if run.parameters.exists() and config.training.checkpoints is not None:
         check_checkpoints(run, configs.checkpoint_files(config.training.checkpoints))
+    _check_measurements(run, config)
     for path in (run.training_config, run.hessian_config(name), run.config):
         configs.save(config, path)
+
+
+def _check_measurements(run: RunDir, config: Config) -> None:
+    """Refuse measurements of other settings, parameters or datapoints than the run has."""
+    if not run.parameters.exists():
+        return
+    datapoints = describe(run)["datapoints"]
+    for step in config.training.record_steps or []:
+        parameters = None
+        for split in config.hessian.splits:
+            directory = run.step(method_name(config), step, split)
+            for path in sorted(directory.path.glob("measurements/round-*/manifest.json")):
+                if parameters is None:
+                    parameters = load_column(run, step).hash()
+                found = manifest.read(path).provenance
+                ours = {"step": step, "split": split, "parameters_hash": parameters}
+                ours["datapoints_hash"] = datapoints[split]
+                if configs.difference(found["identity"], configs.identity(config, "method")) or any(
+                    found[key] != value for key, value in ours.items()
+                ):
+                    raise RunDirError(
+                        f"{path} is of other measurements than this run's; delete "
+                        f"{directory.path} to measure anew."
+                    )
 
 
 def _unusable(run: RunDir, error: OSError) -> RunDirError:

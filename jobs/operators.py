@@ -14,6 +14,7 @@ from skerch.jobs import problems
 from skerch.jobs.config import difference, identity
 from skerch.jobs.recorded import (
     RecordedError,
+    column,
     content_hash,
     describe,
     load_hessian_data,
@@ -64,7 +65,7 @@ class Inputs:
     def hashes(self) -> dict[str, str]:
         """What a manifest records of them."""
         return {
-            "parameters_hash": content_hash(self.model.state_dict()),
+            "parameters_hash": column(self.model).hash(),
             "datapoints_hash": content_hash(self.data),
         }
 

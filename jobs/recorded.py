@@ -46,6 +46,10 @@ class Column:
     parameters: Tensor  # (N,)
     buffers: Tensor  # (B,), float64
 
+    def hash(self) -> str:
+        """The SHA-256 of both."""
+        return content_hash({"parameters": self.parameters, "buffers": self.buffers})
+
 
 def column(model: nn.Module) -> Column:
     """A copy of a network's parameters and persistent buffers, flattened, on the CPU."""
@@ -101,6 +105,12 @@ def load_parameters(run: RunDir, step: int) -> Tensor:
         return _read_column(file, "parameters", _position(run, file, step))
 
 
+def load_column(run: RunDir, step: int) -> Column:
+    """The state that is recorded at a step."""
+    with _open(run) as file:
+        return _column(file, _position(run, file, step))
+
+
 def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
     """The network at a recorded step, in eval mode, without touching any dataset.
 
@@ -110,9 +120,7 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
     """
     with _open(run) as file:
         position = _position(run, file, step)
-        description = _description(file)
-        parameters = _read_column(file, "parameters", position)
-        buffers = _read_column(file, "buffers", position) if description["buffers"] else None
+        description, state = _description(file), _column(file, position)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(problem)
@@ -129,9 +137,9 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
                 f"differ first in {new}, recorded as {old}; take the old model back, or set "
                 "another run_dir."
             )
-    vector_to_params(parameters, kinds["parameters"])
-    if buffers is not None:
-        vector_to_params(buffers, kinds["buffers"])
+    vector_to_params(state.parameters, kinds["parameters"])
+    if len(state.buffers):
+        vector_to_params(state.buffers, kinds["buffers"])
     return model.eval()
 
 
@@ -290,6 +298,13 @@ def _position(run: RunDir, file: h5py.File, step: int) -> int:
 def _description(file: h5py.File) -> dict[str, Any]:
     description: dict[str, Any] = json.loads(file["description"][()].tobytes())
     return description
+
+
+def _column(file: h5py.File, position: int) -> Column:
+    parameters = _read_column(file, "parameters", position)
+    if not _description(file)["buffers"]:
+        return Column(parameters, torch.empty(0, dtype=torch.float64))
+    return Column(parameters, _read_column(file, "buffers", position))
 
 
 def _read_column(file: h5py.File, name: str, position: int) -> Tensor:

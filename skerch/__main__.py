@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -96,7 +97,7 @@ def merge_hdf5(
 def main() -> None:
     """Run a command; a user's mistake ends in one sentence and exit status 1 or 2."""
     from skerch.errors import SkerchError
-    from skerch.files import refusals_named
+    from skerch.files import cause, refusals_named
     from skerch.jobs.commands import mount
 
     mount(app)
@@ -106,6 +107,9 @@ def main() -> None:
     except SkerchError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
+    except OSError as error:  # of no file: it is the terminal, a pipe or where output goes
+        typer.echo(f"error: the output cannot be written: {cause(error)}.", err=True)
+        os._exit(1)  # as the interpreter would try once more to write it
 
 
 if __name__ == "__main__":

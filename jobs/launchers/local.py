@@ -48,7 +48,7 @@ def run_task(config: Config, task: Task, report: Report | None = None) -> str | 
             execute(task.stage, _context(config, task, progress))
     except SkerchError as error:
         return str(error)
-    except Exception as error:  # a defect or a user's own code: it fails this task, not the run
+    except (Exception, SystemExit) as error:  # a defect or a user's code: it fails this task only
         return f"{describe(error)}; the traceback is in {run.task_log(task.id)}"
     return None
 

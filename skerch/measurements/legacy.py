@@ -168,6 +168,8 @@ def merge_hdf5(
         raise MergeError(f"There is no {in_path}; name the <prefix>_ALL.h5 of a layout.")
     if out_path.resolve() == in_path.resolve():
         raise MergeError(f"{out_path} is what is to be merged; name another as out_path.")
+    if out_path.is_dir() or (out_path.exists() and not _is_merged(out_path)):
+        raise MergeError(f"{out_path} is there and no merged file; name another as out_path.")
     sweep(out_path.parent, f".{glob.escape(out_path.name)}.*.tmp")
     if in_path.is_dir() or (in_path.name == VIEW and manifest_path(directory).exists()):
         _merge_rounds(directory, out_path, delete_subfiles)
@@ -182,6 +184,13 @@ def merge_hdf5(
         _delete(layout, out_path)
 
 
+def _is_merged(path: Path) -> bool:
+    """Whether a file is a merge's result, which may be written over."""
+    with suppress(OSError), h5py.File(path) as file:
+        return "summary" in file or {"data", "flags"} == set(file)
+    return False
+
+
 def _merge_rounds(directory: Path, out_path: Path, delete: bool) -> None:
     """Merge the measurement array in a folder, or the rounds in its subfolders."""
     folders = [directory, *(path for path in directory.iterdir() if path.is_dir())]
@@ -193,12 +202,6 @@ def _merge_rounds(directory: Path, out_path: Path, delete: bool) -> None:
             f"{directory} holds {f'rounds {rounds}' if rounds else 'no measurement array'}; name "
             "a <prefix>_ALL.h5, the folder of a first round, or the folder that holds all rounds."
         )
-    for array in arrays:
-        if out_path.resolve().is_relative_to(array.directory.resolve()):
-            raise MergeError(
-                f"{out_path} lies in {array.directory}, which is to be merged; name another as "
-                "out_path."
-            )
     last = range_path(arrays[-1].directory)
     with ExitStack() as stack:
         opened = stack.enter_context(RangeFile(last, arrays[:-1])) if len(arrays) > 1 else None

@@ -51,6 +51,14 @@ def test_a_users_own_model_in_one_file(tmp_path):
     assert fit.returncode == 0, fit.stdout
 
 
+def test_output_that_cannot_be_written_is_one_sentence():
+    command = [sys.executable, "-m", "skerch", "prio_hpars", "--shape", "9,9", "--budget", "99"]
+    with open("/dev/full", "w") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 1
+    assert done.stderr == "error: the output cannot be written: No space left on device.\n"
+
+
 @pytest.mark.slow
 def test_stage_programs_alone_give_the_bits_of_a_run(small, reference):
     config = small()

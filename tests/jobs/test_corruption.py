@@ -109,6 +109,18 @@ def test_eigenpairs_of_another_seed_are_refused_where_a_manifest_is_lost(damaged
     check_refused(skerch, damaged, f"{STEP}/eigh.h5")
 
 
+@pytest.mark.parametrize(
+    ("other", "folder"), [("sketch.seed=7", "measurements"), ("training.seed=7", "")]
+)
+def test_measurements_of_another_run_are_not_taken_over(damaged, skerch, small, other, folder):
+    assert not results.complete(small(other, "run_dir=other"))
+    shutil.rmtree(damaged / STEP / folder)
+    shutil.copytree(f"other/{STEP}/{folder}", damaged / STEP / folder)
+    status, _, err = skerch("run", damaged)
+    assert status == 1
+    assert f"{STEP}/measurements/round-1/manifest.json is of other measurements" in err
+
+
 def test_the_config_of_a_run_is_taken_as_it_was_written_or_not_at_all(damaged, skerch):
     path = damaged / "config.yaml"
     path.write_text(path.read_text().replace("threads: 1", "threads: 3"))

@@ -32,6 +32,9 @@ def number():
 def leaves():
     sys.exit()
 
+def leaves_at_work():
+    return make(loss=lambda model, batch: sys.exit())
+
 def builds_nothing():
     return make(model=lambda: None)
 
@@ -111,6 +114,12 @@ def test_a_bad_config_is_one_sentence_with_the_way_out(override, status, words, 
     for part in words.split("; "):
         assert part in sentence
     assert "traceback" not in (out + err).lower()
+
+
+def test_a_loss_that_ends_the_program_only_fails_its_task(folder, skerch):
+    status, _, err = skerch("run", "mine.yaml", "problem.factory=mine:leaves_at_work")
+    assert status == 1
+    assert "train: SystemExit" in err
 
 
 def test_check_says_what_makes_a_model_unfit(folder, skerch):

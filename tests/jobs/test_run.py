@@ -16,7 +16,9 @@ from skerch.decompositions.eigh_file import EighFile
 from skerch.jobs import pipeline, results, task_log
 from skerch.jobs.binding import RunDirError, bind, locked
 from skerch.jobs.config import ConfigError, load
+from skerch.jobs.recorded import RecordedError
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stage import Context, execute
 
 
 def outcome(config):
@@ -195,8 +197,8 @@ def test_a_worker_refuses_inputs_that_the_array_was_not_laid_out_for(small, refe
     ours.merged.unlink()
     ours.eigh.unlink()
     shutil.copy(other.measurements(1) / "manifest.json", ours.measurements(1))
-    failures = results.complete(config)
-    assert "other parameters" in failures["seigh.step-000020-test.measure-1.0"]
+    with pytest.raises(RecordedError, match="is of other parameters"):
+        execute("measure", Context(run, config, "seigh", 20, "test"))
 
 
 def test_a_range_of_another_first_round_is_refused(small, reference):
@@ -221,7 +223,10 @@ def test_eigenpairs_of_other_data_are_not_analysed(small, reference):
     with h5py.File(run.parameters, "r+") as file:
         file["parameters"][0, 1] += 1
     directory.overlap.unlink()
-    assert "other parameters" in results.complete(config)["seigh.step-000060-test.analyze"]
+    with pytest.raises(RecordedError, match="is of other parameters"):
+        execute("analyze", Context(run, config, "seigh", 60, "test"))
+    with pytest.raises(RunDirError, match=r"round-1/manifest\.json is of other measurements"):
+        results.complete(config)
 
 
 def test_results_are_never_taken_for_those_of_another_config(small, reference):

@@ -303,6 +303,20 @@ def test_no_file_is_removed_that_the_merged_one_does_not_hold(tmp_path, monkeypa
     assert all(path.exists() for path in (view, *paths))
 
 
+def test_only_a_merged_file_is_written_over(tmp_path):
+    view, _ = lay_out(tmp_path / "in", matrix(20, 5), 1, 1)
+    text, array, old = (tmp_path / name for name in ("thesis.txt", "eigh.h5", "m.h5"))
+    text.write_text("mine")
+    with h5py.File(array, "w") as file:
+        file["eigenvalues"] = [1.0]
+    for precious in (text, array, tmp_path):
+        with pytest.raises(MergeError, match=f"{precious} is there and no merged file"):
+            merge_hdf5(view, precious)
+    assert text.read_text() == "mine"
+    for _ in range(2):
+        merge_hdf5(view, old)
+
+
 def test_what_is_to_be_merged_is_never_written_over(tmp_path):
     view, paths = lay_out(tmp_path, matrix(20, 5), 1, 1)
     before = {path: path.read_bytes() for path in tmp_path.iterdir()}
@@ -360,7 +374,7 @@ def test_our_own_arrays_are_merged_as_the_pipeline_does(rounds, tmp_path):
 def test_our_own_arrays_are_never_written_over(rounds, tmp_path, name):
     folder = shutil.copytree(rounds, tmp_path / "measurements")
     before = (folder / name).read_bytes()
-    with pytest.raises(MergeError, match=f"{name} lies in .* name another as out_path"):
+    with pytest.raises(MergeError, match=f"{name} is there and no merged file; name another"):
         merge_hdf5(folder, folder / name, delete_subfiles=True)
     assert (folder / name).read_bytes() == before
 
