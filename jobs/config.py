@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 import re
-import reprlib
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -20,6 +19,7 @@ from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
+from reprlib import repr as short
 from typing import Any, get_args, get_origin, get_type_hints
 
 from omegaconf import DictConfig, OmegaConf
@@ -228,7 +228,7 @@ def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) ->
             if value is None:
                 continue
             if not isinstance(value, Mapping):
-                raise ConfigError(f"{full_key} expects a mapping, not {reprlib.repr(value)}.")
+                raise ConfigError(f"{full_key} expects a mapping, not {short(value)}.")
             _assign(node[key], hint, value, f"{full_key}.")
             continue
         try:
@@ -237,7 +237,7 @@ def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) ->
                 node[key] = float(value) if hint is float and type(value) is int else value
         except (OmegaConfBaseException, TypeError, OverflowError, FutureWarning) as error:
             raise ConfigError(
-                f"{full_key} expects {_expected(hint)}, not {reprlib.repr(value)}."
+                f"{full_key} expects {_expected(hint)}, not {short(value)}."
             ) from error
 
 
@@ -300,7 +300,7 @@ def _complete(config: Config, path: Path, of_run: bool) -> None:
 def _absolute(key: str, path: Any) -> str:
     """A path against the current folder, with ~ expanded."""
     if not isinstance(path, str) or "\0" in path:
-        raise ConfigError(f"{key} expects a path, not {reprlib.repr(path)}.")
+        raise ConfigError(f"{key} expects a path, not {short(path)}.")
     absolute = os.path.abspath(os.path.expanduser(path))
     if "${" in absolute:
         raise ConfigError(
@@ -324,7 +324,7 @@ def _absolute_pattern(pattern: str, folder: Path) -> str:
         if "\0" not in pattern and glob.glob(absolute):
             return absolute
     raise ConfigError(
-        f"training.checkpoints: no file matches {pattern!r} in {' or in '.join(bases)}."
+        f"training.checkpoints: no file matches {short(pattern)} in {' or in '.join(bases)}."
     )
 
 

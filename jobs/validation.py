@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-import reprlib
 from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
+from reprlib import repr as short
 from typing import Any
 
 from skerch import sketch_operators
@@ -42,7 +42,8 @@ def check(config: Config) -> None:
     _check_blocks(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):
         raise ConfigError(
-            f"launcher.device is {config.launcher.device!r}; it must be auto, cpu, cuda or cuda:0."
+            f"launcher.device is {short(config.launcher.device)}; it must be auto, cpu, "
+            "cuda or cuda:0."
         )
     for stage, resources in config.resources.items():
         if stage not in STAGES:
@@ -50,7 +51,7 @@ def check(config: Config) -> None:
         if not isinstance(resources, Mapping):
             raise ConfigError(
                 f"resources.{stage} expects a mapping, as in resources.measure.time=60, not "
-                f"{reprlib.repr(resources)}."
+                f"{short(resources)}."
             )
 
 
@@ -64,11 +65,11 @@ def _check_fields(section: Any, prefix: str) -> None:
             least, most = f.metadata["least"], f.metadata["most"]
             if not least <= value <= most:
                 raise ConfigError(
-                    f"{key} is {reprlib.repr(value)}; it must lie between {least} and {most}."
+                    f"{key} is {short(value)}; it must lie between {least} and {most}."
                 )
         if "choices" in f.metadata and value not in f.metadata["choices"]:
             choices = ", ".join(f.metadata["choices"])
-            raise ConfigError(f"{key} is {reprlib.repr(value)}; it must be one of {choices}.")
+            raise ConfigError(f"{key} is {short(value)}; it must be one of {choices}.")
         if isinstance(value, dict):
             try:
                 json.dumps(value, sort_keys=True, allow_nan=False)
@@ -85,7 +86,7 @@ def _check_name(name: str | None) -> None:
         return
     if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or len(name) > 100:
         raise ConfigError(
-            f"name is {reprlib.repr(name)}; it names a folder: letters, digits, '-', '_' and '.', "
+            f"name is {short(name)}; it names a folder: letters, digits, '-', '_' and '.', "
             "the first one a letter or digit."
         )
     if name in RESERVED_NAMES:
@@ -102,25 +103,25 @@ def _check_training(training: Training) -> None:
         raise ConfigError("training.record_steps is empty; give one step at least, as in [0].")
     if steps != sorted(set(steps)):
         raise ConfigError(
-            f"training.record_steps is {steps}; give each step once, in ascending order: "
+            f"training.record_steps is {short(steps)}; give each step once, in ascending order: "
             f"{sorted(set(steps))}."
         )
     last = LARGEST if training.checkpoints is not None else training.max_steps
     if steps[0] < 0 or steps[-1] > last:
         raise ConfigError(
-            f"training.record_steps is {steps}; steps must lie between 0 and training.max_steps="
-            f"{last}."
+            f"training.record_steps is {short(steps)}; steps must lie between 0 and "
+            f"training.max_steps={last}."
         )
 
 
 def _check_hessian(hessian: Hessian) -> None:
     splits = hessian.splits
     if not splits or len(set(splits)) < len(splits):
-        raise ConfigError(f"hessian.splits is {splits}; name one split or more, each once.")
+        raise ConfigError(f"hessian.splits is {short(splits)}; name one split or more, each once.")
     for split in splits:
         if not re.fullmatch(r"[A-Za-z0-9]\w*", split, re.ASCII) or len(split) > 100:
             raise ConfigError(
-                f"hessian.splits has {reprlib.repr(split)}; a split's name is letters, digits "
+                f"hessian.splits has {short(split)}; a split's name is letters, digits "
                 "and '_' (it names a folder)."
             )
     if hessian.param_filter is not None and not hessian.param_filter:

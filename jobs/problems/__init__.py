@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import skerch
@@ -65,7 +66,7 @@ def check(problem: Mapping[str, Any]) -> None:
         raise ConfigError(unknown("problem", str(problem["name"]), names()))
     if "factory" in problem and not re.fullmatch(r"[\w.]+:\w+", str(problem["factory"])):
         raise ConfigError(
-            f"problem.factory is {problem['factory']!r}; it must be module:function, as in "
+            f"problem.factory is {short(problem['factory'])}; it must be module:function, as in "
             "my_module:make_problem."
         )
 

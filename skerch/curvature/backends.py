@@ -11,6 +11,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from reprlib import repr as short
 
 import torch
 from torch import Tensor
@@ -63,7 +64,9 @@ STRATEGIES = {"loop": Strategy(loop, 1), "batched": Strategy(batched, 32)}
 def check_strategy(strategy: str) -> None:
     """Refuse a strategy that is neither "auto" nor known."""
     if strategy not in ("auto", *STRATEGIES):
-        raise SkerchError(f"Unknown strategy {strategy!r}; choose auto, {', '.join(STRATEGIES)}.")
+        raise SkerchError(
+            f"Unknown strategy {short(strategy)}; choose auto, {', '.join(STRATEGIES)}."
+        )
 
 
 def _backward(

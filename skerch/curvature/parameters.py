@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
+from reprlib import repr as short
 
 import torch
 from torch import Tensor
@@ -35,7 +36,7 @@ def select_parameters(
     for pattern in patterns:
         if not any(fnmatchcase(name, pattern) for name in known):
             raise SkerchError(
-                f"The pattern {pattern!r} matches no trainable parameter; the model has "
+                f"The pattern {short(pattern)} matches no trainable parameter; the model has "
                 f"{', '.join(known)}."
             )
     return {name: p for name, p in known.items() if any(fnmatchcase(name, q) for q in patterns)}

@@ -6,6 +6,7 @@ A kind is one file of this folder and one entry of `KINDS`, which imports no tor
 from __future__ import annotations
 
 from importlib import import_module
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 from skerch.errors import SkerchError
@@ -26,7 +27,7 @@ KINDS = {
 def check(kind: str) -> None:
     """Refuse a kind that is not known, with those that are."""
     if kind not in KINDS:
-        raise SkerchError(f"Unknown sketch kind {kind!r}; the kinds are {', '.join(KINDS)}.")
+        raise SkerchError(f"Unknown sketch kind {short(kind)}; the kinds are {', '.join(KINDS)}.")
 
 
 def make(
