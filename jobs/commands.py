@@ -19,7 +19,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")
 
 def mount(app: typer.Typer) -> None:
     """Add the subcommands to the command line."""
-    for command in (run, plan, status, check, exhaustive):
+    for command in (run, submit, plan, status, logs, cancel, check, exhaustive):
         app.command(command.__name__)(command)
 
 
@@ -33,6 +33,37 @@ def run(experiment: Experiment, overrides: Overrides = None) -> None:
     results.print_table(config)
     if failures:
         raise typer.Exit(1)
+
+
+def submit(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print the scripts.")] = False,
+) -> None:
+    """Give every missing task to Slurm, with the resources of cluster=NAME; again resumes."""
+    from skerch.jobs.config import load
+    from skerch.jobs.submit import dry_run as show
+    from skerch.jobs.submit import submit
+
+    (show if dry_run else submit)(load(experiment, overrides or []))
+
+
+def logs(
+    run_dir: RunPath,
+    task: Annotated[str, typer.Argument(metavar="[TASK]", help="A task's id, or a part.")] = "",
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until all ended.")] = False,
+) -> None:
+    """The logs of a run's tasks, or of those whose id has TASK in it."""
+    from skerch.jobs.logs import print_logs
+
+    print_logs(run_dir, task, follow=follow)
+
+
+def cancel(run_dir: RunPath) -> None:
+    """Cancel all live jobs of a run; what is finished is kept."""
+    from skerch.jobs.submit import cancel
+
+    cancel(run_dir)
 
 
 def plan(experiment: Experiment, overrides: Overrides = None) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,7 +34,6 @@ class Task:
     arguments: dict[str, Any]  # JSON: step, split, round, tasks; what there is of them
     outputs: tuple[Path, ...]
     needs: tuple[str, ...]  # ids of the tasks whose outputs it reads
-    resources: dict[str, Any] = field(default_factory=dict)
 
     @property
     def is_means(self) -> bool:
@@ -46,7 +45,7 @@ def tasks(config: Config) -> list[Task]:
     """All tasks of an experiment, each after those that it needs."""
     run = RunDir(config.run_dir)
     outputs = (run.parameters, run.hessian_data, run.log)
-    training = Task("train", "train", {}, outputs, (), _resources(config, "train"))
+    training = Task("train", "train", {}, outputs, ())
     result = [training]
     for step in config.training.record_steps:
         for split in config.hessian.splits:
@@ -70,7 +69,6 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
             {"name": name, "step": step, "split": split, **arguments},
             tuple(outputs),
             tuple(needs),
-            _resources(config, stage),
         )
 
     finders: list[str] = []
@@ -139,7 +137,3 @@ def missing(all_tasks: list[Task]) -> list[Task]:
             task.is_means and all(done[consumer] for consumer in read_by)
         )
     return [task for task in all_tasks if not done[task.id]]
-
-
-def _resources(config: Config, stage: str) -> dict[str, Any]:
-    return dict(config.resources.get(stage, {}))

@@ -124,6 +124,11 @@ class RunDir:
         """One JSON object a line for each task that ended: id, stage, seconds, error."""
         return self.logs / "tasks.jsonl"
 
+    @property
+    def jobs(self) -> Path:
+        """Every job submitted to a scheduler, one JSON object a line."""
+        return self.path / "slurm" / "jobs.jsonl"
+
     def method(self, name: str) -> Path:
         """A method's folder."""
         return self.path / name

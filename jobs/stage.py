@@ -21,8 +21,10 @@ from typing import TYPE_CHECKING, TypeVar
 from skerch.errors import SkerchError
 from skerch.files import refusals_named
 from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.ranges import parse_ranges
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
 from skerch.measurements.manifest import manifest_path, read
+from skerch.measurements.team import ALONE, Team
 
 if TYPE_CHECKING:
     from skerch.decompositions.eigh_file import EighFile
@@ -55,6 +57,7 @@ class Context:
     round: int = 1
     tasks: tuple[int, ...] | None = None  # of the measurement array; None means all
     progress: Progress = silent
+    team: Team = ALONE
 
     @property
     def directory(self) -> StepDir:
@@ -148,18 +151,6 @@ def main(stage: str) -> None:
     except SkerchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)
-
-
-def parse_ranges(text: str) -> tuple[int, ...]:
-    """The numbers of a list of ranges: "3,5-7" is 3, 5, 6, 7."""
-    numbers: list[int] = []
-    for part in text.split(","):
-        first, dash, last = part.partition("-")
-        numeric = first.isdecimal() and (last.isdecimal() or not dash)
-        if not numeric or int(last or first) < int(first):
-            raise ConfigError(f"--tasks {text!r} is not a list of ranges such as 3,5-9.")
-        numbers += range(int(first), int(last or first) + 1)
-    return tuple(numbers)
 
 
 def _hessians(

@@ -1,10 +1,11 @@
-"""What is done, missing and failed in a run directory."""
+"""What became of the tasks of a run: the disk joined with the scheduler's word."""
 
 from __future__ import annotations
 
 import json
 from collections import Counter
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -14,18 +15,42 @@ from rich.markup import escape
 from rich.table import Table
 
 from skerch.errors import SkerchError
-from skerch.jobs import overlap_file, pipeline, task_log
+from skerch.jobs import journal, overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
+from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
+from skerch.jobs.submitted import Submitted, observe
+
+Records = dict[str, dict[str, Any]]
+
+
+PATIENCE = 3.0  # seconds that the scheduler may take to answer
+STATES = ("done", "running", "pending", "failed", "lost", "submitted", "missing")
 
 
 def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
-    """Counts by stage for each method of the run, the failures with their logs, and damage."""
+    """What became of each task of each method of the run, and damage.
+
+    A task is `done` by what is on disk. Otherwise the scheduler says whether it is `running` or
+    `pending` and why, or how it `failed`; it is `lost` where the scheduler took it and knows it no
+    more, and `submitted` where the scheduler, whose silence is in `scheduler`, does not answer. A
+    task that nothing was heard of is `missing`.
+    """
     run.load()
-    configs = [run.load(name) for name in run.methods]
+    silence = None
+    with ThreadPoolExecutor(1) as pool:
+        asked = pool.submit(observe, run, PATIENCE)
+        configs = [run.load(name) for name in run.methods]
+        records = task_log.records(run)
+        try:
+            known = asked.result()
+        except SkerchError as error:
+            silence = str(error)
+            known = Submitted(journal.submissions(run), {})
     return {
         "run": str(run.path),
-        "methods": [_method(run, config) for config in configs],
+        "scheduler": silence,
+        "methods": [_method(run, config, records, known, silence) for config in configs],
         "damaged": sorted({words for config in configs for words in _damage(run, config)})
         if verify
         else None,
@@ -42,19 +67,37 @@ def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
     if not found["methods"]:
         print(f"{found['run']} has no method's results, nor their config.")
     for method in found["methods"]:
-        table = Table(title=escape(f"{found['run']}: {method['name']}"))
-        for heading in ("stage", "done", "of", "missing", "failed"):
-            table.add_column(heading, justify="left" if heading == "stage" else "right")
-        for stage, counts in method["stages"].items():
-            numbers = [counts[key] for key in ("done", "tasks", "missing", "failed")]
-            table.add_row(stage, *map(str, numbers))
-        output.print(table)
-        for failure in method["failures"]:
-            output.print(f"{failure['id']}: {failure['error']}", markup=False, soft_wrap=True)
-            output.print(f"  log: {failure['log']}", markup=False, soft_wrap=True)
+        _print_method(output, found["run"], method)
+    if found["scheduler"]:
+        print(f"Jobs are shown as far as the disk tells: {found['scheduler']}")
     for words in found["damaged"] or ():
         output.print(words, markup=False, soft_wrap=True)
     return bool(found["damaged"])
+
+
+def _print_method(output: Console, run: str, method: dict[str, Any]) -> None:
+    """Counts by stage, then the tasks of each job that are alike in one line."""
+    states = [s for s in STATES if any(counts[s] for counts in method["stages"].values())]
+    table = Table(title=escape(f"{run}: {method['name']}"))
+    for heading in ("stage", "tasks", *states):
+        table.add_column(heading, justify="left" if heading == "stage" else "right")
+    for stage, counts in method["stages"].items():
+        table.add_row(stage, *(str(counts[key] or "") for key in ("tasks", *states)))
+    output.print(table)
+    for task in method["tasks"]:
+        if task["state"] in ("running", "failed", "lost"):
+            job = f" (job {task['job']})" if task["job"] else ""
+            said = f": {task['reason']}" if task["reason"] else ""
+            output.print(f"{task['id']} {task['state']}{job}{said}", markup=False, soft_wrap=True)
+            output.print(f"  log: {task['log']}", markup=False, soft_wrap=True)
+    waiting = Counter(
+        (task["job"].partition("_")[0], task["reason"])
+        for task in method["tasks"]
+        if task["state"] == "pending"
+    )
+    for (job, reason), count in waiting.items():
+        plural = "s" if count > 1 else ""
+        output.print(f"job {job}: {count} task{plural} pending ({reason or 'no reason given'})")
 
 
 def _damage(run: RunDir, config: Config) -> Iterator[str]:
@@ -108,25 +151,87 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
             yield from check(path, partial(check_bound, path, directory))
 
 
-def _method(run: RunDir, config: Config) -> dict[str, Any]:
+def _method(
+    run: RunDir, config: Config, records: Records, known: Submitted, silence: str | None
+) -> dict[str, Any]:
     tasks = pipeline.tasks(config)
     missing = {task.id for task in pipeline.missing(tasks)}
-    records = task_log.records(run)
-    failed = [t for t in tasks if t.id in missing and records.get(t.id, {}).get("error")]
-    counts = {
-        "tasks": Counter(task.stage for task in tasks),
-        "missing": Counter(task.stage for task in tasks if task.id in missing),
-        "failed": Counter(task.stage for task in failed),
-    }
-    counts["done"] = counts["tasks"] - counts["missing"]
+    found: list[dict[str, Any]] = []
+    bad: dict[str, str] = {}  # tasks that will not be done as things are, and the first cause
+    for task in tasks:
+        entry = _task(run, task, task.id in missing, records.get(task.id), known, silence)
+        cause = next((bad[need] for need in task.needs if need in bad), None)
+        if entry["state"] in ("failed", "lost"):
+            bad[task.id] = cause or task.id
+            if cause and entry["exit_code"] in (None, "0:0"):
+                entry["reason"] = f"needs {cause}, which {_outcome(found, cause)}"
+        elif cause and entry["state"] != "done":
+            bad[task.id] = cause
+        found.append(entry)
+    counts = {task.stage: Counter[str]() for task in tasks}
+    for entry in found:
+        counts[entry["stage"]].update(["tasks", entry["state"]])
     return {
         "name": method_name(config),
         "stages": {
-            stage: {key: counter[stage] for key, counter in counts.items()}
-            for stage in counts["tasks"]
+            stage: {key: counter[key] for key in ("tasks", *STATES)}
+            for stage, counter in counts.items()
         },
-        "failures": [
-            {"id": t.id, "error": records[t.id]["error"], "log": str(run.task_log(t.id))}
-            for t in failed
-        ],
+        "tasks": found,
+    }
+
+
+def _outcome(found: list[dict[str, Any]], task: str) -> str:
+    return "is lost" if any(e["id"] == task and e["state"] == "lost" for e in found) else "failed"
+
+
+def _task(
+    run: RunDir,
+    task: Task,
+    missing: bool,
+    record: dict[str, Any] | None,
+    known: Submitted,
+    silence: str | None,
+) -> dict[str, Any]:
+    """One task's state, and what is known of its job."""
+    submission, element = known.latest.get(task.id), known.element(task.id)
+    live = known.live.get(task.id)
+    if live is not None:
+        element = known.elements[live.token, live.elements[task.id]]
+    if submission and record and record["started"] < submission.when:
+        record = None  # of an earlier attempt
+    error = record and record["error"]
+    state, reason = "missing", None
+    if not missing:
+        state = "done"
+    elif live is not None and element is not None:
+        state, reason = (
+            ("pending" if element.pending else "running"),
+            element.reason or element.node,
+        )
+    elif element is not None and element.state != "COMPLETED":
+        state, reason = "failed", error or element.state
+    elif error:
+        state, reason = "failed", error
+    elif submission and silence:
+        state = "submitted"
+    elif submission:
+        state = "lost"
+        reason = "the scheduler knows it no more, and it left no result"
+    log = run.task_log(task.id)
+    lines = (
+        task_log.last_attempt(run, task.id).strip().splitlines()
+        if state in ("failed", "lost", "running")
+        else []
+    )
+    return {
+        "id": task.id,
+        "stage": task.stage,
+        "state": state,
+        "reason": reason,
+        "job": element.job if element else submission and submission.job_of(task.id),
+        "node": element.node if element else None,
+        "exit_code": element.exit_code if element and not element.alive else None,
+        "log": str(log) if log.exists() else None,
+        "last_line": lines[-1] if lines else None,
     }

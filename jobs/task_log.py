@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import time
 import traceback
@@ -19,6 +20,7 @@ from skerch.jobs.run_dir import RunDir
 from skerch.jobs.stage import Progress
 
 INTERVAL = 10.0  # seconds between two progress lines
+STARTS = re.compile(r"^(\S+) \S+ starts on ", re.MULTILINE)
 
 
 @contextmanager
@@ -55,10 +57,29 @@ def records(run: RunDir) -> dict[str, dict[str, Any]]:
         for line in run.task_records.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                latest[record["id"]] = {key: record[key] for key in ("seconds", "error")}
+                latest[record["id"]] = {key: record[key] for key in ("started", "seconds", "error")}
             except (ValueError, TypeError, KeyError):  # of a process killed while it wrote
                 continue
     return latest
+
+
+def last_attempt(run: RunDir, task_id: str, since: float = 0.0) -> str:
+    """The end of a task's log, from where it last started; nothing if that was before `since`."""
+    text = _end(run.task_log(task_id))
+    *_, start, attempt = ("", *STARTS.split(text)) if STARTS.search(text) else ("", "", text)
+    when = datetime.fromisoformat(start).timestamp() if start else since
+    return attempt if when >= int(since) else ""
+
+
+def _end(path: Path, size: int = 65536) -> str:
+    """The last bytes of a file as text."""
+    try:
+        with path.open("rb") as file:
+            file.seek(0, os.SEEK_END)
+            file.seek(max(0, file.tell() - size))
+            return file.read().decode(errors="replace")
+    except OSError:
+        return ""
 
 
 def progress_line(done: int, total: int, unit: str, seconds: float) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from reprlib import repr as short
 from typing import Any
@@ -12,16 +11,14 @@ from typing import Any
 from skerch import sketch_operators
 from skerch.decompositions import recovery as recoveries
 from skerch.errors import SkerchError
-from skerch.jobs import problems
+from skerch.jobs import cluster, problems
 from skerch.jobs.schema import (
     LARGEST,
-    STAGES,
     Config,
     ConfigError,
     Hessian,
     Sketch,
     Training,
-    unknown,
 )
 from skerch.measurements.manifest import count_blocks
 
@@ -45,14 +42,7 @@ def check(config: Config) -> None:
             f"launcher.device is {short(config.launcher.device)}; it must be auto, cpu, "
             "cuda or cuda:0."
         )
-    for stage, resources in config.resources.items():
-        if stage not in STAGES:
-            raise ConfigError(unknown("stage", f"resources.{stage}", STAGES))
-        if not isinstance(resources, Mapping):
-            raise ConfigError(
-                f"resources.{stage} expects a mapping, as in resources.measure.time=60, not "
-                f"{short(resources)}."
-            )
+    cluster.check(config.resources)
 
 
 def _check_fields(section: Any, prefix: str) -> None:

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from skerch.jobs import pipeline
-from skerch.jobs.stage import parse_ranges
+from skerch.jobs.ranges import parse_ranges
 
 
 def graph(config):
@@ -46,12 +46,6 @@ def test_measurement_task_t_is_its_range_of_blocks_whatever_is_missing(small):
         path.touch()
     missing = [task for task in pipeline.missing(pipeline.tasks(config)) if task in measures]
     assert missing == measures[1:]
-
-
-def test_every_stage_has_its_resources(small):
-    config = small("resources.merge={memory: 8G}")
-    for task in pipeline.tasks(config):
-        assert task.resources == ({"memory": "8G"} if task.stage == "merge" else {})
 
 
 def test_ranges_of_tasks_are_read_as_slurm_writes_them():

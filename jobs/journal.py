@@ -1,0 +1,75 @@
+"""What was submitted to a scheduler: `<run>/slurm/jobs.jsonl`, one JSON object a line.
+
+A submission is written down under a token before the scheduler is asked, and its job id after: who
+is killed in between leaves a token that the scheduler knows, too.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields, replace
+
+from skerch.jobs.ranges import format_ranges, parse_ranges
+from skerch.jobs.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Submission:
+    """Tasks that are, or were to be, one job of a scheduler."""
+
+    token: str  # which the scheduler keeps with the job
+    name: str  # the method's folder
+    task: str  # a task's id; of an array's tasks, what stands before their numbers
+    indices: tuple[int, ...] | None  # the tasks' numbers in an array; None for a task alone
+    first: int = 0  # the number of the task that the scheduler calls 0
+    after: tuple[str, ...] = ()  # ids of the jobs that it waits for
+    escalations: int = 0  # how often it got more memory than before
+    memory: int | None = None  # MiB
+    when: float = 0.0  # seconds since the epoch
+    job: str | None = None  # its id, unknown where the submitting process was killed
+
+    @property
+    def elements(self) -> dict[str, int | None]:
+        """The scheduler's index (None without an array) of each task, by task id."""
+        if self.indices is None:
+            return {self.task: None}
+        return {f"{self.task}.{index}": index - self.first for index in self.indices}
+
+    def job_of(self, task: str) -> str | None:
+        """The id that the scheduler has for one of the tasks."""
+        index = self.elements[task]
+        return self.job if index is None or self.job is None else f"{self.job}_{index}"
+
+
+def record(run: RunDir, submission: Submission) -> None:
+    """Write down a submission that is about to be made, or made."""
+    content = asdict(submission)
+    if submission.job is not None:
+        content = {"token": submission.token, "job": submission.job}
+    elif submission.indices is not None:
+        content["indices"] = format_ranges(submission.indices)
+    run.jobs.parent.mkdir(parents=True, exist_ok=True)
+    with run.jobs.open("a") as file:
+        file.write("\n" + json.dumps(content) + "\n")
+
+
+def submissions(run: RunDir) -> list[Submission]:
+    """All submissions, oldest first."""
+    found: dict[str, Submission] = {}
+    if not run.jobs.is_file():
+        return []
+    known = {f.name for f in fields(Submission)}
+    for line in run.jobs.read_text(errors="replace").splitlines():
+        try:
+            content = json.loads(line)
+            token = content["token"]
+            if token in found:
+                found[token] = replace(found[token], job=content["job"])
+                continue
+            if content["indices"] is not None:
+                content["indices"] = parse_ranges(content["indices"])
+            content["after"] = tuple(content["after"])
+            found[token] = Submission(**{k: v for k, v in content.items() if k in known})
+        except (ValueError, TypeError, KeyError):  # of a process killed while it wrote
+            continue
+    return list(found.values())

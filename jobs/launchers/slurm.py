@@ -1,0 +1,316 @@
+"""Slurm: the one file that knows the words sbatch, squeue, sacct, scancel and scontrol.
+
+Scripts are written by submitit, which runs the program under srun, so that the signal before a
+time limit reaches Python. Its pickles are not used: the run directory says what a task is, and a
+process that is killed between sbatch and the renaming of a pickle leaves an array that cannot run.
+
+The scheduler's word is advice. Accounting may be missing (sacct), and squeue forgets a job some
+minutes after its end (MinJobAge) or does not answer.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from submitit import SlurmExecutor
+
+from skerch.errors import SkerchError
+from skerch.jobs.cluster import Resources
+from skerch.jobs.journal import Submission
+from skerch.jobs.ranges import format_ranges, parse_ranges
+
+ENDED = (
+    *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
+    *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
+)
+NEVER = "DependencyNeverSatisfied"
+OUT_OF_MEMORY = re.compile(r"oom.kill|exceeded.*memory limit|out.of.memory", re.IGNORECASE)
+NO_ACCOUNTING = "accounting storage is disabled"
+FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
+SUBMIT_PATIENCE = 60.0  # seconds that a command of Slurm may take while jobs are submitted
+
+
+class SlurmError(SkerchError):
+    """Slurm that is not here, does not answer or refuses; the message has its words."""
+
+
+@dataclass(frozen=True)
+class Element:
+    """What the scheduler says of a job, or of one task of an array."""
+
+    job: str  # its id: 12, or 12_3
+    state: str  # as squeue names it: PENDING, RUNNING, OUT_OF_MEMORY, …
+    reason: str = ""
+    node: str = ""
+    exit_code: str = ""  # as sacct writes it: the status, a colon, the signal
+
+    @property
+    def alive(self) -> bool:
+        """Whether it runs or is to run."""
+        return self.state not in ENDED and self.reason != NEVER
+
+    @property
+    def pending(self) -> bool:
+        """Whether it waits."""
+        return self.alive and self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+
+Elements = dict[tuple[str, int | None], Element]  # by token and array index
+
+
+# What is asked of the scheduler.
+
+
+def elements(submissions: Iterable[Submission], patience: float) -> Elements:
+    """What Slurm says of submissions, as far as it still knows them.
+
+    Raises SlurmError where squeue does not answer within `patience` seconds.
+    """
+    by_job = {s.job: s for s in submissions if s.job is not None}
+    with ThreadPoolExecutor(2) as pool:
+        accounted = pool.submit(_accounted, list(by_job), patience)
+        queued = pool.submit(_queued, {s.token for s in submissions}, patience)
+        return {
+            (by_job[job].token, index): element
+            for (job, index), element in accounted.result().items()
+            if job in by_job
+        } | queued.result()
+
+
+def _queued(tokens: set[str], patience: float) -> Elements:
+    """What squeue says: elements of jobs that live, or ended a short time ago."""
+    form = ",".join(f"{name}:{60 if name != 'NodeList' else 200}|" for name in FIELDS)
+    text = _slurm(
+        ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-O", form], patience=patience
+    )
+    found: Elements = {}
+    for line in text.splitlines():
+        job, index, state, reason, node, code, token = (
+            value.strip() for value in line.split("|")[: len(FIELDS)]
+        )
+        if token in tokens:
+            number = int(index) if index.isdecimal() else None
+            name = job if number is None else f"{job}_{number}"
+            found[token, number] = Element(name, state, _said(reason), node, _exit_code(code))
+    return found
+
+
+def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None], Element]:
+    """What sacct says of jobs, by id and index; nothing where there is no accounting."""
+    if not jobs:
+        return {}
+    command = ["sacct", "-n", "-P", "-X", "--array", "-o", "JobID,State,NodeList,ExitCode"]
+    try:
+        text = _slurm([*command, "-j", ",".join(jobs)], patience=patience)
+    except SlurmError:
+        return {}
+    found = {}
+    for line in text.splitlines():
+        name, state, node, code = line.split("|")
+        job, _, index = name.partition("_")
+        numbers: tuple[int | None, ...] = (None,)
+        if index:
+            numbers = parse_ranges(index.strip("[]").partition("%")[0])
+        for number in numbers:
+            key = job if number is None else f"{job}_{number}"
+            found[job, number] = Element(key, state.split()[0], "", node, code)
+    return found
+
+
+def array_size() -> int:
+    """How many tasks an array is given: the largest power of ten up to MaxArraySize.
+
+    A power of ten, as then a log's name ends in the task's number: Slurm pads the array index.
+    """
+    try:
+        text = _slurm(["scontrol", "show", "config"], patience=SUBMIT_PATIENCE)
+    except SlurmError:
+        text = ""
+    found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
+    most = int(found[1]) if found else 1001
+    return 10 ** (len(str(most)) - 1)
+
+
+def ran_out_of_memory(element: Element | None, log: str) -> bool:
+    """Whether a task that ended did so for lack of memory, by the scheduler or its log."""
+    return (element is not None and element.state == "OUT_OF_MEMORY") or bool(
+        OUT_OF_MEMORY.search(log)
+    )
+
+
+# What is told to it.
+
+
+def script(submission: Submission, resources: Resources, run: Path, log: Path) -> str:
+    """The script of a job, whose log is `log`; an array's tasks have `.<t>` before its suffix.
+
+    `submission.after` becomes `afterok` (for ids that end in `?`, `afterany`).
+    """
+    output = str(log).replace("%", "%%")
+    command = [sys.executable, "-u", "-m", "skerch.jobs.task", str(run), submission.task]
+    command += ["--name", submission.name, "--requeues", str(resources.requeues)]
+    options = {
+        "comment": submission.token,
+        "chdir": str(run),
+        "requeue": True,
+        "open-mode": "append",
+    }
+    if submission.indices is not None:
+        numbers = [index - submission.first for index in submission.indices]
+        limit = f"%{resources.throttle}" if resources.throttle else ""
+        options["array"] = format_ranges(numbers) + limit
+        command += ["--first", str(submission.first)]
+        output = output.removesuffix(".log") + f".{_padded(submission.first)}.log"
+    if submission.after:
+        kinds = {False: "afterok", True: "afterany"}
+        options["dependency"] = ",".join(
+            f"{word}:{':'.join(ids)}"
+            for lenient, word in kinds.items()
+            if (ids := [i.rstrip("?") for i in submission.after if i.endswith("?") == lenient])
+        )
+        options["kill-on-invalid-dep"] = "yes"
+    options["output"] = output
+    executor = _Executor(folder=run / "slurm")
+    executor.update_parameters(
+        job_name=re.sub(r"[^\w.-]+", "-", f"{run.name}.{submission.task}"),
+        **_parameters(submission, resources),
+        additional_parameters=options | resources.sbatch,
+        srun_args=["--output", output, "--open-mode", "append", *resources.srun],
+    )
+    return executor.text(shlex.join(command))
+
+
+def submit(text: str) -> str:
+    """Give a script to sbatch; its job id."""
+    return _slurm(["sbatch", "--parsable"], patience=SUBMIT_PATIENCE, text=text).split(";")[0]
+
+
+def cancel(jobs: list[str]) -> None:
+    """Cancel jobs, or elements of arrays, by id."""
+    for start in range(0, len(jobs), 500):
+        _slurm(["scancel", *jobs[start : start + 500]], patience=SUBMIT_PATIENCE)
+
+
+def requeue_at_time_limit(requeues: int, say: Callable[[str], None]) -> None:
+    """Within a job: ask to be requeued at the signal before the time limit, some times at most."""
+    job = os.environ.get("SLURM_JOB_ID")
+    if job is None:
+        return
+    count = int(os.environ.get("SLURM_RESTART_COUNT", 0))
+
+    def requeue(*_: object) -> None:
+        if count >= requeues:
+            say(f"The time limit is near, and this job was requeued {count} times: no more.")
+            return
+        say(f"The time limit is near: requeued for the {count + 1}. of {requeues} times.")
+        try:
+            _slurm(["scontrol", "requeue", job], patience=SUBMIT_PATIENCE)
+        except SlurmError as error:
+            say(f"{error} It goes on until it is killed; submit again then.")
+
+    signal.signal(signal.SIGUSR2, requeue)
+
+
+def array_index() -> int:
+    """Within a job: its index in the array."""
+    index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
+    if not index.isdecimal():
+        raise SlurmError("SLURM_ARRAY_TASK_ID is not set; leave --first out for a task alone.")
+    return int(index)
+
+
+def cpus() -> int | None:
+    """Within a job: the CPUs that it has, as far as Slurm says."""
+    number = os.environ.get("SLURM_CPUS_PER_TASK", "")
+    return int(number) if number.isdecimal() else None
+
+
+class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
+    """submitit's, for its scripts alone; they can be written where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self, command: str) -> str:
+        """The script that runs a command."""
+        return str(self._make_submission_file_text(command, uid="")) + "\n"
+
+
+def _parameters(submission: Submission, resources: Resources) -> dict[str, object]:
+    """Resources by submitit's names."""
+    values = {
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": resources.exclude,
+        "gpus_per_node": resources.gpus,
+        "cpus_per_task": resources.cpus,
+        "mem": submission.memory and f"{submission.memory}M",
+        "time": resources.time,
+        "mail_type": resources.mail_type,
+        "mail_user": resources.mail_user,
+        "setup": list(resources.setup) or None,
+    }
+    return values | {"signal_delay_s": resources.grace, "stderr_to_stdout": True, "wckey": None}
+
+
+def _padded(first: int) -> str:
+    """A pattern that names task `first + index` of an array for each index below `array_size`."""
+    if not first:
+        return "%a"
+    digits = len(str(first)) - len(str(first).rstrip("0"))
+    return str(first)[:-digits] + f"%{digits}a"
+
+
+def _slurm(command: list[str], *, patience: float, text: str | None = None) -> str:
+    """What a command of Slurm prints; a SlurmError where it fails or does not answer."""
+    name = command[0]
+    if shutil.which(name) is None:
+        raise SlurmError(f"{name} is not on PATH: use a machine from which jobs are submitted.")
+    # what a surrounding job asked for is not what these jobs ask for
+    environment = {
+        key: value
+        for key, value in os.environ.items()
+        if key == "SLURM_CONF" or not key.startswith("SLURM_")
+    }
+    try:
+        done = subprocess.run(
+            command,
+            input=text,
+            capture_output=True,
+            text=True,
+            errors="replace",
+            timeout=patience,
+            env=environment,
+            stdin=None if text is not None else subprocess.DEVNULL,
+        )
+    except subprocess.TimeoutExpired:
+        raise SlurmError(f"{name} does not answer within {patience:g} s.") from None
+    except OSError as error:
+        raise SlurmError(f"{name} cannot be run: {error}.") from error
+    if done.returncode:
+        words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
+        raise SlurmError(f"{name} failed: {words[:500]}")
+    return done.stdout.strip()
+
+
+def _said(reason: str) -> str:
+    return "" if reason in ("None", "(null)") else reason
+
+
+def _exit_code(status: str) -> str:
+    """A wait status, as squeue gives it, in the form of sacct: the exit status, and the signal."""
+    number = int(status) if status.isdecimal() else 0
+    return f"{number >> 8}:{number & 127}"

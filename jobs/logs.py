@@ -1,0 +1,52 @@
+"""What tasks write into their logs, whole or as it comes."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from skerch.jobs import pipeline
+from skerch.jobs.config import ConfigError
+from skerch.jobs.run_dir import RunDir
+
+INTERVAL = 0.5  # seconds between two looks
+
+
+def print_logs(run_dir: Path, part: str = "", *, follow: bool = False) -> None:
+    """Print the logs of the tasks whose ids have `part` in them, a task's id before each line.
+
+    A task of that very id is printed alone, as its log is. With `follow` it goes on until they
+    are all done, or for ever.
+
+    Raises ConfigError where no task has that id.
+    """
+    run = RunDir(run_dir)
+    run.load()
+    tasks = [task for name in run.methods for task in pipeline.tasks(run.load(name))]
+    named = {task.id: run.task_log(task.id) for task in tasks if part in task.id}
+    if not named:
+        raise ConfigError(f"{run.path} has no task {part}; {tasks[0].id} is one, for example.")
+    if part in named:
+        named = {part: named[part]}
+    read = dict.fromkeys(named, 0)
+    while True:
+        over = not {task.id for task in pipeline.missing(tasks)} & named.keys()
+        for task, path in named.items():
+            if path.exists() and path.stat().st_size > read[task]:
+                read[task] += _print_from(path, read[task], "" if len(named) == 1 else f"{task}  ")
+        if over or not follow:
+            break
+        time.sleep(INTERVAL)
+    if not any(read.values()):
+        print(f"There is no log yet; it will be {next(iter(named.values()))}.")
+
+
+def _print_from(path: Path, start: int, prefix: str) -> int:
+    """Print the whole lines of a log from a byte on; how many bytes they are."""
+    with path.open("rb") as file:
+        file.seek(start)
+        content = file.read()
+    whole = content[: content.rfind(b"\n") + 1]
+    for line in whole.decode(errors="replace").splitlines():
+        print(prefix + line)
+    return len(whole)

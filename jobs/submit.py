@@ -1,0 +1,225 @@
+"""Which jobs of a scheduler complete a run, and what each waits for.
+
+A measurement array is one job, an array of its missing tasks (several, where the scheduler takes
+no array of that size, or where some ran out of memory and need more); any other task is a job.
+"""
+
+from __future__ import annotations
+
+import shlex
+import time
+import uuid
+from collections import defaultdict
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from skerch.errors import SkerchError
+from skerch.files import sweep
+from skerch.jobs import journal, pipeline, task_log
+from skerch.jobs.cluster import Resources, resources
+from skerch.jobs.config import Config
+from skerch.jobs.journal import Submission
+from skerch.jobs.launchers import slurm
+from skerch.jobs.pipeline import Task
+from skerch.jobs.ranges import format_ranges
+from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.submitted import Submitted, observe
+
+PATIENCE = 60.0  # seconds that squeue may take, as without its word nothing can be submitted
+
+
+class SubmitError(SkerchError):
+    """Jobs that cannot be submitted as things are."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Tasks of one stage that are submitted together."""
+
+    tasks: list[Task]
+    first: int | None  # the number of the task that an array calls 0; None for a task alone
+    escalations: int
+    resources: Resources
+
+    def submission(self, name: str, after: set[str]) -> Submission:
+        """As it is written down before the scheduler is asked."""
+        indices = None if self.first is None else tuple(t.arguments["tasks"][0] for t in self.tasks)
+        task = self.tasks[0].id
+        return Submission(
+            token=f"skerch-{uuid.uuid4().hex[:16]}",
+            name=name,
+            task=task if indices is None else task.rpartition(".")[0],
+            indices=indices,
+            first=self.first or 0,
+            after=tuple(sorted(after)),
+            escalations=self.escalations,
+            memory=_escalated(self.resources, self.escalations),
+            when=time.time(),
+        )
+
+
+def submit(config: Config) -> None:
+    """Submit what a run lacks and no live job is to do; doing it again resumes.
+
+    Raises:
+        SubmitError: live jobs are in the way, or a task needs more memory than it may have.
+        SlurmError: Slurm is not here, does not answer or refuses.
+    """
+    from skerch.jobs.binding import bind, locked  # imports torch
+    from skerch.jobs.plan import count_parameters
+
+    run = RunDir(config.run_dir)
+    wanted = resources(config)
+    if pipeline.missing(pipeline.tasks(config)):
+        count_parameters(config)
+    with locked(run):
+        known = observe(run, PATIENCE)
+        _check_live(run, config, known)
+        jobs, doomed, ids = _missing_jobs(run, config, known, wanted)
+        bind(run, config)
+        sweep(run.path)
+        slurm.cancel(doomed)
+        run.logs.mkdir(parents=True, exist_ok=True)
+        for job in jobs:
+            submission = job.submission(method_name(config), _after(job, ids))
+            text = _script(run, job, submission)
+            journal.record(run, submission)
+            submission = replace(submission, job=slurm.submit(text))
+            journal.record(run, submission)
+            ids |= dict.fromkeys(submission.elements, str(submission.job))
+            print(_line(submission), flush=True)
+    waiting = sum(len(job.tasks) for job in jobs)
+    print(
+        f"{waiting} tasks in {len(jobs)} jobs are submitted, and {len(known.live)} were live; "
+        f"python -m skerch status {shlex.quote(str(run.path))} shows them."
+        if jobs or known.live
+        else f"All tasks are done in {run.path}."
+    )
+
+
+def cancel(run_dir: Path) -> None:
+    """Cancel the live jobs of a run."""
+    run = RunDir(run_dir)
+    run.load()
+    known = observe(run, PATIENCE)
+    jobs = sorted({str(s.job) for s in known.live.values()}, key=int)
+    slurm.cancel(jobs)
+    if jobs:
+        print(f"{len(known.live)} tasks in jobs {', '.join(jobs)} are cancelled.")
+    else:
+        print(f"No job of {run.path} is live.")
+
+
+def dry_run(config: Config) -> None:
+    """Print the scripts that `submit` would give to the scheduler, and change nothing.
+
+    The ids of jobs to come are shown as `JOB1`, `JOB2`, … in the order of submission.
+    """
+    run = RunDir(config.run_dir)
+    known = observe(run, PATIENCE)
+    jobs, _, ids = _missing_jobs(run, config, known, resources(config))
+    for number, job in enumerate(jobs, start=1):
+        submission = job.submission(method_name(config), _after(job, ids))
+        submission = replace(submission, job=f"JOB{number}")
+        ids |= dict.fromkeys(submission.elements, str(submission.job))
+        print(f"# {_line(submission)}\n{_script(run, job, submission)}")
+
+
+def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
+    """Refuse to change what live tasks mean."""
+    live = next((s for s in known.live.values() if s.indices is not None), None)
+    if live is None or live.name not in run.methods or live.name != method_name(config):
+        return
+    p = run.load(live.name).launcher.blocks_per_task
+    if config.launcher.blocks_per_task != p:
+        raise SubmitError(
+            f"launcher.blocks_per_task is {config.launcher.blocks_per_task}, and {p} in job "
+            f"{live.job}, which lives; take {p}, or cancel it: python -m skerch cancel {run.path}."
+        )
+
+
+def _missing_jobs(
+    run: RunDir, config: Config, known: Submitted, wanted: dict[str, Resources]
+) -> tuple[list[Job], list[str], dict[str, str]]:
+    """The jobs to submit, the elements to cancel first, and the job ids of live tasks by task id.
+
+    An id ends in `?` where the job may end well no more, as some of its tasks have failed; live
+    tasks that wait for such a job never start, and are submitted anew.
+    """
+    missing = {task.id: task for task in pipeline.missing(pipeline.tasks(config))}
+    live = dict(known.live)
+    doomed: list[str] = []
+    failed: set[str] = set()  # jobs that do not end well
+    for s in known.history:
+        found = {task: known.elements.get((s.token, index)) for task, index in s.elements.items()}
+        if failed & set(s.after):
+            for task, element in found.items():
+                if element is not None and element.pending:
+                    doomed.append(element.job)
+                    live.pop(task, None)
+            failed.add(str(s.job))
+        for task, element in found.items():
+            lost = element is None and task in missing
+            if lost or (element is not None and not element.alive and element.state != "COMPLETED"):
+                failed.add(str(s.job))
+    ids = {task: f"{s.job}?" if s.job in failed else str(s.job) for task, s in live.items()}
+    groups: dict[tuple[str, int | None, int], list[Task]] = defaultdict(list)
+    size = slurm.array_size() if any(t.stage == "measure" for t in missing.values()) else 1
+    for task in missing.values():
+        if task.id in live:
+            continue
+        escalations = _escalations(run, task, known, wanted[task.stage])
+        if task.stage == "measure":
+            first = task.arguments["tasks"][0] // size * size
+            groups[task.id.rpartition(".")[0], first, escalations].append(task)
+        else:
+            groups[task.id, None, escalations].append(task)
+    jobs = [
+        Job(group, first, escalations, wanted[group[0].stage])
+        for (_, first, escalations), group in groups.items()
+    ]
+    return jobs, doomed, ids
+
+
+def _after(job: Job, ids: dict[str, str]) -> set[str]:
+    """The ids of the jobs that a job waits for: live ones, and those submitted before it."""
+    return {ids[need] for task in job.tasks for need in task.needs if need in ids}
+
+
+def _escalations(run: RunDir, task: Task, known: Submitted, wanted: Resources) -> int:
+    """How often a task is to have more memory than the first time."""
+    last = known.latest.get(task.id)
+    if last is None:
+        return 0
+    attempt = task_log.last_attempt(run, task.id, last.when)
+    if not slurm.ran_out_of_memory(known.element(task.id), attempt):
+        return last.escalations
+    key = f"resources.{task.stage}"
+    if wanted.memory is None:
+        raise SubmitError(f"{task.id} ran out of memory; set {key}.memory, as in {key}.memory=16G.")
+    if last.memory is not None and last.memory >= (wanted.most_memory or 0):
+        raise SubmitError(
+            f"{task.id} ran out of memory with {last.memory} MiB; raise {key}.memory and "
+            f"{key}.memory_limit ({wanted.most_memory}M), or take smaller batches or blocks."
+        )
+    return last.escalations + 1
+
+
+def _escalated(wanted: Resources, escalations: int) -> int | None:
+    """The memory in MiB after so many escalations."""
+    if wanted.memory is None or wanted.most_memory is None:
+        return None
+    most = max(wanted.most_memory, wanted.memory)
+    return min(round(wanted.memory * wanted.memory_factor**escalations), most)
+
+
+def _script(run: RunDir, job: Job, submission: Submission) -> str:
+    log = run.task_log(submission.task)
+    return slurm.script(submission, job.resources, run.path, log)
+
+
+def _line(submission: Submission) -> str:
+    """A submission in one line."""
+    tasks = "" if submission.indices is None else f" [{format_ranges(submission.indices)}]"
+    after = f", after {', '.join(submission.after)}" if submission.after else ""
+    return f"job {submission.job}: {submission.task}{tasks}{after}"

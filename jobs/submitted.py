@@ -1,0 +1,60 @@
+"""What became of submitted tasks: the journal of submissions joined with the scheduler's word."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+from skerch.jobs import journal
+from skerch.jobs.journal import Submission
+from skerch.jobs.launchers import slurm
+from skerch.jobs.launchers.slurm import Element
+from skerch.jobs.run_dir import RunDir
+
+
+@dataclass(frozen=True)
+class Submitted:
+    """All submissions of a run, oldest first, and what the scheduler says of them."""
+
+    history: list[Submission]
+    elements: slurm.Elements
+
+    @cached_property
+    def latest(self) -> dict[str, Submission]:
+        """The last submission of each task that the scheduler took, by task id."""
+        return {task: s for s in self.history if s.job for task in s.elements}
+
+    @cached_property
+    def live(self) -> dict[str, Submission]:
+        """The submission by which a task runs or is to run, for those that do."""
+        return {
+            task: s
+            for s in self.history
+            for task, index in s.elements.items()
+            if (element := self.elements.get((s.token, index))) and element.alive
+        }
+
+    def element(self, task: str) -> Element | None:
+        """What the scheduler says of a task as it was last submitted; None if nothing."""
+        s = self.latest.get(task)
+        return s and self.elements.get((s.token, s.elements[task]))
+
+
+def observe(run: RunDir, patience: float) -> Submitted:
+    """Ask the scheduler; ids of jobs whose submitting process was killed are found, too.
+
+    Raises SlurmError where it does not answer within `patience` seconds.
+    """
+    history = journal.submissions(run)
+    elements = slurm.elements(history, patience) if history else {}
+    return Submitted([_identified(s, elements) for s in history], elements)
+
+
+def _identified(submission: Submission, elements: slurm.Elements) -> Submission:
+    """A submission with its job id, where the scheduler knows it."""
+    if submission.job is not None:
+        return submission
+    for index in submission.elements.values():
+        if (element := elements.get((submission.token, index))) is not None:
+            return replace(submission, job=element.job.partition("_")[0])
+    return submission

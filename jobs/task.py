@@ -1,0 +1,63 @@
+"""One task of a run, as a job of a scheduler runs it: in its log, and by its id.
+
+    python -m skerch.jobs.task RUN TASK [--name seigh] [--first 0] [--requeues 10]
+
+With --first the job is an element of an array: its task is number FIRST + index of those whose ids
+begin with TASK.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from skerch.errors import SkerchError
+from skerch.files import refusals_named
+from skerch.jobs import pipeline
+from skerch.jobs.config import ConfigError
+from skerch.jobs.launchers import slurm
+from skerch.jobs.launchers.local import run_task
+from skerch.jobs.run_dir import RunDir
+
+
+def main() -> None:
+    """Run the task, unless what it leaves is there; exit status 1 if it fails."""
+    parser = argparse.ArgumentParser(prog="python -m skerch.jobs.task")
+    parser.add_argument("run", type=Path, help="the run directory")
+    parser.add_argument("task", help="the task's id; with --first, what it begins with")
+    parser.add_argument("--name", help="the method's folder; default: that of the latest run")
+    parser.add_argument("--first", type=int, help="the number of the task with array index 0")
+    parser.add_argument("--requeues", type=int, default=0, help="at the time limit, at most")
+    options = parser.parse_args()
+    try:
+        with refusals_named():
+            error = _run(options)
+    except SkerchError as refusal:
+        error = str(refusal)
+    if error is not None:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(1)
+
+
+def _run(options: argparse.Namespace) -> str | None:
+    slurm.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
+    config = RunDir(options.run).load(options.name)
+    if config.launcher.threads is None and (cpus := slurm.cpus()) is not None:
+        config = replace(config, launcher=replace(config.launcher, threads=cpus))
+    wanted = options.task
+    if options.first is not None:
+        wanted += f".{options.first + slurm.array_index()}"
+    task = next((task for task in pipeline.tasks(config) if task.id == wanted), None)
+    if task is None:
+        raise ConfigError(f"{options.run} has no task {wanted}.")
+    if all(map(os.path.exists, task.outputs)):
+        print(f"{task.id} is done already.", flush=True)
+        return None
+    return run_task(config, task)
+
+
+if __name__ == "__main__":
+    main()
