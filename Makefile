@@ -11,10 +11,10 @@ demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
 
 test: lint
-	$(BIN)/python -m pytest -m "not slow" --cov
+	$(BIN)/python -m pytest -m "not slow" --cov $(PYTEST_OPTIONS)
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow
+	$(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
 
 # The tables of docs/reliability.md, measured anew: about half an hour.
 reliability: $(VENV)/.installed-dev

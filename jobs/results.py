@@ -14,19 +14,21 @@ from skerch.files import sweep
 from skerch.jobs import console, launchers, overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.submitted import refuse_live
 
 
-def complete(config: Config) -> dict[str, str]:
-    """Run the missing tasks; the sentence of each failure by task id."""
+def complete(config: Config, launch: launchers.Launch | None = None) -> dict[str, str]:
+    """Run the missing tasks, by `launcher.name` or as given; each failure's sentence by task id."""
     from skerch.jobs.binding import bind, locked  # imports torch
     from skerch.jobs.plan import count_parameters
 
-    launch = launchers.load(config.launcher.name)
+    launch = launch or launchers.load(config.launcher.name)
     run = RunDir(config.run_dir)
     tasks = pipeline.tasks(config)
     if pipeline.missing(tasks):
         count_parameters(config)
     with locked(run):
+        refuse_live(run)
         bind(run, config)
         sweep(run.path)
         missing = pipeline.missing(tasks)

@@ -26,6 +26,7 @@ from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.submitted import Submitted, observe
 
 PATIENCE = 60.0  # seconds that squeue may take, as without its word nothing can be submitted
+ABANDONED = 3600.0  # seconds after which no lost worker of another node still writes a file
 
 
 class SubmitError(SkerchError):
@@ -77,7 +78,7 @@ def submit(config: Config) -> None:
         _check_live(run, config, known)
         jobs, doomed, ids = _missing_jobs(run, config, known, wanted)
         bind(run, config)
-        sweep(run.path)
+        sweep(run.path, age=None if known.live else ABANDONED)
         slurm.cancel(doomed)
         run.logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:

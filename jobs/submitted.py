@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from skerch.errors import SkerchError
 from skerch.jobs import journal
 from skerch.jobs.journal import Submission
 from skerch.jobs.launchers import slurm
 from skerch.jobs.launchers.slurm import Element
 from skerch.jobs.run_dir import RunDir
+
+PATIENCE = 3.0  # seconds that the scheduler may take, where one can do without its answer
+
+
+class LiveJobsError(SkerchError):
+    """Jobs of a run that are live where they must not be."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +58,18 @@ def observe(run: RunDir, patience: float) -> Submitted:
     history = journal.submissions(run)
     elements = slurm.elements(history, patience) if history else {}
     return Submitted([_identified(s, elements) for s in history], elements)
+
+
+def refuse_live(run: RunDir) -> None:
+    """Refuse to do here what a scheduler's jobs are at; its silence is no hindrance."""
+    live: Iterable[Submission] = ()
+    with suppress(SkerchError):  # two attempts at one task are harmless
+        live = observe(run, PATIENCE).live.values()
+    if jobs := ", ".join(sorted({str(s.job) for s in live}, key=int)):
+        raise LiveJobsError(
+            f"Jobs {jobs} of {run.path} are live on the cluster; wait for them, or cancel them: "
+            f"python -m skerch cancel {shlex.quote(str(run.path))}."
+        )
 
 
 def _identified(submission: Submission, elements: slurm.Elements) -> Submission:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from io import FileIO
@@ -109,13 +110,18 @@ class _Unfailing(FileIO):
         return len(view)
 
 
-def sweep(folder: Path, pattern: str = "**/.*.tmp") -> None:
-    """Remove the temporary files below a folder whose writers on this host are gone."""
+def sweep(folder: Path, pattern: str = "**/.*.tmp", age: float | None = None) -> None:
+    """Remove the temporary files below a folder whose writers on this host are gone.
+
+    With `age` also those of any host that nobody has written to for so many seconds.
+    """
     for path in folder.glob(pattern):
         *_, pid, _ = path.name.split(".")
         mine = f".{socket.gethostname()}.{pid}.tmp"
-        if path.name.endswith(mine) and pid.isdecimal() and not _alive(int(pid)):
-            path.unlink(missing_ok=True)
+        gone = path.name.endswith(mine) and pid.isdecimal() and not _alive(int(pid))
+        with suppress(FileNotFoundError):  # of a writer that is done
+            if gone or (age is not None and time.time() - path.stat().st_mtime > age):
+                path.unlink()
 
 
 def _alive(pid: int) -> bool:

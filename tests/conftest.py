@@ -1,11 +1,38 @@
-"""What some tests need of the machine. Elsewhere they are skipped; where CI=true they fail."""
+"""What tests in several folders share: one finished run on the digits, and needs of the machine.
+
+Where the machine lacks what a test needs, the test is skipped, and fails where CI=true.
+"""
 
 from __future__ import annotations
 
 import os
+from collections import Counter
 from pathlib import Path
 
 import pytest
+
+
+def pytest_addoption(parser):
+    parser.addoption(
+        "--least",
+        action="append",
+        default=[],
+        metavar="MARKER=NUMBER",
+        help="fail unless so many tests with a marker have passed",
+    )
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """Count the tests of a marker that have passed, so that none can vanish unseen."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    reports = reporter.stats.get("passed", ())
+    passed = Counter(word for report in reports for word in report.keywords)
+    for least in session.config.getoption("least"):
+        marker, _, number = least.partition("=")
+        reporter.write_line(f"{passed[marker]} tests marked {marker} have passed, of {number}")
+        if passed[marker] < int(number):
+            session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
 @pytest.fixture(scope="session")
@@ -25,3 +52,41 @@ def mnist(needs):
     root = os.environ.get("MNIST", Path(__file__).parents[2] / "shared" / "data")
     needs((Path(root) / "MNIST" / "raw").is_dir(), f"MNIST in {root}; set MNIST=PATH")
     return Path(root)
+
+
+@pytest.fixture(scope="session")
+def small_overrides():
+    """What makes a small experiment of the digits."""
+    return [
+        "training.max_steps=60",
+        "training.record_steps=[20,60]",
+        "hessian.splits=[test]",
+        "hessian.datapoints=100",
+        "hessian.strategy=batched",
+        "sketch.outer=20",
+        "sketch.block_size=8",
+        "launcher.blocks_per_task=2",
+        "launcher.threads=1",
+    ]
+
+
+@pytest.fixture(scope="session")
+def reference(tmp_path_factory, small_overrides):
+    """The small experiment, run in this process without a fault; for tests that only read it."""
+    from skerch.jobs import results
+    from skerch.jobs.config import load
+
+    config = load("digits", [f"run_dir={tmp_path_factory.mktemp('run')}", *small_overrides])
+    assert not results.complete(config)
+    return config
+
+
+@pytest.fixture(scope="session")
+def results_of():
+    """A function that gives the bytes of what a run is for, by file."""
+    patterns = ("training/parameters.h5", "seigh/*/merged.h5", "seigh/*/eigh.h5", "seigh/*/*.json")
+    return lambda run_dir: {
+        str(path.relative_to(run_dir)): path.read_bytes()
+        for pattern in patterns
+        for path in Path(run_dir).glob(pattern)
+    }

@@ -17,7 +17,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +35,6 @@ ENDED = (
 )
 NEVER = "DependencyNeverSatisfied"
 OUT_OF_MEMORY = re.compile(r"oom.kill|exceeded.*memory limit|out.of.memory", re.IGNORECASE)
-NO_ACCOUNTING = "accounting storage is disabled"
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
 SUBMIT_PATIENCE = 60.0  # seconds that a command of Slurm may take while jobs are submitted
 
@@ -71,20 +70,24 @@ Elements = dict[tuple[str, int | None], Element]  # by token and array index
 # What is asked of the scheduler.
 
 
-def elements(submissions: Iterable[Submission], patience: float) -> Elements:
+def elements(submissions: list[Submission], patience: float) -> Elements:
     """What Slurm says of submissions, as far as it still knows them.
 
-    Raises SlurmError where squeue does not answer within `patience` seconds.
+    Raises SlurmError where squeue does not answer within `patience` seconds, and sacct does not
+    know all of them.
     """
-    by_job = {s.job: s for s in submissions if s.job is not None}
-    with ThreadPoolExecutor(2) as pool:
-        accounted = pool.submit(_accounted, list(by_job), patience)
-        queued = pool.submit(_queued, {s.token for s in submissions}, patience)
-        return {
-            (by_job[job].token, index): element
-            for (job, index), element in accounted.result().items()
-            if job in by_job
-        } | queued.result()
+    tokens = {s.token for s in submissions}
+    by_job = {s.job: s.token for s in submissions if s.job is not None}
+    with ThreadPoolExecutor(1) as pool:
+        accounting = pool.submit(_accounted, list(by_job), patience)
+        try:
+            queued, silence = _queued(tokens, patience), None
+        except SlurmError as error:
+            queued, silence = {}, error
+        found = {(by_job[job], i): e for (job, i), e in accounting.result().items()} | queued
+    if silence and tokens - {token for token, _ in found}:
+        raise silence
+    return found
 
 
 def _queued(tokens: set[str], patience: float) -> Elements:
@@ -118,6 +121,8 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
     for line in text.splitlines():
         name, state, node, code = line.split("|")
         job, _, index = name.partition("_")
+        if job not in jobs:
+            continue
         numbers: tuple[int | None, ...] = (None,)
         if index:
             numbers = parse_ranges(index.strip("[]").partition("%")[0])
