@@ -47,7 +47,7 @@ class Job:
         indices = None if self.first is None else tuple(t.arguments["tasks"][0] for t in self.tasks)
         task = self.tasks[0].id
         return Submission(
-            token=f"skerch-{uuid.uuid4().hex[:16]}",
+            token=f"{slurm.TOKEN}{uuid.uuid4().hex[:16]}",
             name=name,
             task=task if indices is None else task.rpartition(".")[0],
             indices=indices,

@@ -15,7 +15,7 @@ from skerch.jobs.launchers import slurm
 from skerch.jobs.launchers.slurm import Element
 from skerch.jobs.run_dir import RunDir
 
-PATIENCE = 3.0  # seconds that the scheduler may take, where one can do without its answer
+PATIENCE = 2.0  # seconds that the scheduler may take, where one can do without its answer
 
 
 class LiveJobsError(SkerchError):

@@ -11,6 +11,9 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import time
+from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,13 +53,28 @@ def _run(options: argparse.Namespace) -> str | None:
     wanted = options.task
     if options.first is not None:
         wanted += f".{options.first + slurm.array_index()}"
-    task = next((task for task in pipeline.tasks(config) if task.id == wanted), None)
-    if task is None:
+    tasks = {task.id: task for task in pipeline.tasks(config)}
+    if wanted not in tasks:
         raise ConfigError(f"{options.run} has no task {wanted}.")
+    task = tasks[wanted]
     if all(map(os.path.exists, task.outputs)):
         print(f"{task.id} is done already.", flush=True)
         return None
+    _await(path for need in task.needs for path in tasks[need].outputs)
     return run_task(config, task)
+
+
+def _await(paths: Iterable[Path], patience: float = 60.0) -> None:
+    """Wait for files that another node has written: a network file system shows them late.
+
+    Those that never come are the stage's to name.
+    """
+    end = time.monotonic() + patience
+    for path in paths:
+        while not path.exists() and time.monotonic() < end:
+            time.sleep(1.0)
+            with suppress(OSError):
+                os.listdir(path.parent)  # asks the server
 
 
 if __name__ == "__main__":

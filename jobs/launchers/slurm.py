@@ -33,6 +33,7 @@ ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
+TOKEN = "skerch-"  # what tokens begin with
 NEVER = "DependencyNeverSatisfied"
 OUT_OF_MEMORY = re.compile(r"oom.kill|exceeded.*memory limit|out.of.memory", re.IGNORECASE)
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
@@ -81,7 +82,7 @@ def elements(submissions: list[Submission], patience: float) -> Elements:
     with ThreadPoolExecutor(1) as pool:
         accounting = pool.submit(_accounted, list(by_job), patience)
         try:
-            queued, silence = _queued(tokens, patience), None
+            queued, silence = _queued(tokens, by_job, patience), None
         except SlurmError as error:
             queued, silence = {}, error
         found = {(by_job[job], i): e for (job, i), e in accounting.result().items()} | queued
@@ -90,8 +91,12 @@ def elements(submissions: list[Submission], patience: float) -> Elements:
     return found
 
 
-def _queued(tokens: set[str], patience: float) -> Elements:
-    """What squeue says: elements of jobs that live, or ended a short time ago."""
+def _queued(tokens: set[str], by_job: dict[str, str], patience: float) -> Elements:
+    """What squeue says: elements of jobs that live, or ended a short time ago.
+
+    A job is known by its id, unless its token is another's (ids begin anew one day), or by its
+    token where its id is not known. Some sites take away the comment that the token is in.
+    """
     form = ",".join(f"{name}:{60 if name != 'NodeList' else 200}|" for name in FIELDS)
     text = _slurm(
         ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-O", form], patience=patience
@@ -101,6 +106,8 @@ def _queued(tokens: set[str], patience: float) -> Elements:
         job, index, state, reason, node, code, token = (
             value.strip() for value in line.split("|")[: len(FIELDS)]
         )
+        if not token.startswith(TOKEN):
+            token = by_job.get(job, "")
         if token in tokens:
             number = int(index) if index.isdecimal() else None
             name = job if number is None else f"{job}_{number}"
@@ -112,7 +119,7 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
     """What sacct says of jobs, by id and index; nothing where there is no accounting."""
     if not jobs:
         return {}
-    command = ["sacct", "-n", "-P", "-X", "--array", "-o", "JobID,State,NodeList,ExitCode"]
+    command = ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,ExitCode"]
     try:
         text = _slurm([*command, "-j", ",".join(jobs)], patience=patience)
     except SlurmError:
@@ -128,7 +135,7 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
             numbers = parse_ranges(index.strip("[]").partition("%")[0])
         for number in numbers:
             key = job if number is None else f"{job}_{number}"
-            found[job, number] = Element(key, state.split()[0], "", node, code)
+            found[job, number] = Element(key, state.split()[0], "", _said(node), code)
     return found
 
 
@@ -311,8 +318,8 @@ def _slurm(command: list[str], *, patience: float, text: str | None = None) -> s
     return done.stdout.strip()
 
 
-def _said(reason: str) -> str:
-    return "" if reason in ("None", "(null)") else reason
+def _said(words: str) -> str:
+    return "" if words in ("None", "(null)", "None assigned") else words
 
 
 def _exit_code(status: str) -> str:
