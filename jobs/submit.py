@@ -10,6 +10,7 @@ import shlex
 import time
 import uuid
 from collections import defaultdict
+from collections.abc import Container
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -76,10 +77,10 @@ def submit(config: Config) -> None:
     with locked(run):
         known = observe(run, PATIENCE)
         _check_live(run, config, known)
-        jobs, doomed, ids = _missing_jobs(run, config, known, wanted)
+        jobs, stuck, ids = _missing_jobs(run, config, known, wanted)
         bind(run, config)
         sweep(run.path, age=None if known.live else ABANDONED)
-        slurm.cancel(doomed)
+        slurm.cancel(stuck)
         run.logs.mkdir(parents=True, exist_ok=True)
         for job in jobs:
             submission = job.submission(method_name(config), _after(job, ids))
@@ -89,12 +90,13 @@ def submit(config: Config) -> None:
             journal.record(run, submission)
             ids |= dict.fromkeys(submission.elements, str(submission.job))
             print(_line(submission), flush=True)
-    waiting = sum(len(job.tasks) for job in jobs)
+    if not jobs and not ids:
+        print(f"All tasks are done in {run.path}.")
+        return
+    count = sum(len(job.tasks) for job in jobs)
     print(
-        f"{waiting} tasks in {len(jobs)} jobs are submitted, and {len(known.live)} were live; "
-        f"python -m skerch status {shlex.quote(str(run.path))} shows them."
-        if jobs or known.live
-        else f"All tasks are done in {run.path}."
+        f"{count} tasks are submitted in {len(jobs)} jobs, and {len(known.live)} were live; see: "
+        f"python -m skerch status {shlex.quote(str(run.path))}"
     )
 
 
@@ -148,22 +150,12 @@ def _missing_jobs(
     tasks that wait for such a job never start, and are submitted anew.
     """
     missing = {task.id: task for task in pipeline.missing(pipeline.tasks(config))}
-    live = dict(known.live)
-    doomed: list[str] = []
-    failed: set[str] = set()  # jobs that do not end well
-    for s in known.history:
-        found = {task: known.elements.get((s.token, index)) for task, index in s.elements.items()}
-        if failed & set(s.after):
-            for task, element in found.items():
-                if element is not None and element.pending:
-                    doomed.append(element.job)
-                    live.pop(task, None)
-            failed.add(str(s.job))
-        for task, element in found.items():
-            lost = element is None and task in missing
-            if lost or (element is not None and not element.alive and element.state != "COMPLETED"):
-                failed.add(str(s.job))
-    ids = {task: f"{s.job}?" if s.job in failed else str(s.job) for task, s in live.items()}
+    failed, stuck = _failed(known, missing.keys())
+    live = {
+        task: f"{s.job}?" if s.job in failed else str(s.job)
+        for task, s in known.live.items()
+        if known.elements[s.token, s.elements[task]].job not in stuck
+    }
     groups: dict[tuple[str, int | None, int], list[Task]] = defaultdict(list)
     size = slurm.array_size() if any(t.stage == "measure" for t in missing.values()) else 1
     for task in missing.values():
@@ -179,7 +171,27 @@ def _missing_jobs(
         Job(group, first, escalations, wanted[group[0].stage])
         for (_, first, escalations), group in groups.items()
     ]
-    return jobs, doomed, ids
+    return jobs, stuck, live
+
+
+def _failed(known: Submitted, missing: Container[str]) -> tuple[set[str], list[str]]:
+    """The jobs of which a task has failed or is lost, and the elements that never start."""
+    failed: set[str] = set()
+    stuck: list[str] = []
+    for s in known.history:  # each after those that it waits for
+        never = bool(failed & set(s.after))
+        for task, index in s.elements.items():
+            element = known.elements.get((s.token, index))
+            if element is None:
+                ended_well = task not in missing
+            elif element.stuck or (never and element.pending):
+                stuck.append(element.job)
+                ended_well = False
+            else:
+                ended_well = element.alive or element.state == "COMPLETED"
+            if not ended_well:
+                failed.add(str(s.job))
+    return failed, stuck
 
 
 def _after(job: Job, ids: dict[str, str]) -> set[str]:

@@ -34,7 +34,7 @@ ENDED = (
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
 TOKEN = "skerch-"  # what tokens begin with
-NEVER = "DependencyNeverSatisfied"
+STUCK = ("DependencyNeverSatisfied", "launch_failed_requeued_held")
 OUT_OF_MEMORY = re.compile(r"oom.kill|exceeded.*memory limit|out.of.memory", re.IGNORECASE)
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
 SUBMIT_PATIENCE = 60.0  # seconds that a command of Slurm may take while jobs are submitted
@@ -57,7 +57,12 @@ class Element:
     @property
     def alive(self) -> bool:
         """Whether it runs or is to run."""
-        return self.state not in ENDED and self.reason != NEVER
+        return self.state not in ENDED and not self.stuck
+
+    @property
+    def stuck(self) -> bool:
+        """Whether it waits and never starts, unless somebody helps."""
+        return self.state not in ENDED and self.reason.replace(" ", "_") in STUCK
 
     @property
     def pending(self) -> bool:

@@ -25,7 +25,8 @@ die() {
 # processes and those of jobs from all others: only they have this name in SLURM_CONF.
 locate() {
     dir=$(cd "$1" 2>/dev/null && pwd -P) || die "there is no folder $1"
-    short=$(readlink "$dir/short") && [[ $short == /tmp/devcluster.* ]] || die "no devcluster is up in $dir"
+    short=$(readlink "$dir/short" || true)
+    [[ $short == /tmp/devcluster.* ]] || die "no devcluster is up in $dir"
     conf=$short/dir/slurm.conf
 }
 
@@ -45,13 +46,17 @@ wait_for() { # SECONDS COMMAND…
     done
 }
 
+give_up() { # DAEMON
+    die "$1 does not come up; the end of $dir/log/$1.log:"$'\n'"$(tail -n 15 "$dir/log/$1.log")"
+}
+
 expect() { # DAEMON COMMAND…: it is up once the command succeeds
-    wait_for 30 "${@:2}" || die "$1 does not come up; the end of $dir/log/$1.log:"$'\n'"$(tail -n 15 "$dir/log/$1.log")"
+    wait_for 30 "${@:2}" || give_up "$1"
 }
 
 start() { # DAEMON COMMAND…: the command goes to the background by itself
     gone "$1" || die "$1 is running already"
-    SLURM_CONF=$conf MYSQL_UNIX_PORT=$short/mysql "${@:2}" </dev/null >>"$dir/log/$1.log" 2>&1 || true
+    SLURM_CONF=$conf MYSQL_UNIX_PORT=$short/mysql "${@:2}" </dev/null >>"$dir/log/$1.log" 2>&1 || give_up "$1"
     expect "$1" pid_of "$1"
 }
 
@@ -71,7 +76,7 @@ none_left() {
 }
 
 take_down() {
-    wait_for 30 none_left || die "these processes outlive SIGKILL:" $(processes)
+    wait_for 30 none_left || die "these processes outlive SIGKILL: $(processes | xargs)"
     rm -rf "$short" "$dir/short" "$dir/env.sh"
 }
 
@@ -162,7 +167,7 @@ start_munge() {
 start_accounting() {
     local log=$dir/log/mariadbd.log
     mariadb-install-db --no-defaults --user="$user" --auth-root-authentication-method=normal \
-        --skip-test-db --datadir="$short/dir/mysql" >"$log" 2>&1 || true
+        --skip-test-db --datadir="$short/dir/mysql" >"$log" 2>&1 || give_up mariadbd
     SLURM_CONF=$conf setsid mariadbd --no-defaults --user="$user" --skip-networking --socket="$short/mysql" \
         --datadir="$short/dir/mysql" --pid-file="$short/pid/mariadbd" </dev/null >>"$log" 2>&1 &
     disown
