@@ -19,7 +19,8 @@ def run(context: Context) -> None:
     """
     context.round_size(context.round)
     array = context.array(context.round)
-    blocks = array.missing(_indices(context, len(array.manifest.blocks())))
+    wanted = _indices(context, len(array.manifest.blocks()))
+    blocks = context.team.share(lambda: array.missing(wanted))
     if not blocks:
         return
     recorded = array.manifest.provenance

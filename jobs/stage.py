@@ -119,12 +119,17 @@ class Context:
 
 def execute(stage: str, context: Context) -> None:
     """Run a stage in this process, with the threads and kernels that keep its bits the same."""
+    settle(stage, context)
+    import_module(f"skerch.jobs.{stage}").run(context)
+
+
+def settle(stage: str, context: Context) -> None:
+    """Set the threads and kernels of a stage for this process."""
     import torch
 
     torch.set_num_threads(_threads(stage, context))
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False
-    import_module(f"skerch.jobs.{stage}").run(context)
 
 
 def main(stage: str) -> None:

@@ -13,7 +13,7 @@ from typing import Any, Protocol
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.pipeline import Task
 
-LAUNCHERS = ("local",)
+LAUNCHERS = ("local", "mpi")
 
 
 class Report(Protocol):
@@ -31,6 +31,8 @@ Launch = Callable[[Config, list[Task], Report], dict[str, str]]
 
 def load(name: str) -> Launch:
     """The `launch` function of a launcher."""
+    if name == "slurm":
+        raise ConfigError("launcher.name=slurm: give it to Slurm by `python -m skerch submit`.")
     if name not in LAUNCHERS:
         raise ConfigError(f"launcher.name is {name!r}; it must be one of {', '.join(LAUNCHERS)}.")
     module: Any = import_module(f"skerch.jobs.launchers.{name}")

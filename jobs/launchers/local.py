@@ -6,11 +6,13 @@ import multiprocessing
 import os
 import signal
 import threading
+from collections.abc import Callable
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_end
+from pathlib import Path
 from typing import Any
 
 from skerch.errors import SkerchError
@@ -31,11 +33,13 @@ def launch(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
     return _in_pool(config, tasks, report)
 
 
-def run_task(config: Config, task: Task, report: Report | None = None) -> str | None:
-    """Run one task in this process, into its log; the sentence of its failure, if it fails.
-
-    Errors that are no user's mistake have their traceback in the log, and are named by it.
-    """
+def run_task(
+    config: Config,
+    task: Task,
+    report: Report | None = None,
+    work: Callable[[str, Context], None] = execute,
+) -> str | None:
+    """Run one task in this process, into its log; the sentence of its failure, if it fails."""
     run = RunDir(config.run_dir)
     try:
         with refusals_named(), recorded(run, task) as log:
@@ -45,22 +49,28 @@ def run_task(config: Config, task: Task, report: Report | None = None) -> str | 
                 if report:
                     report.progress(task, done, total, unit)
 
-            execute(task.stage, _context(config, task, progress))
-    except SkerchError as error:
-        return str(error)
+            work(task.stage, context_of(config, task, progress))
     except (Exception, SystemExit) as error:  # a defect or a user's code: it fails this task only
-        return f"{describe(error)}; the traceback is in {run.task_log(task.id)}"
+        return sentence(error, run.task_log(task.id))
     return None
 
 
-def _context(config: Config, task: Task, progress: Progress) -> Context:
+def sentence(error: BaseException, log: Path) -> str:
+    """A failure in a sentence; what is no user's mistake has its traceback in the log."""
+    if isinstance(error, SkerchError):
+        return str(error)
+    return f"{describe(error)}; the traceback is in {log}"
+
+
+def context_of(config: Config, task: Task, progress: Progress) -> Context:
+    """What the stage of a task gets."""
     arguments = {"name": method_name(config)} | task.arguments
     if "tasks" in arguments:
         arguments["tasks"] = tuple(arguments["tasks"])
     return Context(RunDir(config.run_dir), config, progress=progress, **arguments)
 
 
-def _skipped(task: Task, failures: dict[str, str]) -> str | None:
+def skipped(task: Task, failures: dict[str, str]) -> str | None:
     """Why a task cannot run, if one that it needs has failed."""
     failed = next((need for need in task.needs if need in failures), None)
     return None if failed is None else f"not run, as it needs {failed}"
@@ -69,7 +79,7 @@ def _skipped(task: Task, failures: dict[str, str]) -> str | None:
 def _in_process(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
     failures: dict[str, str] = {}
     for task in tasks:
-        error = _skipped(task, failures)
+        error = skipped(task, failures)
         if error is None:
             report.started(task)
             error = run_task(config, task, report)
@@ -95,7 +105,7 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
             unfinished = waiting.keys() | {task.id for task in running.values()}
             for task in [t for t in waiting.values() if not unfinished & set(t.needs)]:
                 del waiting[task.id]
-                error = _skipped(task, failures)
+                error = skipped(task, failures)
                 if error is not None:
                     failures[task.id] = error
                     continue

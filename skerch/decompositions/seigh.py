@@ -97,18 +97,17 @@ def seigh(
         Q = (Y.double() @ P[:, -round_size.columns :].to(Y.device)).to(op.dtype)
         Y = torch.cat([Y, measure(number, round_size, Q)["leftouter"]], dim=1)
     columns = torch.cat([Y, arrays["probe"]], dim=1)
+    small = {key: arrays[key].double().cpu() for key in arrays.keys() - {"leftouter", "probe"}}
     summary = summarise(
         gram(_rows(columns), size),
         _rows(columns),
         size,
         Y.shape[1],
         stored_dtype,
+        cross=small["cross"],
+        norm=small["norm"],
+        inner=small.get("inner"),
         range_map=P,
-        **{
-            name: arrays[name].double().cpu()
-            for name in ("cross", "norm", "inner")
-            if name in arrays
-        },
     )
     solution = solve(summary, recovery, outer)
     vectors = (Y.double() @ solution.coefficients.to(Y.device)).to(stored_dtype)

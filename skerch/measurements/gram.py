@@ -12,12 +12,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skerch.measurements.team import ALONE, Team
+
 SLAB_ROWS = 4096
 ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
 FLOOR = 1e-14  # of the largest: by which a second pass scales what the first could not resolve
 RESOLVED = 1e-8  # eigenvalues of the second pass below this are rounding; the others are near 1
 
 Rows = Callable[[int, int], Tensor]
+Copy = Callable[[int, int, Tensor], None]
+Progress = Callable[[int, int], None]
 
 
 @dataclass(frozen=True)
@@ -33,24 +37,54 @@ def slabs(size: int) -> Iterator[tuple[int, int]]:
     return ((start, min(start + SLAB_ROWS, size)) for start in range(0, size, SLAB_ROWS))
 
 
-def gram(rows: Rows, size: int, transform: Tensor | None = None) -> Tensor:
+def gram(
+    rows: Rows,
+    size: int,
+    transform: Tensor | None = None,
+    *,
+    team: Team = ALONE,
+    copy: Copy | None = None,
+    progress: Progress | None = None,
+) -> Tensor:
     """(A T)ᵀ (A T) in float64, for the (size, w) array A whose rows `rows(start, stop)` gives.
 
-    Slabs are multiplied where they are; the result is on the CPU, as all small matrices are.
+    Slabs are multiplied where they are, by the members of `team`; the result is on the CPU, as all
+    small matrices are. The member that writes gets each slab of A as `copy(start, stop, slab)`.
     """
     total: Tensor | None = None
-    for start, stop in slabs(size):
-        slab = rows(start, stop).double()
+
+    def product(start: int, stop: int) -> tuple[Tensor, ...]:
+        slab = rows(start, stop)
+        wide = slab.double()
         if transform is not None:
-            slab = slab @ transform.to(slab.device)
-        part = slab.T @ slab
+            wide = wide @ transform.to(wide.device)
+        part = wide.T @ wide
+        return (part,) if copy is None else (part, slab)
+
+    def add(start: int, stop: int, part: Tensor, *slab: Tensor) -> None:
+        nonlocal total
         total = part if total is None else total.add_(part)
-    assert total is not None
-    return total.cpu()
+        if copy:
+            copy(start, stop, *slab)
+        if progress:
+            progress(stop, size)
+
+    team.each(slabs(size), product, add)
+
+    def result() -> Tensor:
+        assert total is not None
+        return total.cpu()
+
+    return team.one(result)
 
 
 def orthonormalise(
-    G: Tensor, rows: Rows, size: int, dtype: torch.dtype, scale: float = 0.0
+    G: Tensor,
+    rows: Rows,
+    size: int,
+    dtype: torch.dtype,
+    scale: float = 0.0,
+    team: Team = ALONE,
 ) -> Basis:
     """The basis of an array Y from its Gram matrix G = YᵀY, with a second pass where needed.
 
@@ -63,7 +97,7 @@ def orthonormalise(
     Y's singular values, which are the norms of the rows of R. Where Y is a difference of larger
     columns, `scale` is the largest l of those, as rounding is relative to it.
     """
-    values, vectors = _descending_eigh(G)
+    values, vectors = team.one(lambda: _descending_eigh(G))
     if values[0] <= 0:
         return Basis(G.new_zeros(len(G), 0), G.new_zeros(0, len(G)))
     scale = max(scale, float(values[0]))
@@ -72,7 +106,7 @@ def orthonormalise(
         return Basis(vectors / roots, roots[:, None] * vectors.T)
     roots = values.clamp(min=FLOOR * scale).sqrt()
     T = vectors / roots
-    values, rotation = _descending_eigh(gram(rows, size, T))
+    values, rotation = _descending_eigh(gram(rows, size, T, team=team))
     kept = values > RESOLVED
     second, rotation = values[kept].sqrt(), rotation[:, kept]
     R = (second[:, None] * rotation.T) @ (roots[:, None] * vectors.T)

@@ -6,7 +6,6 @@ It holds the summary (see `skerch.measurements.summary`) and, if asked for, the 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
@@ -23,11 +22,10 @@ from skerch.hdf5 import (
     write_hdf5,
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
-from skerch.measurements.gram import Rows, gram
+from skerch.measurements.gram import Progress, Rows, gram
 from skerch.measurements.range_finder import RangeFile, hashes
 from skerch.measurements.summary import Summary, summarise
-
-Progress = Callable[[int, int], None]
+from skerch.measurements.team import ALONE, Team
 
 
 class MergeError(SkerchError):
@@ -41,6 +39,7 @@ def merge(
     range_file: RangeFile | None = None,
     consolidate: bool = True,
     progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Merge the rounds' arrays into the file `path`, which appears whole or not at all.
 
@@ -57,9 +56,14 @@ def merge(
             )
     range_map = None if range_file is None else range_file.map
     with StoredColumns(arrays) as columns:
-        write_hdf5(
-            path, lambda file: _fill(file, arrays, columns, range_map, consolidate, progress)
-        )
+
+        def fill(file: h5py.File | None) -> None:
+            _fill(file, arrays, columns, range_map, consolidate, progress, team)
+
+        if team.writes:
+            write_hdf5(path, fill)
+        else:
+            fill(None)
 
 
 def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) -> None:
@@ -80,29 +84,25 @@ def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) 
 
 
 def _fill(
-    file: h5py.File,
+    file: h5py.File | None,  # of the member that writes
     arrays: list[MeasurementArray],
     columns: StoredColumns,
     range_map: Tensor | None,
     consolidate: bool,
     progress: Progress | None,
+    team: Team,
 ) -> None:
     first, m, size = arrays[0], columns.columns, columns.size
-    if consolidate:
+    if consolidate and file is not None:
         width, dtype = first.manifest.block_size, first.manifest.dtype
         stored = create_dataset(file, "leftouter", (size, m), dtype, width)
         probes = create_dataset(file, "probe", (size, columns.width - m), dtype, width)
 
-    def copied(start: int, stop: int) -> Tensor:
-        slab = columns(start, stop)
-        if consolidate:
-            stored[start:stop], probes[start:stop] = slab[:, :m].numpy(), slab[:, m:].numpy()
-        if progress:
-            progress(stop, size)
-        return slab
+    def copy(start: int, stop: int, slab: Tensor) -> None:
+        stored[start:stop], probes[start:stop] = slab[:, :m].numpy(), slab[:, m:].numpy()
 
     summary = summarise(
-        gram(copied, size),
+        gram(columns, size, team=team, copy=copy if consolidate else None, progress=progress),
         columns,
         size,
         m,
@@ -111,7 +111,10 @@ def _fill(
         norm=first.small("norm"),
         inner=first.small("inner") if first.manifest.compresses else None,
         range_map=range_map,
+        team=team,
     )
+    if file is None:
+        return
     matrices = {
         f"summary/{f.name}": value
         for f in fields(Summary)

@@ -33,6 +33,7 @@ from skerch.hdf5 import (
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
+from skerch.measurements.team import ALONE, Team
 
 CANCELLED = 1e8  # of ‖diag(‖y_i‖) p_j‖ for a column of Y P: half of the digits of float64
 
@@ -42,7 +43,12 @@ class RangeError(SkerchError):
 
 
 def range_map(
-    rows: Rows, size: int, columns: int, dtype: torch.dtype, before: Tensor | None = None
+    rows: Rows,
+    size: int,
+    columns: int,
+    dtype: torch.dtype,
+    before: Tensor | None = None,
+    team: Team = ALONE,
 ) -> Tensor:
     """P in float64, for the rows of [Y₁ … Y_{r-1}] and P of the round before (None for r = 2).
 
@@ -50,28 +56,34 @@ def range_map(
     less its part in the ranges before. Where that has a lower numerical rank others are zero, so
     that the size of a round does not depend on its numbers.
     """
-    G = gram(rows, size)
+    G = gram(rows, size, team=team)
     if before is None:
         B = G.new_zeros(len(G), 0)
-        new = orthonormalise(G, rows, size, dtype).P[:, :columns]
+        new = orthonormalise(G, rows, size, dtype, team=team).P[:, :columns]
     else:
         B = pad(before, (0, 0, 0, len(G) - len(before)))
-        T = torch.eye(len(G), dtype=G.dtype)[:, len(before) :]
-        T = T - B @ (B.T @ (G @ T))
-        scale = float(torch.linalg.matrix_norm(G[len(before) :, len(before) :], 2))
+        E = torch.eye(len(G), dtype=G.dtype)[:, len(before) :]
+        last = G[len(before) :, len(before) :]
+        T, scale = team.one(
+            lambda: (E - B @ (B.T @ (G @ E)), float(torch.linalg.matrix_norm(last, 2)))
+        )
 
         def rest(start: int, stop: int) -> Tensor:
             slab = rows(start, stop).double()
             return slab @ T.to(slab.device)
 
-        new = T @ orthonormalise(T.T @ G @ T, rest, size, dtype, scale).P[:, :columns]
+        new = T @ orthonormalise(T.T @ G @ T, rest, size, dtype, scale, team).P[:, :columns]
     cancellation = torch.linalg.norm(torch.diagonal(G).sqrt()[:, None] * new, dim=0)
     new = torch.where(cancellation < CANCELLED, new, 0.0)
     return torch.cat([B, pad(new, (0, columns - new.shape[1]))], dim=1)
 
 
 def find_range(
-    arrays: list[MeasurementArray], path: Path, columns: int, before: RangeFile | None = None
+    arrays: list[MeasurementArray],
+    path: Path,
+    columns: int,
+    before: RangeFile | None = None,
+    team: Team = ALONE,
 ) -> None:
     """Write the range file of the next round, of `columns` columns, from the rounds so far.
 
@@ -90,20 +102,29 @@ def find_range(
         def rows(start: int, stop: int) -> Tensor:
             return stored(start, stop)[:, :m]
 
-        P = range_map(rows, size, columns, stored.dtype, before.map if before else None)
+        found = range_map(rows, size, columns, stored.dtype, before.map if before else None, team)
+        P = team.one(lambda: found)
         of_round = P[:, -columns:]
+
+        def product(start: int, stop: int) -> tuple[Tensor]:
+            return ((rows(start, stop).double() @ of_round).to(stored.dtype),)
 
         def fill(file: h5py.File) -> None:
             digest = hashlib.sha256(P.contiguous().numpy().tobytes())
             Q = create_dataset(file, "Q", (size, columns), last.dtype, last.block_size)
-            for start, stop in slabs(size):
-                slab = (rows(start, stop).double() @ of_round).to(stored.dtype).numpy()
-                digest.update(slab.tobytes())
-                Q[start:stop] = slab
+
+            def write(start: int, stop: int, slab: Tensor) -> None:
+                digest.update(slab.numpy().tobytes())
+                Q[start:stop] = slab.numpy()
+
+            team.each(slabs(size), product, write)
             attributes = {"hash": digest.hexdigest(), "manifests": hashes(arrays)}
             write_arrays(file, {"map": P}, attributes)
 
-        write_hdf5(path, fill)
+        if team.writes:
+            write_hdf5(path, fill)
+        else:
+            team.each(slabs(size), product, lambda *_: None)
 
 
 class RangeFile(Reader):

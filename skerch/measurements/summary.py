@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from skerch.measurements.gram import Rows, orthonormalise
+from skerch.measurements.team import ALONE, Team
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,18 @@ def summarise(
     norm: Tensor,
     inner: Tensor | None = None,
     range_map: Tensor | None = None,
+    team: Team = ALONE,
 ) -> Summary:
     """The summary of the array [Y, HZ] with Gram matrix G, whose rows `rows` gives.
 
     Y has `stored` columns, N = `size` rows and the dtype `dtype`; see `Summary` for the rest.
     """
     basis = orthonormalise(
-        G[:stored, :stored], lambda start, stop: rows(start, stop)[:, :stored], size, dtype
+        G[:stored, :stored],
+        lambda start, stop: rows(start, stop)[:, :stored],
+        size,
+        dtype,
+        team=team,
     )
     epsilon = torch.finfo(dtype).eps
     return Summary(G, basis.P, basis.R, cross, norm, epsilon, inner, range_map)

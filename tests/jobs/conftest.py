@@ -1,11 +1,10 @@
-"""One finished run on the digits, made once and shared by the tests that only read it."""
+"""Runs on the digits: a small one for each test, a larger one made once, and the command line."""
 
 from __future__ import annotations
 
 import sys
 from contextlib import redirect_stderr, redirect_stdout
 from io import StringIO
-from pathlib import Path
 from unittest.mock import patch
 
 import pytest
@@ -14,43 +13,12 @@ from skerch import __main__ as program
 from skerch.jobs import results
 from skerch.jobs.config import load
 
-SMALL = [
-    "training.max_steps=60",
-    "training.record_steps=[20,60]",
-    "hessian.splits=[test]",
-    "hessian.datapoints=100",
-    "hessian.strategy=batched",
-    "sketch.outer=20",
-    "sketch.block_size=8",
-    "launcher.blocks_per_task=2",
-    "launcher.threads=1",
-]
-
-
-@pytest.fixture(scope="session")
-def reference(tmp_path_factory):
-    """The small experiment, run in this process without a fault."""
-    config = load("digits", [f"run_dir={tmp_path_factory.mktemp('run')}", *SMALL])
-    assert not results.complete(config)
-    return config
-
-
-@pytest.fixture(scope="session")
-def results_of():
-    """A function that gives the bytes of what a run is for, by file."""
-    patterns = ("training/parameters.h5", "seigh/*/merged.h5", "seigh/*/eigh.h5", "seigh/*/*.json")
-    return lambda run_dir: {
-        str(path.relative_to(run_dir)): path.read_bytes()
-        for pattern in patterns
-        for path in Path(run_dir).glob(pattern)
-    }
-
 
 @pytest.fixture
-def small(tmp_path, monkeypatch):
+def small(tmp_path, monkeypatch, small_overrides):
     """A function that loads a small experiment in a folder of its own, with further overrides."""
     monkeypatch.chdir(tmp_path)
-    return lambda *overrides, experiment="digits": load(experiment, [*SMALL, *overrides])
+    return lambda *overrides, experiment="digits": load(experiment, [*small_overrides, *overrides])
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,425 @@
+"""MPI: ranks that share the measurement blocks and the slabs of the streaming passes.
+
+The first rank runs the tasks in order and writes all files but blocks. To the tasks of `SHARED` it
+calls the others, who sleep meanwhile. The program of each rank is
+
+    python -m skerch.jobs.launchers.mpi RUN|EXPERIMENT.yaml [key=value …] [--name seigh]
+
+started by mpiexec in `launch`, or on a cluster by srun.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
+from dataclasses import replace
+from functools import partial
+from importlib import import_module
+from itertools import groupby, islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from skerch.errors import SkerchError
+from skerch.files import refusals_named
+from skerch.jobs import pipeline
+from skerch.jobs.config import Config, load
+from skerch.jobs.launchers import Report
+from skerch.jobs.launchers.local import context_of, run_task, sentence, skipped
+from skerch.jobs.pipeline import Task
+from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.stage import Context, Progress, execute, silent
+from skerch.measurements.team import Range, Use, Work
+
+if TYPE_CHECKING:
+    from mpi4py.MPI import Intracomm
+    from torch import Tensor
+
+T = TypeVar("T")
+
+SHARED = ("measure", "range_finder", "merge")
+LONGEST_NAP = 0.01  # seconds between two looks of a rank that waits
+PATIENCE = 10.0  # seconds that mpiexec has to end its ranks
+WAYS_OUT = "pip install mpich, load the cluster's MPI module, or set launcher.name=local."
+
+
+class MpiError(SkerchError):
+    """MPI that is not here, or ranks that ended before their work."""
+
+
+class RankError(SkerchError):
+    """What failed on some rank, raised on all of them."""
+
+
+def launch(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
+    """Start `launcher.workers` ranks, which run what is missing; these are the tasks.
+
+    Raises MpiError where there is no MPI, or a rank was killed, which ends all of them.
+    """
+    run, ranks = RunDir(config.run_dir), str(config.launcher.workers)
+    beside = str(Path(sys.executable).parent)
+    mpiexec = shutil.which("mpiexec", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    if mpiexec is None:
+        raise MpiError(
+            f"launcher.name=mpi needs mpiexec, which is neither in {beside} nor on PATH: {WAYS_OUT}"
+        )
+    program = [sys.executable, "-m", "skerch.jobs.launchers.mpi", str(run.path)]
+    command = [mpiexec, "-n", ranks, *program, "--name", method_name(config), "--ranks", ranks]
+    log = run.task_log("mpi")
+    log.parent.mkdir(parents=True, exist_ok=True)
+    stdin, lifeline = os.pipe()
+    os.write(lifeline, b"\n")
+    try:
+        with (
+            log.open("ab", buffering=0) as said,
+            subprocess.Popen(command, stdin=stdin, stdout=subprocess.PIPE, stderr=said) as process,
+        ):
+            try:
+                failures = _listen(process, tasks, report, said.write)
+            except BaseException:
+                process.terminate()
+                raise
+            finally:
+                try:
+                    process.wait(PATIENCE)
+                except subprocess.TimeoutExpired:
+                    process.kill()
+    finally:
+        os.close(stdin)
+        os.close(lifeline)
+    if failures is None:
+        raise MpiError(
+            f"The ranks ended early: one was killed (by someone, or for lack of memory) or could "
+            f"not start. {log} has what they said; what is finished is kept: run the same command "
+            "again to go on."
+        )
+    return failures
+
+
+def _listen(
+    process: subprocess.Popen[bytes],
+    tasks: list[Task],
+    report: Report,
+    keep: Callable[[bytes], object],
+) -> dict[str, str] | None:
+    """Report what the first rank says, until the ranks end; the failures, if it came so far."""
+    known = {task.id: task for task in tasks}
+    failures = None
+    assert process.stdout is not None
+    for line in process.stdout:
+        if not line.startswith(b'["'):  # mpiexec's own
+            keep(line)
+            continue
+        word, *content = json.loads(line)
+        if word == "refused":
+            raise MpiError(content[0])
+        if word == "failures":
+            failures = content[0]
+        elif content[0] in known:
+            getattr(report, word)(known[content[0]], *content[1:])
+    return failures
+
+
+class _Messages:
+    """The first rank's report to the process that started it, as lines of JSON."""
+
+    def __init__(self, descriptor: int):
+        self._descriptor = descriptor
+
+    def say(self, *words: Any) -> None:
+        """One line, in one piece."""
+        os.write(self._descriptor, json.dumps(words).encode() + b"\n")
+
+    def started(self, task: Task) -> None:
+        """A task starts."""
+        self.say("started", task.id)
+
+    def progress(self, task: Task, done: int, total: int, unit: str) -> None:
+        """A task has done some of its work."""
+        self.say("progress", task.id, done, total, unit)
+
+    def ended(self, task: Task, error: str | None) -> None:
+        """A task is done or failed."""
+        self.say("ended", task.id, error)
+
+
+class Ranks:
+    """The team of all ranks.
+
+    Before they exchange anything they agree that none has failed, so that none waits for one that
+    does not come. A rank that fails elsewhere joins the agreement that the others come to next.
+    """
+
+    def __init__(self, comm: Intracomm):
+        self._comm = comm
+        self.writes = comm.rank == 0
+        self.sharing = _sharing(comm)
+        self.log = Path()  # of the task at hand
+
+    def one(self, compute: Callable[[], T]) -> T:
+        """As of `Team`."""
+        value = compute() if self.writes else None
+        self._agree(None)
+        found: T = self._comm.bcast(value)
+        return found
+
+    def share(self, items: Callable[[], list[T]]) -> list[T]:
+        """Every n-th."""
+        return self.one(items)[self._comm.rank :: self._comm.size]
+
+    def each(self, ranges: Iterable[Range], work: Work, use: Use) -> None:
+        """Every rank works on one range, then the first one receives and uses them in order."""
+        waiting = iter(ranges)
+        error: BaseException | None = None
+        while batch := list(islice(waiting, self._comm.size)):
+            mine: list[Tensor] = []
+            if self._comm.rank < len(batch) and error is None:
+                found, error = _attempt(work, *batch[self._comm.rank])
+                mine = [tensor.cpu().contiguous() for tensor in found or ()]
+            shapes = self._agree(error, [(tensor.shape, tensor.dtype) for tensor in mine])
+            if not self.writes:
+                for tensor in mine:
+                    self._comm.Send(tensor.numpy(), 0)
+                continue
+            for source, part in enumerate(batch):  # each is received, whatever `use` does
+                tensors = self._receive(source, shapes[source]) if source else mine
+                if error is None:
+                    _, error = _attempt(use, *part, *tensors)
+        if error is not None:
+            raise error
+
+    def together(self, work: Callable[[], None]) -> None:
+        """Work on a task; what fails on one rank fails on all."""
+        _, error = _attempt(work)
+        if isinstance(error, RankError):
+            raise error  # they know of it
+        self._agree(error)
+
+    def abort(self) -> None:
+        """End all ranks."""
+        self._comm.Abort(1)
+
+    def _receive(self, source: int, shapes: list[Any]) -> list[Tensor]:
+        import torch
+
+        try:
+            tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
+            for tensor in tensors:
+                self._comm.Recv(tensor.numpy(), source)
+        except Exception:  # no memory; the sender would wait for ever
+            traceback.print_exc()
+            self.abort()
+        return tensors
+
+    def _agree(self, error: BaseException | None, word: object = None) -> list[Any]:
+        """Every rank's word, once all are here; raises RankError if one has failed.
+
+        Until then they nap, and leave the cores to the first one.
+        """
+        begin = time.monotonic()
+        barrier = self._comm.Ibarrier()
+        while not barrier.Test():
+            time.sleep(min(1e-4 + 0.1 * (time.monotonic() - begin), LONGEST_NAP))
+        failure = None
+        if error is not None:
+            trace = "".join(traceback.format_exception(error))
+            where = f"rank {self._comm.rank} on {socket.gethostname()}"
+            failure = sentence(error, self.log), f"{where}\n{trace}"
+        said = self._comm.allgather((failure, word))
+        for failed, _ in said:
+            if failed is not None:
+                raise RankError(failed[0]) from RuntimeError(failed[1])
+        return [word for _, word in said]
+
+
+def _sharing(comm: Intracomm) -> int:
+    """How many ranks share the cores of this one: all of its node, unless each has its own."""
+    from mpi4py import MPI
+
+    cores = set(range(os.cpu_count() or 1))
+    if hasattr(os, "sched_getaffinity"):
+        cores = os.sched_getaffinity(0)
+    node = comm.Split_type(MPI.COMM_TYPE_SHARED)
+    together = set().union(*node.allgather(cores))
+    return max(1, round(len(cores) * node.size / len(together)))
+
+
+def _attempt(function: Callable[..., T], *arguments: Any) -> tuple[T | None, BaseException | None]:
+    """What comes of it: a result, or an error."""
+    try:
+        with refusals_named():
+            return function(*arguments), None
+    except (Exception, SystemExit) as error:
+        return None, error
+
+
+def _run(ranks: Ranks, config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
+    """On the first rank: run the tasks in order, those of `SHARED` with the others."""
+    config = replace(config, launcher=replace(config.launcher, workers=ranks.sharing))
+    failures: dict[str, str] = {}
+    for task, parts in _joined(tasks):
+        error = skipped(task, failures)
+        if error is not None:
+            failures |= dict.fromkeys((part.id for part in parts), error)
+            continue
+        report.started(task)
+        work = partial(_lead, ranks, config, task) if task.stage in SHARED else execute
+        error = run_task(config, task, report, work)
+        for folder in {path.parent for part in parts for path in part.outputs}:
+            with suppress(OSError):
+                os.listdir(folder)  # a network file system shows late what other nodes wrote
+        failed = []
+        if error is not None:
+            failed = [p for p in parts if not all(map(os.path.exists, p.outputs))] or parts
+        for part in parts:
+            if part.id != task.id:
+                report.started(part)
+                if part in failed:
+                    run_task(config, part, work=partial(_fail, error))  # into its log, too
+            report.ended(part, error if part in failed else None)
+        failures |= {part.id: error for part in failed if error is not None}
+    return failures
+
+
+def _joined(tasks: list[Task]) -> Iterator[tuple[Task, list[Task]]]:
+    """The tasks, those of one measurement array as one task that has the first one's id."""
+
+    def key(task: Task) -> str:
+        return task.id.rpartition(".")[0] if task.stage == "measure" else task.id
+
+    for _, group in groupby(tasks, key):
+        parts = list(group)
+        whole = parts[0]
+        if whole.stage == "measure":
+            numbers = [number for part in parts for number in part.arguments["tasks"]]
+            whole = replace(whole, arguments=whole.arguments | {"tasks": numbers})
+        yield whole, parts
+
+
+def _lead(ranks: Ranks, config: Config, task: Task, stage: str, context: Context) -> None:
+    """On the first rank: call the others to a task, and work on it with them."""
+    ranks.one(lambda: (config, task))
+    _work(ranks, config, task, context.progress)
+
+
+def _follow(ranks: Ranks) -> int:
+    """On the others: work on what the first one calls to, until it is done; the exit status."""
+    import_module("skerch.jobs.measure")  # while the first one trains
+    while (called := ranks.one(lambda: None)) is not None:
+        config, task = called
+        with suppress(RankError):
+            _work(ranks, config, task, silent)
+    return 0
+
+
+def _work(ranks: Ranks, config: Config, task: Task, progress: Progress) -> None:
+    """On every rank: its part of a task."""
+    ranks.log = RunDir(config.run_dir).task_log(task.id)
+    context = replace(context_of(config, task, progress), team=ranks)
+    ranks.together(lambda: execute(task.stage, context))
+
+
+def _fail(error: str, stage: str, context: Context) -> None:
+    raise RankError(error)
+
+
+def main() -> None:
+    """The program of each rank."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    parser = argparse.ArgumentParser(prog="python -m skerch.jobs.launchers.mpi")
+    parser.add_argument("run", help="a run directory, or an experiment file")
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="as of skerch run")
+    parser.add_argument("--name", help="the method's folder; default: that of the latest run")
+    parser.add_argument("--ranks", type=int, help=argparse.SUPPRESS)  # as many as `launch` started
+    options = parser.parse_args()
+    messages = None
+    if options.ranks:
+        messages = _Messages(os.dup(1))
+        os.dup2(2, 1)
+    try:
+        ranks = Ranks(_joined_ranks(options.ranks))
+    except MpiError as error:
+        sys.exit(_refuse(error, messages))
+    try:
+        status = _first(ranks, options, messages) if ranks.writes else _follow(ranks)
+    except BaseException:  # the others would wait for ever
+        traceback.print_exc()
+        ranks.abort()
+    sys.exit(status)
+
+
+def _joined_ranks(started: int | None) -> Intracomm:
+    """All ranks; raises MpiError where MPI is not here, or does not join what was started."""
+    try:
+        from mpi4py import MPI
+    except (ImportError, RuntimeError) as error:
+        words = " ".join(str(error).split())
+        raise MpiError(f"mpi4py finds no MPI library ({words}): {WAYS_OUT}") from error
+    comm = MPI.COMM_WORLD
+    started = started or int(os.environ.get("SLURM_STEP_NUM_TASKS", 1))
+    if comm.size == 1 < started:
+        library = MPI.Get_library_version().splitlines()[0]
+        raise MpiError(
+            f"{started} ranks were started, and each finds itself alone: what started them is not "
+            f"of the MPI that mpi4py has loaded ({library}). Load one MPI module for both, or "
+            "choose srun's --mpi to match."
+        )
+    return comm
+
+
+def _first(ranks: Ranks, options: argparse.Namespace, messages: _Messages | None) -> int:
+    """The first rank's program; its exit status."""
+    from skerch.jobs import results
+
+    status = 0
+    try:
+        with refusals_named():
+            run, name = RunDir(options.run), options.name
+            if messages:
+                _end_with_parent()
+                config = run.load(name)
+                missing = pipeline.missing(pipeline.tasks(config))
+                messages.say("failures", _run(ranks, config, missing, messages))
+            else:
+                config = run.load(name) if name else load(options.run, options.overrides)
+                status = 1 if results.complete(config, partial(_run, ranks)) else 0
+                results.print_table(config)
+    except SkerchError as error:
+        status = _refuse(error, messages)
+    ranks.one(lambda: None)
+    return status
+
+
+def _refuse(error: SkerchError, messages: _Messages | None) -> int:
+    """Say why nothing can be done; the exit status."""
+    if messages:
+        messages.say("refused", str(error))
+    else:
+        print(f"error: {error}", file=sys.stderr)
+    return error.exit_status
+
+
+def _end_with_parent() -> None:
+    """End this rank, and so all, when the process that holds its standard input is gone."""
+
+    def follow() -> None:
+        if os.read(0, 1):  # or else mpiexec does not hand it on
+            while os.read(0, 4096):
+                pass
+            os._exit(1)
+
+    threading.Thread(target=follow, daemon=True).start()
+
+
+if __name__ == "__main__":
+    main()

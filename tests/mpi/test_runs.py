@@ -1,0 +1,225 @@
+"""Runs by `launcher.name=mpi`: the bytes of a local run, whatever becomes of a rank."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from skerch.jobs import results, task_log
+from skerch.jobs.binding import bind
+from skerch.jobs.config import load
+from skerch.jobs.launchers.mpi import MpiError
+from skerch.jobs.run_dir import RunDir
+
+FAULTY = """
+import os, signal, time
+from pathlib import Path
+from skerch.jobs.problems import Problem
+from skerch.jobs.problems.digits_mlp import digits_mlp
+
+FAULT = Path(__file__).with_name("fault")
+
+def make():
+    whole = digits_mlp()
+
+    def loss(model, batch):
+        if os.environ.get("PMI_RANK") == "1" and FAULT.exists():
+            fault, run = FAULT.read_text().split(maxsplit=1)
+            if any(Path(run).glob("seigh/*/measurements/*/blocks/block-*.h5")):
+                FAULT.unlink()
+                if fault == "kill":
+                    os.kill(os.getpid(), signal.SIGKILL)
+                if fault == "sleep":
+                    time.sleep(600)
+                raise ValueError("a fault of rank 1")
+        return whole.loss_fn(model, batch)
+
+    return Problem(whole.model, whole.data, loss)
+"""
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A folder with the digits, of which rank 1 does once what a file `fault` says."""
+    folder = tmp_path_factory.mktemp("mine")
+    (folder / "mine.py").write_text(FAULTY)
+    (folder / "mine.yaml").write_text('problem: {factory: "mine:make"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def experiment(folder, small_overrides):
+    """A function that gives the config for a run directory, with further overrides."""
+    small = [*small_overrides, "training.record_steps=[60]"]
+    return lambda name, *overrides: load(
+        folder / "mine.yaml", [*small, f"run_dir={folder / name}", *overrides]
+    )
+
+
+@pytest.fixture(scope="module")
+def bytes_of(results_of):
+    """A function that gives the results of a run, byte by byte, and what its second round was."""
+    return lambda config: (
+        results_of(config.run_dir)
+        | {path.name: path.read_bytes() for path in Path(config.run_dir).rglob("range.h5")}
+    )
+
+
+@pytest.fixture(scope="module")
+def local(experiment):
+    """A local run."""
+    config = experiment("local")
+    assert not results.complete(config)
+    return config
+
+
+@pytest.fixture
+def by_ranks(experiment, local, mpiexec, tmp_path):
+    """A function that gives the experiment, trained already, for some ranks."""
+
+    def of(ranks):
+        config = experiment(tmp_path, "launcher.name=mpi", f"launcher.workers={ranks}")
+        shutil.copytree(RunDir(local.run_dir).training, RunDir(config.run_dir).training)
+        return config
+
+    return of
+
+
+@pytest.fixture
+def fault(folder):
+    """A function that has rank 1 kill itself, sleep or raise once a block is there."""
+
+    def order(kind, config):
+        (folder / "fault").write_text(f"{kind} {config.run_dir}")
+        return folder / "fault"
+
+    return order
+
+
+def blocks(config):
+    """The blocks that are there, and when each was written."""
+    found = Path(config.run_dir).rglob("block-*.h5")
+    return {path: path.stat().st_mtime_ns for path in found}
+
+
+def wait_until(holds):
+    """Look again and again, for a minute at most."""
+    end = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def processes(config):
+    """The processes that were started for a run."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if config.run_dir.encode() in path.read_bytes():
+                found.append(path.parent.name)
+        except OSError:  # it has just ended
+            continue
+    return found
+
+
+def test_one_rank_trains_too_and_leaves_the_bytes_of_a_local_run(
+    experiment, local, bytes_of, mpiexec
+):
+    config = experiment("of-1")
+    bind(RunDir(config.run_dir), config)
+    program = [sys.executable, "-m", "skerch.jobs.launchers.mpi", config.run_dir]
+    done = subprocess.run([mpiexec, "-n", "1", *program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "20 eigenpairs from 40 matvecs" in done.stdout
+    assert len(bytes_of(local)) == 5
+    assert bytes_of(config) == bytes_of(local)
+
+
+def test_a_killed_rank_ends_all_and_the_next_run_goes_on(by_ranks, fault, local, bytes_of):
+    config = by_ranks(2)
+    fault("kill", config)
+    with pytest.raises(MpiError, match="The ranks ended early: one was killed"):
+        results.complete(config)
+    assert not processes(config)
+    kept = blocks(config)
+    assert 0 < len(kept) < len(blocks(local))
+    assert not results.complete(config)
+    assert kept.items() <= blocks(config).items()
+    assert bytes_of(config) == bytes_of(local)
+
+
+def test_what_fails_on_one_rank_fails_its_task_and_hangs_nothing(by_ranks, fault, local, bytes_of):
+    config = by_ranks(3)
+    fault("raise", config)
+    failures = results.complete(config)
+    measured = {task: words for task, words in failures.items() if ".measure-1." in task}
+    assert measured
+    log = RunDir(config.run_dir).task_log("seigh.step-000060-test.measure-1.0")
+    for task, words in measured.items():
+        assert words.startswith("ValueError: a fault of rank 1 (")
+        assert words.endswith(f"); the traceback is in {log}")
+        assert task_log.records(RunDir(config.run_dir))[task]["error"] == words
+    assert "rank 1 on " in log.read_text()
+    assert failures["seigh.step-000060-test.merge"].startswith("not run, as it needs seigh.step-")
+    assert not results.complete(config)
+    assert bytes_of(config) == bytes_of(local)
+
+
+def test_an_interrupted_run_leaves_no_rank(by_ranks, fault):
+    config = by_ranks(2)
+    ordered = fault("sleep", config)
+
+    def interrupt():
+        wait_until(lambda: not ordered.exists())
+        os.kill(os.getpid(), signal.SIGINT)
+
+    threading.Thread(target=interrupt, daemon=True).start()
+    with pytest.raises(KeyboardInterrupt):
+        results.complete(config)
+    assert not processes(config)
+
+
+@pytest.mark.slow
+def test_ranks_end_with_the_process_that_started_them(by_ranks, fault):
+    config = by_ranks(2)
+    bind(RunDir(config.run_dir), config)
+    ordered = fault("sleep", config)
+    command = [sys.executable, "-m", "skerch", "run", config.run_dir]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL) as parent:
+        wait_until(lambda: not ordered.exists())
+        parent.kill()
+    wait_until(lambda: not processes(config))
+
+
+def test_without_mpiexec_one_sentence_says_what_to_do(by_ranks, monkeypatch, tmp_path):
+    config = by_ranks(2)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    with pytest.raises(MpiError, match=r"needs mpiexec, .*pip install mpich"):
+        results.complete(config)
+
+
+def test_without_a_library_one_sentence_says_what_to_do(by_ranks, monkeypatch):
+    config = by_ranks(2)
+    monkeypatch.setenv("MPI4PY_LIBMPI", "/nonexistent")
+    with pytest.raises(MpiError, match=r"mpi4py finds no MPI library \(.*pip install mpich"):
+        results.complete(config)
+    assert not processes(config)
+
+
+def test_ranks_that_find_themselves_alone_say_so(tmp_path):
+    program = [sys.executable, "-m", "skerch.jobs.launchers.mpi", tmp_path]
+    done = subprocess.run(
+        program, env=os.environ | {"SLURM_STEP_NUM_TASKS": "8"}, capture_output=True, text=True
+    )
+    assert done.returncode == 1
+    assert done.stderr.startswith("error: 8 ranks were started, and each finds itself alone")
+    assert "Traceback" not in done.stderr
