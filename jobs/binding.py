@@ -7,6 +7,7 @@ they were made for. The configs beside them are what stages read.
 from __future__ import annotations
 
 import fcntl
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +26,10 @@ class RunDirError(SkerchError):
 
 
 @contextmanager
-def locked(run: RunDir) -> Iterator[None]:
+def locked(run: RunDir) -> Iterator[int]:
     """Keep other local runs out of a directory meanwhile; it is made if it is not there.
+
+    Yields the descriptor of the lock, which processes that inherit it hold until they end, too.
 
     Raises RunDirError where it cannot be made, or another process is at work in it.
     """
@@ -43,7 +46,13 @@ def locked(run: RunDir) -> Iterator[None]:
                 f"Another process is running tasks in {run.path}; wait until it is done, or set "
                 "another run_dir."
             ) from None
-        yield
+        except OSError as error:  # some network file systems have no locks
+            print(
+                f"{run.path} cannot be locked ({cause(error)}): see that nobody else starts tasks "
+                "in it meanwhile.",
+                file=sys.stderr,
+            )
+        yield lock.fileno()
 
 
 def bind(run: RunDir, config: Config) -> None:

@@ -29,7 +29,7 @@ def print_check(config: Config) -> bool:
     """Print each finding on the config's model; true if it is fit."""
     output = Console()
     fit = True
-    for passed, finding in findings(hessian_operator(config, _inputs(config))):
+    for passed, finding in findings(hessian_operator(config, sample_inputs(config))):
         fit = fit and passed
         output.print("[green]ok[/green]    " if passed else "[red]unfit[/red] ", end="")
         output.print(finding, markup=False, highlight=False, soft_wrap=True)
@@ -88,7 +88,7 @@ def check_loss(op: HessianOperator) -> None:
             )
 
 
-def _inputs(config: Config) -> Inputs:
+def sample_inputs(config: Config) -> Inputs:
     """The trained network at its last recorded step if there is one, or else the initial one."""
     run, split = RunDir(config.run_dir), config.hessian.splits[-1]
     steps = config.training.record_steps or []

@@ -43,7 +43,7 @@ class Resources:
     mail_user: str | None = None
     throttle: int | None = None  # tasks of an array that run at once
     setup: tuple[str, ...] = ()  # shell lines before the program
-    sbatch: dict[str, str] = field(default_factory=dict)  # further options of sbatch
+    sbatch: dict[str, str | bool] = field(default_factory=dict)  # further options; true: a flag
     srun: tuple[str, ...] = ()  # further arguments of srun
     grace: int = 90  # seconds before the time limit at which a task asks to be requeued
     requeues: int = 10  # how often, at most
@@ -57,6 +57,12 @@ class Resources:
 
 
 KEYS = tuple(f.name for f in fields(Resources))
+OWN = {  # options of sbatch that only we set, and the way out
+    **dict.fromkeys(("array", "chdir", "comment", "dependency", "error", "open-mode"), ""),
+    **dict.fromkeys(("output", "parsable", "signal", "wait", "wrap"), ""),
+    "clusters": " and export SLURM_CLUSTERS",
+    "mem": " and set memory",
+}
 WHOLE = {"gpus": 0, "cpus": 1, "throttle": 1, "grace": 1, "requeues": 0}  # and the least
 
 
@@ -129,7 +135,7 @@ def _values(section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]
         if key not in KEYS:
             raise ConfigError(unknown("key", f"{source}.{key}", KEYS))
         name = f"{source}.{key}"
-        if value is None or (isinstance(value, str) and value.lower() in ("", "null", "~")):
+        if _null(value):
             yield key, None
         elif key in WHOLE:
             yield key, _whole(name, value, WHOLE[key])
@@ -145,6 +151,11 @@ def _values(section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]
             yield key, _options(name, value)
         else:
             yield key, _text(name, value)
+
+
+def _null(value: Any) -> bool:
+    """Whether it takes a key back, as YAML or as text."""
+    return value is None or (isinstance(value, str) and value.lower() in ("", "null", "~"))
 
 
 def _text(name: str, value: Any) -> str:
@@ -195,17 +206,20 @@ def _lines(name: str, value: Any) -> tuple[str, ...]:
     return tuple(value)
 
 
-def _options(name: str, value: Any) -> dict[str, str]:
+def _options(name: str, value: Any) -> dict[str, str | bool]:
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{name} expects a mapping of options of sbatch, as in {{reservation: maths}}, not "
             f"{short(value)}."
         )
-    for option in value:
+    options = {str(option): v for option, v in value.items() if not _null(v)}
+    for option in options:
         if not re.fullmatch(r"[a-z][a-z-]*", str(option)):
             raise ConfigError(
                 f"{name} has {short(option)}; write an option's long name, no dashes."
             )
-        if option in ("array", "dependency", "output", "error", "comment", "parsable", "wrap"):
-            raise ConfigError(f"{name}.{option} is skerch's own to set; leave it out.")
-    return {str(option): _text(f"{name}.{option}", v) for option, v in value.items()}
+        if option in OWN:
+            raise ConfigError(f"{name}.{option} is skerch's own to set; leave it out{OWN[option]}.")
+    return {
+        option: v in (True, "true") or _text(f"{name}.{option}", v) for option, v in options.items()
+    }

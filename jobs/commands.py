@@ -51,7 +51,7 @@ def submit(
 def logs(
     run_dir: RunPath,
     task: Annotated[str, typer.Argument(metavar="[TASK]", help="A task's id, or a part.")] = "",
-    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on until all ended.")] = False,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on to their end.")] = False,
 ) -> None:
     """The logs of a run's tasks, or of those whose id has TASK in it."""
     from skerch.jobs.logs import print_logs
@@ -66,12 +66,18 @@ def cancel(run_dir: RunPath) -> None:
     cancel(run_dir)
 
 
-def plan(experiment: Experiment, overrides: Overrides = None) -> None:
-    """What a run would take: matvecs, tasks, files, disk and memory."""
+def plan(
+    experiment: Experiment,
+    overrides: Overrides = None,
+    calibrate: Annotated[
+        bool, typer.Option("--calibrate", help="Measure a block here, and tell the time.")
+    ] = False,
+) -> None:
+    """What a run would take: matvecs, tasks, files, disk, memory, and time."""
     from skerch.jobs.config import load
     from skerch.jobs.plan import print_plan
 
-    print_plan(load(experiment, overrides or []))
+    print_plan(load(experiment, overrides or []), calibrate)
 
 
 def status(

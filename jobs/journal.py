@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
+from functools import cached_property
 
+from skerch.files import FileError, cause
 from skerch.jobs.ranges import format_ranges, parse_ranges
 from skerch.jobs.run_dir import RunDir
 
@@ -23,12 +25,12 @@ class Submission:
     indices: tuple[int, ...] | None  # the tasks' numbers in an array; None for a task alone
     first: int = 0  # the number of the task that the scheduler calls 0
     after: tuple[str, ...] = ()  # ids of the jobs that it waits for
-    escalations: int = 0  # how often it got more memory than before
-    memory: int | None = None  # MiB
+    asked: int | None = None  # MiB, by the config
+    memory: int | None = None  # MiB, given: more where it ran out of it before
     when: float = 0.0  # seconds since the epoch
     job: str | None = None  # its id, unknown where the submitting process was killed
 
-    @property
+    @cached_property
     def elements(self) -> dict[str, int | None]:
         """The scheduler's index (None without an array) of each task, by task id."""
         if self.indices is None:
@@ -42,15 +44,24 @@ class Submission:
 
 
 def record(run: RunDir, submission: Submission) -> None:
-    """Write down a submission that is about to be made, or made."""
+    """Write down a submission that is about to be made, or made.
+
+    Raises FileError where the operating system refuses, as on a full disk.
+    """
     content = asdict(submission)
     if submission.job is not None:
         content = {"token": submission.token, "job": submission.job}
     elif submission.indices is not None:
         content["indices"] = format_ranges(submission.indices)
-    run.jobs.parent.mkdir(parents=True, exist_ok=True)
-    with run.jobs.open("a") as file:
-        file.write("\n" + json.dumps(content) + "\n")
+    try:
+        run.jobs.parent.mkdir(parents=True, exist_ok=True)
+        with run.jobs.open("a") as file:
+            file.write("\n" + json.dumps(content) + "\n")
+    except OSError as error:
+        raise FileError(
+            f"{run.jobs} cannot be written: {cause(error)}. Make room or give permission there, "
+            "then submit again."
+        ) from error
 
 
 def submissions(run: RunDir) -> list[Submission]:

@@ -5,13 +5,15 @@ Runs where the measure stage runs, as it times the matvec strategies there.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from skerch.decompositions import recovery as recoveries
+from skerch.decompositions.recovery import RoundSize
 from skerch.jobs.check import check_loss
-from skerch.jobs.config import identity
+from skerch.jobs.config import Config, identity
 from skerch.jobs.operators import hessian_operator, load_inputs
 from skerch.jobs.stage import Context, main
 from skerch.measurements.array import MeasurementArray
@@ -27,7 +29,6 @@ def run(context: Context) -> None:
     if manifest_path(directory).exists() or MeasurementArray.restore(directory):
         MeasurementArray(directory)
         return
-    sketch, size = context.config.sketch, context.round_size(context.round)
     range_hash = None
     if context.round == 1:
         N, provenance = _choose(context)
@@ -36,9 +37,21 @@ def run(context: Context) -> None:
         N, provenance = first.manifest.size, dict(first.manifest.provenance)
         with context.range_file(context.round) as range_file:
             range_hash = range_file.hash
-    manifest = Manifest(
+    manifest = replace(
+        array_manifest(context.config, context.round_size(context.round), N),
+        round=context.round,
+        range_hash=range_hash,
+        provenance=provenance,
+    )
+    MeasurementArray.create(directory, manifest)
+
+
+def array_manifest(config: Config, size: RoundSize, N: int) -> Manifest:
+    """What a config alone says of an array of this size, of a Hessian of N rows."""
+    sketch = config.sketch
+    return Manifest(
         size=N,
-        dtype=context.config.hessian.dtype,
+        dtype=config.hessian.dtype,
         columns=size.columns,
         stored=size.stored,
         probes=size.probes,
@@ -46,11 +59,7 @@ def run(context: Context) -> None:
         sketch=sketch.kind,
         seed=sketch.seed,
         compresses=recoveries.RECOVERIES[sketch.recovery].compresses,
-        round=context.round,
-        range_hash=range_hash,
-        provenance=provenance,
     )
-    MeasurementArray.create(directory, manifest)
 
 
 def _choose(context: Context) -> tuple[int, dict[str, Any]]:

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Set
+from itertools import count
 from pathlib import Path
 
 from skerch.jobs import pipeline
 from skerch.jobs.config import ConfigError
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.status import status
 
-INTERVAL = 0.5  # seconds between two looks
+INTERVAL = 1.0  # seconds between two looks at the logs
+STATES_EVERY = 10  # looks, at the states of the tasks
+OVER = ("done", "failed", "lost")
 
 
 def print_logs(run_dir: Path, part: str = "", *, follow: bool = False) -> None:
     """Print the logs of the tasks whose ids have `part` in them, a task's id before each line.
 
-    A task of that very id is printed alone, as its log is. With `follow` it goes on until they
-    are all done, or for ever.
+    A task of that very id is printed alone, as its log is. With `follow` it goes on until
+    nothing more comes of any.
 
     Raises ConfigError where no task has that id.
     """
@@ -29,16 +34,22 @@ def print_logs(run_dir: Path, part: str = "", *, follow: bool = False) -> None:
     if part in named:
         named = {part: named[part]}
     read = dict.fromkeys(named, 0)
-    while True:
-        over = not {task.id for task in pipeline.missing(tasks)} & named.keys()
+    for look in count():
+        over = not follow or (look % STATES_EVERY == 0 and _over(run, named.keys()))
         for task, path in named.items():
             if path.exists() and path.stat().st_size > read[task]:
                 read[task] += _print_from(path, read[task], "" if len(named) == 1 else f"{task}  ")
-        if over or not follow:
+        if over:
             break
         time.sleep(INTERVAL)
     if not any(read.values()):
         print(f"There is no log yet; it will be {next(iter(named.values()))}.")
+
+
+def _over(run: RunDir, tasks: Set[str]) -> bool:
+    """Whether nothing more comes of these tasks."""
+    found = [task for method in status(run)["methods"] for task in method["tasks"]]
+    return all(task["state"] in OVER for task in found if task["id"] in tasks)
 
 
 def _print_from(path: Path, start: int, prefix: str) -> int:

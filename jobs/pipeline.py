@@ -36,6 +36,11 @@ class Task:
     needs: tuple[str, ...]  # ids of the tasks whose outputs it reads
 
     @property
+    def array(self) -> str | None:
+        """What the ids of all tasks of its measurement array begin with, if it is of one."""
+        return self.id.rpartition(".")[0] if self.stage == "measure" else None
+
+    @property
     def is_means(self) -> bool:
         """Whether the outputs may be removed once they have been read."""
         return self.stage not in RESULTS

@@ -17,14 +17,11 @@ from rich.table import Table
 from skerch.errors import SkerchError
 from skerch.jobs import journal, overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
+from skerch.jobs.launchers import slurm
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
-from skerch.jobs.submitted import Submitted, observe
+from skerch.jobs.submitted import PATIENCE, Submitted, observe
 
-Records = dict[str, dict[str, Any]]
-
-
-PATIENCE = 3.0  # seconds that the scheduler may take to answer
 STATES = ("done", "running", "pending", "failed", "lost", "submitted", "missing")
 
 
@@ -41,7 +38,6 @@ def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(observe, run, PATIENCE)
         configs = [run.load(name) for name in run.methods]
-        records = task_log.records(run)
         try:
             known = asked.result()
         except SkerchError as error:
@@ -50,7 +46,7 @@ def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
     return {
         "run": str(run.path),
         "scheduler": silence,
-        "methods": [_method(run, config, records, known, silence) for config in configs],
+        "methods": [_method(run, config, known, silence) for config in configs],
         "damaged": sorted({words for config in configs for words in _damage(run, config)})
         if verify
         else None,
@@ -89,7 +85,8 @@ def _print_method(output: Console, run: str, method: dict[str, Any]) -> None:
             job = f" (job {task['job']})" if task["job"] else ""
             said = f": {task['reason']}" if task["reason"] else ""
             output.print(f"{task['id']} {task['state']}{job}{said}", markup=False, soft_wrap=True)
-            output.print(f"  log: {task['log']}", markup=False, soft_wrap=True)
+            if task["log"]:
+                output.print(f"  log: {task['log']}", markup=False, soft_wrap=True)
     waiting = Counter(
         (task["job"].partition("_")[0], task["reason"])
         for task in method["tasks"]
@@ -151,15 +148,13 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
             yield from check(path, partial(check_bound, path, directory))
 
 
-def _method(
-    run: RunDir, config: Config, records: Records, known: Submitted, silence: str | None
-) -> dict[str, Any]:
+def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) -> dict[str, Any]:
     tasks = pipeline.tasks(config)
     missing = {task.id for task in pipeline.missing(tasks)}
     found: list[dict[str, Any]] = []
     bad: dict[str, str] = {}  # tasks that will not be done as things are, and the first cause
     for task in tasks:
-        entry = _task(run, task, task.id in missing, records.get(task.id), known, silence)
+        entry = _task(run, task, task.id in missing, known, silence)
         cause = next((bad[need] for need in task.needs if need in bad), None)
         if entry["state"] in ("failed", "lost"):
             bad[task.id] = cause or task.id
@@ -186,44 +181,36 @@ def _outcome(found: list[dict[str, Any]], task: str) -> str:
 
 
 def _task(
-    run: RunDir,
-    task: Task,
-    missing: bool,
-    record: dict[str, Any] | None,
-    known: Submitted,
-    silence: str | None,
+    run: RunDir, task: Task, missing: bool, known: Submitted, silence: str | None
 ) -> dict[str, Any]:
     """One task's state, and what is known of its job."""
     submission, element = known.latest.get(task.id), known.element(task.id)
     live = known.live.get(task.id)
     if live is not None:
         element = known.elements[live.token, live.elements[task.id]]
-    if submission and record and record["started"] < submission.when:
-        record = None  # of an earlier attempt
-    error = record and record["error"]
+    log, attempt = run.task_log(task.id), ""
+    if missing:
+        attempt = task_log.last_attempt(run, task.id, submission.when if submission else 0.0)
+    error = task_log.error(attempt)
     state, reason = "missing", None
     if not missing:
         state = "done"
     elif live is not None and element is not None:
-        state, reason = (
-            ("pending" if element.pending else "running"),
-            element.reason or element.node,
-        )
+        state = "pending" if element.pending else "running"
+        reason = element.reason or element.node
+    elif slurm.ran_out_of_memory(element, attempt):
+        state, reason = "failed", "out of memory"
     elif element is not None and element.state != "COMPLETED":
-        state, reason = "failed", error or element.state
+        state, reason = "failed", error or (element.reason if element.stuck else element.state)
     elif error:
         state, reason = "failed", error
     elif submission and silence:
         state = "submitted"
     elif submission:
-        state = "lost"
-        reason = "the scheduler knows it no more, and it left no result"
-    log = run.task_log(task.id)
-    lines = (
-        task_log.last_attempt(run, task.id).strip().splitlines()
-        if state in ("failed", "lost", "running")
-        else []
-    )
+        state, reason = "lost", "the scheduler knows it no more, and it left no result"
+        if element is not None:
+            reason = "it ended well, but its result is not to be seen here"
+    lines = [line for line in attempt.splitlines() if line.strip() and not slurm.ECHO.match(line)]
     return {
         "id": task.id,
         "stage": task.stage,
@@ -231,7 +218,7 @@ def _task(
         "reason": reason,
         "job": element.job if element else submission and submission.job_of(task.id),
         "node": element.node if element else None,
-        "exit_code": element.exit_code if element and not element.alive else None,
+        "exit_code": element.exit_code if element and element.ended else None,
         "log": str(log) if log.exists() else None,
         "last_line": lines[-1] if lines else None,
     }

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import shlex
 import time
-import uuid
 from collections import defaultdict
 from collections.abc import Container
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -26,7 +26,7 @@ from skerch.jobs.ranges import format_ranges
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.submitted import Submitted, observe
 
-PATIENCE = 60.0  # seconds that squeue may take, as without its word nothing can be submitted
+RESUMING = ("train", "measure")  # stages that go on where they were
 ABANDONED = 3600.0  # seconds after which no lost worker of another node still writes a file
 
 
@@ -40,22 +40,22 @@ class Job:
 
     tasks: list[Task]
     first: int | None  # the number of the task that an array calls 0; None for a task alone
-    escalations: int
+    memory: int | None  # MiB
     resources: Resources
 
     def submission(self, name: str, after: set[str]) -> Submission:
         """As it is written down before the scheduler is asked."""
         indices = None if self.first is None else tuple(t.arguments["tasks"][0] for t in self.tasks)
-        task = self.tasks[0].id
+        task = self.tasks[0]
         return Submission(
-            token=f"{slurm.TOKEN}{uuid.uuid4().hex[:16]}",
+            token=slurm.new_token(),
             name=name,
-            task=task if indices is None else task.rpartition(".")[0],
+            task=task.array or task.id,
             indices=indices,
             first=self.first or 0,
             after=tuple(sorted(after)),
-            escalations=self.escalations,
-            memory=_escalated(self.resources, self.escalations),
+            asked=self.resources.memory,
+            memory=self.memory,
             when=time.time(),
         )
 
@@ -73,20 +73,28 @@ def submit(config: Config) -> None:
     run = RunDir(config.run_dir)
     wanted = resources(config)
     if pipeline.missing(pipeline.tasks(config)):
-        count_parameters(config)
-    with locked(run):
-        known = observe(run, PATIENCE)
+        count_parameters(config, here=False)
+    with locked(run) as lock:
+        known = observe(run, slurm.PATIENCE)
         _check_live(run, config, known)
         jobs, stuck, ids = _missing_jobs(run, config, known, wanted)
         bind(run, config)
         sweep(run.path, age=None if known.live else ABANDONED)
-        slurm.cancel(stuck)
+        with suppress(slurm.SlurmError):  # those that have ended meanwhile
+            slurm.cancel(stuck)
         run.logs.mkdir(parents=True, exist_ok=True)
-        for job in jobs:
+        for count, job in enumerate(jobs):
             submission = job.submission(method_name(config), _after(job, ids))
             text = _script(run, job, submission)
             journal.record(run, submission)
-            submission = replace(submission, job=slurm.submit(text))
+            try:
+                submission = replace(submission, job=slurm.submit(text, lock))
+            except slurm.SlurmError as error:
+                raise SubmitError(
+                    f"{error} {count} of {len(jobs)} jobs are submitted. Mend the cause (fewer and "
+                    "longer tasks, by launcher.blocks_per_task, where it is a limit), then submit "
+                    "again."
+                ) from error
             journal.record(run, submission)
             ids |= dict.fromkeys(submission.elements, str(submission.job))
             print(_line(submission), flush=True)
@@ -104,11 +112,12 @@ def cancel(run_dir: Path) -> None:
     """Cancel the live jobs of a run."""
     run = RunDir(run_dir)
     run.load()
-    known = observe(run, PATIENCE)
-    jobs = sorted({str(s.job) for s in known.live.values()}, key=int)
+    known = observe(run, slurm.PATIENCE)
+    waiting = [element for element in known.elements.values() if not element.ended]
+    jobs = sorted({element.job.partition("_")[0] for element in waiting}, key=int)
     slurm.cancel(jobs)
     if jobs:
-        print(f"{len(known.live)} tasks in jobs {', '.join(jobs)} are cancelled.")
+        print(f"{len(waiting)} tasks in jobs {', '.join(jobs)} are cancelled.")
     else:
         print(f"No job of {run.path} is live.")
 
@@ -119,25 +128,30 @@ def dry_run(config: Config) -> None:
     The ids of jobs to come are shown as `JOB1`, `JOB2`, … in the order of submission.
     """
     run = RunDir(config.run_dir)
-    known = observe(run, PATIENCE)
+    known = observe(run, slurm.PATIENCE)
     jobs, _, ids = _missing_jobs(run, config, known, resources(config))
     for number, job in enumerate(jobs, start=1):
         submission = job.submission(method_name(config), _after(job, ids))
         submission = replace(submission, job=f"JOB{number}")
         ids |= dict.fromkeys(submission.elements, str(submission.job))
         print(f"# {_line(submission)}\n{_script(run, job, submission)}")
+    if not jobs:
+        print(f"There is nothing to submit: {len(ids)} tasks are live, the others done.")
 
 
 def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
     """Refuse to change what live tasks mean."""
-    live = next((s for s in known.live.values() if s.indices is not None), None)
-    if live is None or live.name not in run.methods or live.name != method_name(config):
+    name = method_name(config)
+    arrays = (s for s in known.live.values() if s.indices is not None and s.name == name)
+    live = next(arrays, None)
+    if live is None or name not in run.methods:
         return
     p = run.load(live.name).launcher.blocks_per_task
     if config.launcher.blocks_per_task != p:
         raise SubmitError(
             f"launcher.blocks_per_task is {config.launcher.blocks_per_task}, and {p} in job "
-            f"{live.job}, which lives; take {p}, or cancel it: python -m skerch cancel {run.path}."
+            f"{live.job}, which lives; take {p}, or cancel it: python -m skerch cancel "
+            f"{shlex.quote(str(run.path))}."
         )
 
 
@@ -156,20 +170,19 @@ def _missing_jobs(
         for task, s in known.live.items()
         if known.elements[s.token, s.elements[task]].job not in stuck
     }
-    groups: dict[tuple[str, int | None, int], list[Task]] = defaultdict(list)
+    groups: dict[tuple[str, int | None, int | None], list[Task]] = defaultdict(list)
     size = slurm.array_size() if any(t.stage == "measure" for t in missing.values()) else 1
     for task in missing.values():
         if task.id in live:
             continue
-        escalations = _escalations(run, task, known, wanted[task.stage])
-        if task.stage == "measure":
+        memory = _memory(run, task, known, wanted[task.stage])
+        first = None
+        if task.array is not None:
             first = task.arguments["tasks"][0] // size * size
-            groups[task.id.rpartition(".")[0], first, escalations].append(task)
-        else:
-            groups[task.id, None, escalations].append(task)
+        groups[task.array or task.id, first, memory].append(task)
     jobs = [
-        Job(group, first, escalations, wanted[group[0].stage])
-        for (_, first, escalations), group in groups.items()
+        Job(group, first, memory, wanted[group[0].stage])
+        for (_, first, memory), group in groups.items()
     ]
     return jobs, stuck, live
 
@@ -180,6 +193,7 @@ def _failed(known: Submitted, missing: Container[str]) -> tuple[set[str], list[s
     stuck: list[str] = []
     for s in known.history:  # each after those that it waits for
         never = bool(failed & set(s.after))
+        failed.discard(str(s.job))  # an id that another had before Slurm forgot it
         for task, index in s.elements.items():
             element = known.elements.get((s.token, index))
             if element is None:
@@ -199,36 +213,29 @@ def _after(job: Job, ids: dict[str, str]) -> set[str]:
     return {ids[need] for task in job.tasks for need in task.needs if need in ids}
 
 
-def _escalations(run: RunDir, task: Task, known: Submitted, wanted: Resources) -> int:
-    """How often a task is to have more memory than the first time."""
+def _memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) -> int | None:
+    """The memory in MiB for a task: more than last time where it ran out of that."""
     last = known.latest.get(task.id)
-    if last is None:
-        return 0
+    if last is None or last.asked != wanted.memory:
+        return wanted.memory
     attempt = task_log.last_attempt(run, task.id, last.when)
     if not slurm.ran_out_of_memory(known.element(task.id), attempt):
-        return last.escalations
+        return last.memory
     key = f"resources.{task.stage}"
-    if wanted.memory is None:
+    if last.memory is None or wanted.most_memory is None:
         raise SubmitError(f"{task.id} ran out of memory; set {key}.memory, as in {key}.memory=16G.")
-    if last.memory is not None and last.memory >= (wanted.most_memory or 0):
+    if last.memory >= wanted.most_memory:
         raise SubmitError(
             f"{task.id} ran out of memory with {last.memory} MiB; raise {key}.memory and "
             f"{key}.memory_limit ({wanted.most_memory}M), or take smaller batches or blocks."
         )
-    return last.escalations + 1
-
-
-def _escalated(wanted: Resources, escalations: int) -> int | None:
-    """The memory in MiB after so many escalations."""
-    if wanted.memory is None or wanted.most_memory is None:
-        return None
-    most = max(wanted.most_memory, wanted.memory)
-    return min(round(wanted.memory * wanted.memory_factor**escalations), most)
+    return min(round(last.memory * wanted.memory_factor), wanted.most_memory)
 
 
 def _script(run: RunDir, job: Job, submission: Submission) -> str:
     log = run.task_log(submission.task)
-    return slurm.script(submission, job.resources, run.path, log)
+    resumes = job.tasks[0].stage in RESUMING
+    return slurm.script(submission, job.resources, run.path, log, resumes=resumes)
 
 
 def _line(submission: Submission) -> str:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Iterable
@@ -17,17 +18,17 @@ from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
-from skerch.errors import SkerchError
-from skerch.files import refusals_named
-from skerch.jobs import pipeline
-from skerch.jobs.config import ConfigError
-from skerch.jobs.launchers import slurm
-from skerch.jobs.launchers.local import run_task
-from skerch.jobs.run_dir import RunDir
-
 
 def main() -> None:
-    """Run the task, unless what it leaves is there; exit status 1 if it fails."""
+    """Run the task, unless what it leaves is there; exit status 1 if it fails.
+
+    The signal before a time limit would end a process that has no handler yet, so it waits until
+    there is one, and what takes its time to import is imported after this.
+    """
+    signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
+    from skerch.errors import SkerchError
+    from skerch.files import refusals_named
+
     parser = argparse.ArgumentParser(prog="python -m skerch.jobs.task")
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("task", help="the task's id; with --first, what it begins with")
@@ -46,6 +47,12 @@ def main() -> None:
 
 
 def _run(options: argparse.Namespace) -> str | None:
+    from skerch.jobs import pipeline
+    from skerch.jobs.config import ConfigError
+    from skerch.jobs.launchers import slurm
+    from skerch.jobs.launchers.local import run_task
+    from skerch.jobs.run_dir import RunDir
+
     slurm.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
     config = RunDir(options.run).load(options.name)
     if config.launcher.threads is None and (cpus := slurm.cpus()) is not None:

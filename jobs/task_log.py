@@ -20,7 +20,9 @@ from skerch.jobs.run_dir import RunDir
 from skerch.jobs.stage import Progress
 
 INTERVAL = 10.0  # seconds between two progress lines
-STARTS = re.compile(r"^(\S+) \S+ starts on ", re.MULTILINE)
+TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
+STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
+FAILED = re.compile(rf"^{TIME} \S+ failed, [\d.]+ s: (.*)$", re.MULTILINE)
 
 
 @contextmanager
@@ -45,7 +47,9 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
         raise
     finally:
         seconds = round(time.time() - started, 3)
-        _append(path, f"{_now()} {task.id} {'failed' if error_line else 'done'}, {seconds} s\n")
+        words = "done" if error_line is None else "failed"
+        said = "" if error_line is None else ": " + " ".join(error_line.split())
+        _append(path, f"{_now()} {task.id} {words}, {seconds} s{said}\n")
         record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
         _append(run.task_records, "\n" + json.dumps(record | {"error": error_line}) + "\n")
 
@@ -57,7 +61,7 @@ def records(run: RunDir) -> dict[str, dict[str, Any]]:
         for line in run.task_records.read_text(errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                latest[record["id"]] = {key: record[key] for key in ("started", "seconds", "error")}
+                latest[record["id"]] = {key: record[key] for key in ("seconds", "error")}
             except (ValueError, TypeError, KeyError):  # of a process killed while it wrote
                 continue
     return latest
@@ -69,6 +73,12 @@ def last_attempt(run: RunDir, task_id: str, since: float = 0.0) -> str:
     *_, start, attempt = ("", *STARTS.split(text)) if STARTS.search(text) else ("", "", text)
     when = datetime.fromisoformat(start).timestamp() if start else since
     return attempt if when >= int(since) else ""
+
+
+def error(attempt: str) -> str | None:
+    """The sentence with which an attempt failed, if it came so far."""
+    found = FAILED.search(attempt)
+    return found and found[1]
 
 
 def _end(path: Path, size: int = 65536) -> str:

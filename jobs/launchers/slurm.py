@@ -17,7 +17,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import uuid
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,17 +28,24 @@ from submitit import SlurmExecutor
 from skerch.errors import SkerchError
 from skerch.jobs.cluster import Resources
 from skerch.jobs.journal import Submission
-from skerch.jobs.ranges import format_ranges, parse_ranges
+from skerch.jobs.ranges import format_ranges
 
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
-TOKEN = "skerch-"  # what tokens begin with
+TOKEN = re.compile(r"skerch-[0-9a-f]{16}")  # in a job's comment
 STUCK = ("DependencyNeverSatisfied", "launch_failed_requeued_held")
-OUT_OF_MEMORY = re.compile(r"oom.kill|exceeded.*memory limit|out.of.memory", re.IGNORECASE)
+OUT_OF_MEMORY = re.compile(
+    r"oom.kill|exceeded.*memory limit|out.of.memory|MemoryError|(unable to|can't) allocate",
+    re.IGNORECASE,
+)
+OF_A_DEVICE = re.compile(r"CUDA|HIP")
+ECHO = re.compile(r"srun: (Force Terminated|error: .* Exited with exit code)")  # in a task's log
+START = 'echo "$(date -u +%FT%T+00:00) job $SLURM_JOB_ID starts on $(hostname)"'
+KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
-SUBMIT_PATIENCE = 60.0  # seconds that a command of Slurm may take while jobs are submitted
+PATIENCE = 60.0  # seconds that a command may take, where nothing can be done without it
 
 
 class SlurmError(SkerchError):
@@ -55,14 +63,19 @@ class Element:
     exit_code: str = ""  # as sacct writes it: the status, a colon, the signal
 
     @property
+    def ended(self) -> bool:
+        """Whether nothing more comes of it."""
+        return self.state in ENDED
+
+    @property
     def alive(self) -> bool:
         """Whether it runs or is to run."""
-        return self.state not in ENDED and not self.stuck
+        return not self.ended and not self.stuck
 
     @property
     def stuck(self) -> bool:
         """Whether it waits and never starts, unless somebody helps."""
-        return self.state not in ENDED and self.reason.replace(" ", "_") in STUCK
+        return not self.ended and self.reason.replace(" ", "_") in STUCK
 
     @property
     def pending(self) -> bool:
@@ -90,7 +103,12 @@ def elements(submissions: list[Submission], patience: float) -> Elements:
             queued, silence = _queued(tokens, by_job, patience), None
         except SlurmError as error:
             queued, silence = {}, error
-        found = {(by_job[job], i): e for (job, i), e in accounting.result().items()} | queued
+        found = {
+            (by_job[job], index): element
+            for (job, index), element in accounting.result().items()
+            if silence or element.ended  # sacct has jobs run for ever that squeue does not know
+        }
+    found |= queued
     if silence and tokens - {token for token, _ in found}:
         raise silence
     return found
@@ -108,11 +126,12 @@ def _queued(tokens: set[str], by_job: dict[str, str], patience: float) -> Elemen
     )
     found: Elements = {}
     for line in text.splitlines():
-        job, index, state, reason, node, code, token = (
-            value.strip() for value in line.split("|")[: len(FIELDS)]
-        )
-        if not token.startswith(TOKEN):
-            token = by_job.get(job, "")
+        values = [value.strip() for value in line.split("|")]
+        if len(values) <= len(FIELDS):
+            continue  # the rest of somebody's comment of several lines
+        job, index, state, reason, node, code, comment = values[: len(FIELDS)]
+        named = TOKEN.search(comment)
+        token = named[0] if named else by_job.get(job)
         if token in tokens:
             number = int(index) if index.isdecimal() else None
             name = job if number is None else f"{job}_{number}"
@@ -131,16 +150,12 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
         return {}
     found = {}
     for line in text.splitlines():
-        name, state, node, code = line.split("|")
+        name, state, node, code = (line.split("|") + [""] * 3)[:4]
         job, _, index = name.partition("_")
-        if job not in jobs:
-            continue
-        numbers: tuple[int | None, ...] = (None,)
-        if index:
-            numbers = parse_ranges(index.strip("[]").partition("%")[0])
-        for number in numbers:
-            key = job if number is None else f"{job}_{number}"
-            found[job, number] = Element(key, state.split()[0], "", _said(node), code)
+        if job not in jobs or not state or (index and not index.isdecimal()):
+            continue  # tasks that wait are squeue's to tell
+        number = int(index) if index else None
+        found[job, number] = Element(name, state.split()[0], "", _said(node), code)
     return found
 
 
@@ -150,7 +165,7 @@ def array_size() -> int:
     A power of ten, as then a log's name ends in the task's number: Slurm pads the array index.
     """
     try:
-        text = _slurm(["scontrol", "show", "config"], patience=SUBMIT_PATIENCE)
+        text = _slurm(["scontrol", "show", "config"], patience=PATIENCE)
     except SlurmError:
         text = ""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
@@ -160,22 +175,26 @@ def array_size() -> int:
 
 def ran_out_of_memory(element: Element | None, log: str) -> bool:
     """Whether a task that ended did so for lack of memory, by the scheduler or its log."""
-    return (element is not None and element.state == "OUT_OF_MEMORY") or bool(
-        OUT_OF_MEMORY.search(log)
+    return (element is not None and element.state == "OUT_OF_MEMORY") or any(
+        OUT_OF_MEMORY.search(line) and not OF_A_DEVICE.search(line) for line in log.splitlines()
     )
 
 
 # What is told to it.
 
 
-def script(submission: Submission, resources: Resources, run: Path, log: Path) -> str:
+def script(
+    submission: Submission, resources: Resources, run: Path, log: Path, *, resumes: bool
+) -> str:
     """The script of a job, whose log is `log`; an array's tasks have `.<t>` before its suffix.
+
+    A task that `resumes` where it was is requeued at its time limit.
 
     `submission.after` becomes `afterok` (for ids that end in `?`, `afterany`).
     """
     output = str(log).replace("%", "%%")
     command = [sys.executable, "-u", "-m", "skerch.jobs.task", str(run), submission.task]
-    command += ["--name", submission.name, "--requeues", str(resources.requeues)]
+    command += ["--name", submission.name, "--requeues", str(resources.requeues if resumes else 0)]
     options = {
         "comment": submission.token,
         "chdir": str(run),
@@ -197,25 +216,35 @@ def script(submission: Submission, resources: Resources, run: Path, log: Path) -
         )
         options["kill-on-invalid-dep"] = "yes"
     options["output"] = output
+    cores = [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []  # srun takes one else
     executor = _Executor(folder=run / "slurm")
     executor.update_parameters(
         job_name=re.sub(r"[^\w.-]+", "-", f"{run.name}.{submission.task}"),
         **_parameters(submission, resources),
         additional_parameters=options | resources.sbatch,
-        srun_args=["--output", output, "--open-mode", "append", *resources.srun],
+        srun_args=["--output", output, "--open-mode", "append", *cores, *resources.srun],
     )
     return executor.text(shlex.join(command))
 
 
-def submit(text: str) -> str:
-    """Give a script to sbatch; its job id."""
-    return _slurm(["sbatch", "--parsable"], patience=SUBMIT_PATIENCE, text=text).split(";")[0]
+def new_token() -> str:
+    """What a job is known by before it has an id."""
+    return f"skerch-{uuid.uuid4().hex[:16]}"
+
+
+def submit(text: str, lock: int) -> str:
+    """Give a script to sbatch; its job id.
+
+    sbatch holds the lock too, as it may submit when who called it is killed already.
+    """
+    command = ["sbatch", "--parsable"]
+    return _slurm(command, patience=PATIENCE, text=text, keep=(lock,)).split(";")[0]
 
 
 def cancel(jobs: list[str]) -> None:
     """Cancel jobs, or elements of arrays, by id."""
     for start in range(0, len(jobs), 500):
-        _slurm(["scancel", *jobs[start : start + 500]], patience=SUBMIT_PATIENCE)
+        _slurm(["scancel", *jobs[start : start + 500]], patience=PATIENCE)
 
 
 def requeue_at_time_limit(requeues: int, say: Callable[[str], None]) -> None:
@@ -223,6 +252,8 @@ def requeue_at_time_limit(requeues: int, say: Callable[[str], None]) -> None:
     job = os.environ.get("SLURM_JOB_ID")
     if job is None:
         return
+    if "SLURM_ARRAY_JOB_ID" in os.environ:  # one element has the id of the array, which is all
+        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{array_index()}"
     count = int(os.environ.get("SLURM_RESTART_COUNT", 0))
 
     def requeue(*_: object) -> None:
@@ -231,11 +262,12 @@ def requeue_at_time_limit(requeues: int, say: Callable[[str], None]) -> None:
             return
         say(f"The time limit is near: requeued for the {count + 1}. of {requeues} times.")
         try:
-            _slurm(["scontrol", "requeue", job], patience=SUBMIT_PATIENCE)
+            _slurm(["scontrol", "requeue", job], patience=PATIENCE)
         except SlurmError as error:
             say(f"{error} It goes on until it is killed; submit again then.")
 
     signal.signal(signal.SIGUSR2, requeue)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
 
 
 def array_index() -> int:
@@ -278,7 +310,7 @@ def _parameters(submission: Submission, resources: Resources) -> dict[str, objec
         "time": resources.time,
         "mail_type": resources.mail_type,
         "mail_user": resources.mail_user,
-        "setup": list(resources.setup) or None,
+        "setup": [START, *resources.setup],
     }
     return values | {"signal_delay_s": resources.grace, "stderr_to_stdout": True, "wckey": None}
 
@@ -291,16 +323,20 @@ def _padded(first: int) -> str:
     return str(first)[:-digits] + f"%{digits}a"
 
 
-def _slurm(command: list[str], *, patience: float, text: str | None = None) -> str:
+def _slurm(
+    command: list[str], *, patience: float, text: str | None = None, keep: Sequence[int] = ()
+) -> str:
     """What a command of Slurm prints; a SlurmError where it fails or does not answer."""
     name = command[0]
     if shutil.which(name) is None:
         raise SlurmError(f"{name} is not on PATH: use a machine from which jobs are submitted.")
-    # what a surrounding job asked for is not what these jobs ask for
+    set_here = {line.split("=")[0] for line in (text or "").splitlines()}
+    # neither what a surrounding job asked for counts, nor variables that sbatch puts over a script
     environment = {
         key: value
         for key, value in os.environ.items()
-        if key == "SLURM_CONF" or not key.startswith("SLURM_")
+        if (not key.startswith("SLURM_") or key in KEPT)
+        and f"#SBATCH --{_option(key)}" not in set_here
     }
     try:
         done = subprocess.run(
@@ -311,6 +347,7 @@ def _slurm(command: list[str], *, patience: float, text: str | None = None) -> s
             errors="replace",
             timeout=patience,
             env=environment,
+            pass_fds=keep,
             stdin=None if text is not None else subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
@@ -321,6 +358,13 @@ def _slurm(command: list[str], *, patience: float, text: str | None = None) -> s
         words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
         raise SlurmError(f"{name} failed: {words[:500]}")
     return done.stdout.strip()
+
+
+def _option(variable: str) -> str:
+    """The option of sbatch that an environment variable stands for."""
+    name = variable.removeprefix("SBATCH_")
+    others = {"TIMELIMIT": "time", "ARRAY_INX": "array", "MEM_PER_NODE": "mem"}
+    return others.get(name, name.lower().replace("_", "-"))
 
 
 def _said(words: str) -> str:

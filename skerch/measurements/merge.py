@@ -107,9 +107,9 @@ def _fill(
         size,
         m,
         columns.dtype,
-        cross=first.small("cross"),
-        norm=first.small("norm"),
-        inner=first.small("inner") if first.manifest.compresses else None,
+        cross=team.one(lambda: first.small("cross")),
+        norm=team.one(lambda: first.small("norm")),
+        inner=team.one(lambda: first.small("inner")) if first.manifest.compresses else None,
         range_map=range_map,
         team=team,
     )

@@ -1,0 +1,73 @@
+"""How fast a worker measures: the first block of the first round, timed here and thrown away."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from dataclasses import dataclass, replace
+from itertools import pairwise
+
+import torch
+
+from skerch.jobs.check import sample_inputs
+from skerch.jobs.cluster import resources
+from skerch.jobs.config import Config
+from skerch.jobs.layout import array_manifest
+from skerch.jobs.operators import hessian_operator
+from skerch.jobs.problems import user_code
+from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.stage import Context, settle
+from skerch.measurements.manifest import manifest_path, read
+from skerch.measurements.measure import Measurer
+
+REPETITIONS = 7  # at most, of which the median counts …
+PATIENCE = 10.0  # … and none begins after so many seconds
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast a worker measures here, and by which means."""
+
+    matvec: float  # seconds of one, with its test vector and its sketches, in a full block
+    start: float  # seconds besides, once a task: sketch maps, first use of network and device
+    device: str
+    threads: int
+    strategy: str
+
+
+def measure_pace(config: Config) -> Pace:
+    """Time a block of the last recorded step, or of the initial network before any training.
+
+    All is as a worker would do it, with the strategy and threads of the layout if there is one, and
+    else the CPUs of `resources.measure`; nothing is written.
+
+    Raises SkerchError where the Hessian cannot be had or is not finite.
+    """
+    launcher, cpus = config.launcher, resources(config)["measure"].cpus
+    config = replace(config, launcher=replace(launcher, threads=launcher.threads or cpus))
+    step, split = config.training.record_steps[-1], config.hessian.splits[-1]
+    context = Context(RunDir(config.run_dir), config, method_name(config), step, split)
+    settle("measure", context)
+    inputs = sample_inputs(config)
+    path = manifest_path(context.directory.measurements(1))
+    recorded = read(path).provenance if path.exists() else {}
+    with user_code("A block cannot be measured"):
+        op = hessian_operator(
+            config,
+            inputs,
+            strategy=recorded.get("strategy"),
+            chunk_size=recorded.get("chunk_size"),
+        )
+        manifest = array_manifest(config, context.round_size(1), op.shape[0])
+        block = manifest.blocks()[0]
+        columns = block.stop - block.start
+        strategy = op.resolve(columns).strategy
+        begin = time.perf_counter()
+        measurer, ends = Measurer(manifest, op.device), [time.perf_counter()]
+        while len(ends) <= REPETITIONS and ends[-1] < begin + PATIENCE:
+            for array in measurer.measure(op, block).values():
+                array.cpu()  # waits for the device
+            ends.append(time.perf_counter())
+    seconds = statistics.median(after - before for before, after in pairwise(ends))
+    start = max(0.0, ends[1] - begin - seconds)
+    return Pace(seconds / columns, start, op.device.type, torch.get_num_threads(), strategy)
