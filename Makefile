@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: demo test test-slow reliability mutations accuracy lint clean
+.PHONY: demo test test-slow reliability mutations accuracy overhead lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
@@ -33,6 +33,11 @@ accuracy: $(VENV)/.installed-dev
 	| $(BIN)/python docs/insert.py docs/accuracy.md accuracy
 	$(BIN)/python benchmarks/variants.py --root $(MNIST) \
 	| $(BIN)/python docs/insert.py docs/accuracy.md variants
+
+# The tables of docs/performance.md, measured anew on a Slurm of their own: seven minutes on two cores.
+overhead: $(VENV)/.installed-dev
+	$(BIN)/python benchmarks/slurm_overhead.py \
+	| $(BIN)/python docs/insert.py docs/performance.md slurm
 
 lint: $(VENV)/.installed-dev
 	$(BIN)/ruff check .

@@ -1,0 +1,113 @@
+"""What `plan --calibrate` foretells, against a problem of known cost and against real runs."""
+
+from __future__ import annotations
+
+import pytest
+
+from skerch.jobs import calibrate, plan, results, task_log
+from skerch.jobs.calibrate import Pace, measure_pace
+from skerch.jobs.config import load
+from skerch.jobs.run_dir import RunDir
+
+SECONDS = 0.2  # that each block of SLOW takes
+SLOW = f"""
+import time
+import torch
+from torch.utils.data import TensorDataset
+from skerch.jobs.problems import Problem
+
+
+def loss(model, batch):
+    if torch.is_grad_enabled():  # once a block, and not where only the loss is wanted
+        time.sleep({SECONDS})
+    return (model(batch[0]) - batch[1]).square().mean()
+
+
+def make():
+    data = TensorDataset(torch.arange(40.0).view(8, 5) / 40, torch.zeros(8, 4))
+    return Problem(lambda: torch.nn.Linear(5, 4), lambda split: data, loss)
+"""
+# 8 + 4 columns and then 8, in blocks of 4: five blocks
+EXPERIMENT = """
+problem: {factory: "sleeping:make"}
+training: {max_steps: 0, record_steps: [0], batch_size: 8}
+hessian: {splits: [test], datapoints: 8, subset: first, strategy: loop}
+sketch: {outer: 8, inner: 16, probes: 4, block_size: 4}
+launcher: {threads: 1, blocks_per_task: 1}
+"""
+
+
+@pytest.fixture
+def slow(tmp_path, monkeypatch):
+    """An experiment whose measuring takes five times `SECONDS`, and little more."""
+    (tmp_path / "sleeping.py").write_text(SLOW)
+    (tmp_path / "slow.yaml").write_text(EXPERIMENT)
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(calibrate, "REPETITIONS", 3)
+    return load("slow.yaml")
+
+
+def test_the_forecast_is_what_sleeping_blocks_take_and_what_a_run_takes(slow):
+    pace = measure_pace(slow)
+    forecast = 20 * pace.matvec
+    assert not RunDir(slow.run_dir).path.exists()
+    assert 5 * SECONDS <= forecast < 1.3 * 5 * SECONDS
+    assert not results.complete(slow)
+    records = task_log.records(RunDir(slow.run_dir)).items()
+    took = sum(record["seconds"] for task, record in records if ".measure-" in task)
+    assert 0.8 < took / forecast < 2
+
+
+def test_one_block_is_enough_where_it_takes_long(slow, monkeypatch):
+    monkeypatch.setattr(calibrate, "PATIENCE", SECONDS / 2)
+    times = []
+    monkeypatch.setattr(calibrate.Measurer, "measure", lambda *_: times.append(SECONDS) or {})
+    monkeypatch.setattr(calibrate.time, "perf_counter", lambda: sum(times))
+    assert measure_pace(slow).matvec == pytest.approx(SECONDS / 4)
+    assert len(times) == 1
+
+
+def test_a_run_that_is_there_gives_parameters_strategy_and_threads(reference, skerch):
+    def files():
+        return {p: p.stat().st_mtime_ns for p in RunDir(reference.run_dir).path.rglob("*")}
+
+    before = files()
+    run = RunDir(reference.run_dir).config
+    status, out, _ = skerch("plan", run, "--calibrate", "launcher.threads=null")
+    assert status == 0
+    assert "cpu, threads 1, strategy batched" in " ".join(out.split())
+    assert files() == before
+
+
+def test_times_are_those_of_the_plans_tasks(tmp_path, monkeypatch, skerch):
+    """100 + 30 and 100 columns in blocks of 64, a task each: 3 tasks, then 2, six Hessians."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(plan, "measure_pace", lambda _: Pace(1.0, 10.0, "cpu", 4, "loop"))
+    options = ("launcher.blocks_per_task=1", "resources.measure.throttle=2")
+    _, out, _ = skerch("plan", "digits", "--calibrate", *options)
+    rows = {
+        cells[0]: cells[1:]
+        for line in out.splitlines()
+        if (cells := [cell.strip() for cell in line.split("│")[1:-1]])
+    }
+    assert rows["time: a matvec"] == ["1 s", ""]
+    assert rows["time: a measurement task"] == ["1.23 min", ""]  # 10 + 64 s
+    assert rows["time: measuring, one worker"] == ["4.67 min", "28 min"]  # 230 + 5 · 10 s
+    assert rows["time: measuring, throttle 2"] == ["3.7 min", "3.7 min"]  # three times a task
+    assert not (tmp_path / "runs").exists()
+
+
+def test_a_loss_that_cannot_be_measured_is_one_sentence(slow, tmp_path, skerch):
+    (tmp_path / "dozing.py").write_text(SLOW.replace("time.sleep", "time.doze"))
+    status, _, err = skerch("plan", "slow.yaml", "--calibrate", "problem.factory=dozing:make")
+    assert status == 2
+    assert "A block cannot be measured: AttributeError" in err
+    assert "dozing.py:10" in err
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(2.5e-7, "0.25 µs"), (0.0123, "12.3 ms"), (59.0, "59 s"), (5400, "1.5 h"), (4e6, "1,111 h")],
+)
+def test_durations_have_three_digits(seconds, words):
+    assert plan.duration(seconds) == words

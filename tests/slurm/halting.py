@@ -1,0 +1,36 @@
+"""The digits with a loss that can be halted, or made to fail, in workers that are at it.
+
+Jobs run in the run directory. While a file `halt.<array index>` with a number is there, that worker
+stops at that call of the loss, of which there is one a block, and `halted.<array index>` has its
+pid.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import replace
+from itertools import count
+from pathlib import Path
+
+from skerch.jobs.problems.digits_mlp import digits_mlp
+
+calls = count(1)
+
+
+def digits():
+    """The problem."""
+    problem = digits_mlp()
+
+    def loss_fn(model, batch):
+        index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), next(calls)
+        halt, halted = Path(f"halt.{index}"), Path(f"halted.{index}")
+        if halt.exists() and number >= int(halt.read_text()):
+            halted.write_text(str(os.getpid()))
+            while halt.exists():
+                time.sleep(0.05)
+        if Path("raise").exists():
+            raise ArithmeticError("this loss has no value")
+        return problem.loss_fn(model, batch)
+
+    return replace(problem, loss_fn=loss_fn)
