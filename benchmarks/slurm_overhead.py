@@ -177,7 +177,6 @@ def run(blocks_per_task: int, many: dict[str, float]) -> None:
         (f"measuring × {CORES} / tasks", f"{slot:.2f}"),
         ("until Slurm fills a free node", f"{slot - job:.2f}"),
         ("batch script, srun, Python without torch, the job's end", f"{job - inside:.2f}"),
-        ("an empty job, `srun true`", f"{empty_jobs():.2f}"),
         ("the task: torch, inputs, first matvec, blocks", f"{inside:.2f}"),
         ("a further block, median", f"{statistics.median(gaps):.4f}"),
     ]
@@ -196,14 +195,6 @@ def times(ids: list[str]) -> list[tuple[float, ...]]:
 def mean_length(spans: list[tuple[float, ...]]) -> float:
     """The mean seconds from start to end."""
     return statistics.mean(end - start for start, end in spans)
-
-
-def empty_jobs() -> float:
-    """The mean seconds of twenty jobs that do nothing."""
-    command = ["sbatch", "--parsable", "--wait", "--array=0-19", "--cpus-per-task=4"]
-    command += ["--output=/dev/null", "--wrap", "srun true"]
-    done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
-    return mean_length(times([done.stdout.strip()]))
 
 
 def squeue(*arguments: str) -> str:

@@ -143,10 +143,6 @@ class Run:
         """Send a signal to a job's processes."""
         self.cluster.run("scancel", f"--signal={name}", job)
 
-    def start(self, job):
-        """Let a requeued job wait no longer."""
-        self.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
-
     def halt(self, call, *indices):
         """Let workers stop at a call of the loss, of which there is one a block."""
         for index in indices or WORKERS:
