@@ -43,7 +43,9 @@ def main() -> None:
         error = str(refusal)
     if error is not None:
         print(f"error: {error}", file=sys.stderr)
-        sys.exit(1)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(error is not None)  # all files are closed, and torch takes most of a second to leave
 
 
 def _run(options: argparse.Namespace) -> str | None:

@@ -64,7 +64,7 @@ TAKEN = {  # how the numbers are computed, and where things lie
     "launcher.device": "cpu",
     "launcher.blocks_per_task": "3",
     "cluster": "gpu",
-    "resources": "resources.measure.time=60",
+    "resources": "resources.measure.time=60min",
     "keep_blocks": "false",
     "consolidate": "false",
 }

@@ -124,7 +124,7 @@ def test_a_job_asks_for_what_the_cluster_file_and_the_command_line_say(waiting):
     mine = [job for job in jobs if job["WorkDir"] == str(waiting.path)]
     found = {job["JobName"].rpartition(".")[2]: job for job in mine}
     common = {"NumCPUs": "2", "Requeue": "1", "KillOInInvalidDependent": "Yes"}
-    by_file = {"Partition": "main", "MinMemoryNode": "1G", "TimeLimit": "00:20:00"}
+    by_file = {"Partition": "main", "MinMemoryNode": "1500M", "TimeLimit": "00:20:00"}
     merge = {"Partition": "urgent", "MinMemoryNode": "700M", "MailUser": "me"}
     asked = {
         "measure-1": by_file | {"TimeLimit": "01:30:00", "ArrayTaskThrottle": "1"},
