@@ -6,6 +6,8 @@ from collections.abc import Iterable
 
 from skerch.jobs.schema import ConfigError
 
+MOST = 1_000_000  # numbers, as nobody has more tasks
+
 
 def format_ranges(numbers: Iterable[int]) -> str:
     """Ascending numbers as a list of ranges."""
@@ -24,7 +26,7 @@ def parse_ranges(text: str) -> tuple[int, ...]:
     for part in text.split(","):
         first, dash, last = part.partition("-")
         numeric = first.isdecimal() and (last.isdecimal() or not dash)
-        if not numeric or int(last or first) < int(first):
+        if not numeric or not int(first) <= int(last or first) < MOST:
             raise ConfigError(f"--tasks {text!r} is not a list of ranges such as 3,5-9.")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)

@@ -50,6 +50,6 @@ def test_measurement_task_t_is_its_range_of_blocks_whatever_is_missing(small):
 
 def test_ranges_of_tasks_are_read_as_slurm_writes_them():
     assert parse_ranges("3,5-9") == (3, 5, 6, 7, 8, 9)
-    for bad in ("", "a", "1-", "-1", "1,,2", "5-2"):
+    for bad in ("", "a", "1-", "-1", "1,,2", "5-2", "0-9999999999"):
         with pytest.raises(ValueError, match="not a list of ranges"):
             parse_ranges(bad)

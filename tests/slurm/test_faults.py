@@ -340,7 +340,7 @@ def test_with_accounting_a_silent_squeue_is_no_loss(
     folder, silent = tmp_path / "cluster", on_path(squeue="#!/bin/sh\nexit 1")
     folder.mkdir()
     try:
-        run = replace(trained, cluster=bring_up(folder, "--nodes", 1, "--accounting"))
+        run = replace(trained, cluster=bring_up(folder, "--accounting"))
         run.halt(3)
         run.submit()
         pid, *_ = run.halted()
