@@ -43,8 +43,8 @@ def locked(run: RunDir) -> Iterator[int]:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise RunDirError(
-                f"Another process is running tasks in {run.path}; wait until it is done, or set "
-                "another run_dir."
+                f"Another process is running tasks in {run.path}, or submitting them; wait until "
+                "it is done, then do the same again."
             ) from None
         except OSError as error:  # some network file systems have no locks
             print(
@@ -70,13 +70,18 @@ def bind(run: RunDir, config: Config) -> None:
             folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise _unusable(run, error) from error
+    check_bound(run, config)
+    for path in (run.training_config, run.hessian_config(name), run.config):
+        configs.save(config, path)
+
+
+def check_bound(run: RunDir, config: Config) -> None:
+    """Raise what `bind` raises where results are of something else; change nothing."""
     _check(run, "training", _training_identity(run), config)
-    _check(run, "method", _method_identity(run, name), config)
+    _check(run, "method", _method_identity(run, method_name(config)), config)
     if run.parameters.exists() and config.training.checkpoints is not None:
         check_checkpoints(run, configs.checkpoint_files(config.training.checkpoints))
     _check_measurements(run, config)
-    for path in (run.training_config, run.hessian_config(name), run.config):
-        configs.save(config, path)
 
 
 def _check_measurements(run: RunDir, config: Config) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import statistics
 import time
 from dataclasses import dataclass, replace
@@ -44,7 +45,8 @@ def measure_pace(config: Config) -> Pace:
     Raises SkerchError where the Hessian cannot be had or is not finite.
     """
     launcher, cpus = config.launcher, resources(config)["measure"].cpus
-    config = replace(config, launcher=replace(launcher, threads=launcher.threads or cpus))
+    threads = launcher.threads or (cpus and min(cpus, os.cpu_count() or 1))
+    config = replace(config, launcher=replace(launcher, threads=threads))
     step, split = config.training.record_steps[-1], config.hessian.splits[-1]
     context = Context(RunDir(config.run_dir), config, method_name(config), step, split)
     settle("measure", context)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from reprlib import repr as short
@@ -45,7 +45,7 @@ class Resources:
     setup: tuple[str, ...] = ()  # shell lines before the program
     sbatch: dict[str, str | bool] = field(default_factory=dict)  # further options; true: a flag
     srun: tuple[str, ...] = ()  # further arguments of srun
-    grace: int = 90  # seconds before the time limit at which a task asks to be requeued
+    grace: int | None = None  # seconds before the time limit at which a task asks to be requeued
     requeues: int = 10  # how often, at most
     memory_factor: float = 2.0  # more memory after a task ran out of it
     memory_limit: int | None = None  # MiB, up to which; by default 8 times `memory`
@@ -63,7 +63,10 @@ OWN = {  # options of sbatch that only we set, and the way out
     "clusters": " and export SLURM_CLUSTERS",
     "mem": " and set memory",
 }
-WHOLE = {"gpus": 0, "cpus": 1, "throttle": 1, "grace": 1, "requeues": 0}  # and the least
+WHOLE = {  # and from where to where
+    **{"gpus": (0, 1024), "cpus": (1, 1024), "throttle": (1, 1_000_000)},
+    **{"grace": (1, 86_400), "requeues": (0, 1000)},
+}
 
 
 def resources(config: Config) -> dict[str, Resources]:
@@ -81,14 +84,55 @@ def resources(config: Config) -> dict[str, Resources]:
         for layer in layers:
             for part in parts:
                 values |= layer.get(part, {})
-        return Resources(**{key: value for key, value in values.items() if value is not None})
+        return _sensible(
+            stage, Resources(**{key: value for key, value in values.items() if value is not None})
+        )
 
     return {stage: of(stage) for stage in STAGES}
+
+
+def _sensible(stage: str, wanted: Resources) -> Resources:
+    """Refuse what contradicts itself; a short time limit has a short grace, unless one is given."""
+    limit = wanted.time and _seconds(wanted.time)
+    if limit and wanted.grace is not None and wanted.grace >= limit:
+        raise ConfigError(
+            f"resources.{stage}.grace is {wanted.grace} s of a time of {limit} s; it must be less."
+        )
+    if wanted.memory and wanted.memory_limit and wanted.memory_limit < wanted.memory:
+        raise ConfigError(
+            f"resources.{stage}.memory_limit is {wanted.memory_limit}M, less than its memory, "
+            f"{wanted.memory}M; raise it."
+        )
+    return wanted if wanted.grace else replace(wanted, grace=min(90, (limit or 360) // 4))
+
+
+def _seconds(time: str) -> int:
+    """A time as sbatch takes it: minutes, minutes:seconds, h:m:s, days-h, days-h:m, days-h:m:s."""
+    days, dash, rest = time.rpartition("-")
+    numbers = [int(number) for number in rest.split(":")]
+    if dash:
+        hours, minutes, seconds = (*numbers, 0, 0)[:3]
+    elif len(numbers) == 3:
+        hours, minutes, seconds = numbers
+    else:
+        hours, (minutes, seconds) = 0, (*numbers, 0)[:2]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
 def check(overrides: Mapping[str, Any]) -> None:
     """Refuse `resources` of an experiment that no cluster could take."""
     _checked(overrides, "resources")
+
+
+class _Loader(yaml.BaseLoader):
+    """Refuses a key that is given twice, of which one would be dropped."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is given twice")
+        return super().construct_mapping(node, deep)
 
 
 def _load(cluster: str | None) -> tuple[str, Mapping[str, Any]]:
@@ -103,10 +147,10 @@ def _load(cluster: str | None) -> tuple[str, Mapping[str, Any]]:
             f"comes with skerch (it has: {', '.join(sorted(packaged))})."
         )
     try:  # as text, where YAML would make 5400 of 1:30:00
-        content = yaml.load(path.read_text(encoding="utf-8"), yaml.BaseLoader)
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(f"cluster={path} cannot be read: {cause(error)}.") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
         words = " ".join(str(error).split())
         raise ConfigError(f"cluster={path} is not valid YAML: {words}.") from error
     if not isinstance(content, dict):
@@ -138,7 +182,7 @@ def _values(section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]
         if _null(value):
             yield key, None
         elif key in WHOLE:
-            yield key, _whole(name, value, WHOLE[key])
+            yield key, _whole(name, value, *WHOLE[key])
         elif key in ("memory", "memory_limit"):
             yield key, _memory(name, value)
         elif key == "memory_factor":
@@ -164,10 +208,13 @@ def _text(name: str, value: Any) -> str:
     return str(value)
 
 
-def _whole(name: str, value: Any, least: int) -> int:
-    if isinstance(value, bool) or not re.fullmatch(r"\d{1,9}", str(value)) or int(value) < least:
-        raise ConfigError(f"{name} is {short(value)}; it must be a whole number, {least} or more.")
-    return int(value)
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    number = int(value) if re.fullmatch(r"\d{1,9}", str(value)) else -1
+    if not least <= number <= most:
+        raise ConfigError(
+            f"{name} is {short(value)}; it must be a whole number from {least} to {most}."
+        )
+    return number
 
 
 def _factor(name: str, value: Any) -> float:
@@ -187,8 +234,8 @@ def _time(name: str, value: Any) -> str:
     words = str(value)
     if isinstance(value, int) and value >= 60:
         raise ConfigError(
-            f"{name} is {value}, which may also be an unquoted 1:00 in YAML; write {value}min, or "
-            'quote it, as in "1:00:00".'
+            f"{name} is {value}, which is also how YAML reads 1:30:00; write {value}min if that is "
+            'meant, or quote it: "1:30:00".'
         )
     if unit := re.fullmatch(r"(\d+(?:\.\d+)?)(min|h|d)", words):
         minutes = round(float(unit[1]) * TIME_UNITS[unit[2]])
@@ -212,7 +259,8 @@ def _options(name: str, value: Any) -> dict[str, str | bool]:
             f"{name} expects a mapping of options of sbatch, as in {{reservation: maths}}, not "
             f"{short(value)}."
         )
-    options = {str(option): v for option, v in value.items() if not _null(v)}
+    off = ("false", False)
+    options = {str(option): v for option, v in value.items() if not _null(v) and v not in off}
     for option in options:
         if not re.fullmatch(r"[a-z][a-z-]*", str(option)):
             raise ConfigError(

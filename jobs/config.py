@@ -200,7 +200,8 @@ def _parse_override(override: str) -> DictConfig:
             f"The override {override[:100]!r} has not the form key.path=value, as in "
             "training.lr=0.1."
         )
-    if value.startswith("*"):  # a pattern, where YAML would see an alias
+    time = key.startswith("resources.") and re.fullmatch(r"\d+(:\d+)+", value)
+    if time or value.startswith("*"):  # where YAML would see a number, or an alias
         value = json.dumps(value)
     return OmegaConf.from_dotlist([f"{key}={value}"])
 

@@ -22,6 +22,7 @@ from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
 from skerch.jobs.submitted import PATIENCE, Submitted, observe
 
+NEEDS = "needs"  # what the reason of a task begins with that another has taken down
 STATES = ("done", "running", "pending", "failed", "lost", "submitted", "missing")
 
 
@@ -80,13 +81,18 @@ def _print_method(output: Console, run: str, method: dict[str, Any]) -> None:
     for stage, counts in method["stages"].items():
         table.add_row(stage, *(str(counts[key] or "") for key in ("tasks", *states)))
     output.print(table)
+    needs = Counter[str]()
     for task in method["tasks"]:
-        if task["state"] in ("running", "failed", "lost"):
+        if (task["reason"] or "").startswith(NEEDS):
+            needs[task["reason"]] += 1
+        elif task["state"] in ("running", "failed", "lost"):
             job = f" (job {task['job']})" if task["job"] else ""
             said = f": {task['reason']}" if task["reason"] else ""
             output.print(f"{task['id']} {task['state']}{job}{said}", markup=False, soft_wrap=True)
             if task["log"]:
                 output.print(f"  log: {task['log']}", markup=False, soft_wrap=True)
+    for reason, number in needs.items():
+        output.print(f"{number} more {reason}", markup=False, soft_wrap=True)
     waiting = Counter(
         (task["job"].partition("_")[0], task["reason"])
         for task in method["tasks"]
@@ -159,7 +165,7 @@ def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) 
         if entry["state"] in ("failed", "lost"):
             bad[task.id] = cause or task.id
             if cause and entry["exit_code"] in (None, "0:0"):
-                entry["reason"] = f"needs {cause}, which {_outcome(found, cause)}"
+                entry["reason"] = f"{NEEDS} {cause}, which {_outcome(found, cause)}"
         elif cause and entry["state"] != "done":
             bad[task.id] = cause
         found.append(entry)

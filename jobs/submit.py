@@ -43,12 +43,12 @@ class Job:
     memory: int | None  # MiB
     resources: Resources
 
-    def submission(self, name: str, after: set[str]) -> Submission:
+    def submission(self, run: Path, name: str, after: set[str]) -> Submission:
         """As it is written down before the scheduler is asked."""
         indices = None if self.first is None else tuple(t.arguments["tasks"][0] for t in self.tasks)
         task = self.tasks[0]
         return Submission(
-            token=slurm.new_token(),
+            token=slurm.new_token(run),
             name=name,
             task=task.array or task.id,
             indices=indices,
@@ -71,6 +71,7 @@ def submit(config: Config) -> None:
     from skerch.jobs.plan import count_parameters
 
     run = RunDir(config.run_dir)
+    slurm.check_path(run.path)
     wanted = resources(config)
     if pipeline.missing(pipeline.tasks(config)):
         count_parameters(config, here=False)
@@ -84,16 +85,15 @@ def submit(config: Config) -> None:
             slurm.cancel(stuck)
         run.logs.mkdir(parents=True, exist_ok=True)
         for count, job in enumerate(jobs):
-            submission = job.submission(method_name(config), _after(job, ids))
+            submission = job.submission(run.path, method_name(config), _after(job, ids))
             text = _script(run, job, submission)
             journal.record(run, submission)
             try:
                 submission = replace(submission, job=slurm.submit(text, lock))
             except slurm.SlurmError as error:
                 raise SubmitError(
-                    f"{error} {count} of {len(jobs)} jobs are submitted. Mend the cause (fewer and "
-                    "longer tasks, by launcher.blocks_per_task, where it is a limit), then submit "
-                    "again."
+                    f"{error} {count} of {len(jobs)} jobs are submitted; mend the cause (a limit "
+                    "on jobs, by a larger launcher.blocks_per_task), then submit again."
                 ) from error
             journal.record(run, submission)
             ids |= dict.fromkeys(submission.elements, str(submission.job))
@@ -125,13 +125,19 @@ def cancel(run_dir: Path) -> None:
 def dry_run(config: Config) -> None:
     """Print the scripts that `submit` would give to the scheduler, and change nothing.
 
-    The ids of jobs to come are shown as `JOB1`, `JOB2`, … in the order of submission.
+    The ids of jobs to come are shown as `JOB1`, `JOB2`, … in the order of submission. Raises as
+    `submit` does.
     """
+    from skerch.jobs.binding import check_bound  # imports torch
+
     run = RunDir(config.run_dir)
+    slurm.check_path(run.path)
     known = observe(run, slurm.PATIENCE)
+    _check_live(run, config, known)
+    check_bound(run, config)
     jobs, _, ids = _missing_jobs(run, config, known, resources(config))
     for number, job in enumerate(jobs, start=1):
-        submission = job.submission(method_name(config), _after(job, ids))
+        submission = job.submission(run.path, method_name(config), _after(job, ids))
         submission = replace(submission, job=f"JOB{number}")
         ids |= dict.fromkeys(submission.elements, str(submission.job))
         print(f"# {_line(submission)}\n{_script(run, job, submission)}")
@@ -140,7 +146,13 @@ def dry_run(config: Config) -> None:
 
 
 def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
-    """Refuse to change what live tasks mean."""
+    """Refuse to change what live tasks mean, and to go on where it is not known what lives."""
+    if known.strangers:
+        raise SubmitError(
+            f"Jobs {', '.join(known.strangers)} of this run live, and {run.jobs} does not tell of "
+            "them: it was damaged or removed. Cancel them, then submit again: python -m skerch "
+            f"cancel {shlex.quote(str(run.path))}."
+        )
     name = method_name(config)
     arrays = (s for s in known.live.values() if s.indices is not None and s.name == name)
     live = next(arrays, None)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -44,6 +43,13 @@ class Submitted:
             if (element := self.elements.get((s.token, index))) and element.alive
         }
 
+    @cached_property
+    def strangers(self) -> list[str]:
+        """Ids of live jobs of the run that are in no submission, as the journal was damaged."""
+        known = {s.token for s in self.history}
+        live = {e.job for (token, _), e in self.elements.items() if token not in known and e.alive}
+        return sorted({job.partition("_")[0] for job in live}, key=int)
+
     def element(self, task: str) -> Element | None:
         """What the scheduler says of a task as it was last submitted; None if nothing."""
         s = self.latest.get(task)
@@ -56,16 +62,19 @@ def observe(run: RunDir, patience: float) -> Submitted:
     Raises SlurmError where it does not answer within `patience` seconds.
     """
     history = journal.submissions(run)
-    elements = slurm.elements(history, patience) if history else {}
+    elements = {}
+    if run.jobs.parent.exists():
+        elements = slurm.elements(run.path, history, patience)
     return Submitted([_identified(s, elements) for s in history], elements)
 
 
 def refuse_live(run: RunDir) -> None:
     """Refuse to do here what a scheduler's jobs are at; its silence is no hindrance."""
-    live: Iterable[Submission] = ()
+    known = Submitted([], {})
     with suppress(SkerchError):  # two attempts at one task are harmless
-        live = observe(run, PATIENCE).live.values()
-    if jobs := ", ".join(sorted({str(s.job) for s in live}, key=int)):
+        known = observe(run, PATIENCE)
+    live = {str(s.job) for s in known.live.values()} | set(known.strangers)
+    if jobs := ", ".join(sorted(live, key=int)):
         raise LiveJobsError(
             f"Jobs {jobs} of {run.path} are live on the cluster; wait for them, or cancel them: "
             f"python -m skerch cancel {shlex.quote(str(run.path))}."

@@ -22,6 +22,7 @@ from skerch.jobs.stage import Progress
 INTERVAL = 10.0  # seconds between two progress lines
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
+REFUSED = re.compile(r"^error: (.*)$", re.MULTILINE)  # before it started
 FAILED = re.compile(rf"^{TIME} \S+ failed, [\d.]+ s: (.*)$", re.MULTILINE)
 
 
@@ -77,7 +78,7 @@ def last_attempt(run: RunDir, task_id: str, since: float = 0.0) -> str:
 
 def error(attempt: str) -> str | None:
     """The sentence with which an attempt failed, if it came so far."""
-    found = FAILED.search(attempt)
+    found = FAILED.search(attempt) or REFUSED.search(attempt)
     return found and found[1]
 
 

@@ -10,6 +10,7 @@ minutes after its end (MinJobAge) or does not answer.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import re
 import shlex
@@ -34,7 +35,7 @@ ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
-TOKEN = re.compile(r"skerch-[0-9a-f]{16}")  # in a job's comment
+TOKEN = re.compile(r"skerch-[0-9a-f]{8}-[0-9a-f]{16}")  # in a job's comment
 STUCK = ("DependencyNeverSatisfied", "launch_failed_requeued_held")
 OUT_OF_MEMORY = re.compile(
     r"oom.kill|exceeded.*memory limit|out.of.memory|MemoryError|(unable to|can't) allocate",
@@ -89,8 +90,8 @@ Elements = dict[tuple[str, int | None], Element]  # by token and array index
 # What is asked of the scheduler.
 
 
-def elements(submissions: list[Submission], patience: float) -> Elements:
-    """What Slurm says of submissions, as far as it still knows them.
+def elements(run: Path, submissions: list[Submission], patience: float) -> Elements:
+    """What Slurm says of submissions of a run, and of others that it made, as far as it knows them.
 
     Raises SlurmError where squeue does not answer within `patience` seconds, and sacct does not
     know all of them.
@@ -100,7 +101,7 @@ def elements(submissions: list[Submission], patience: float) -> Elements:
     with ThreadPoolExecutor(1) as pool:
         accounting = pool.submit(_accounted, list(by_job), patience)
         try:
-            queued, silence = _queued(tokens, by_job, patience), None
+            queued, silence = _queued(run, tokens, by_job, patience), None
         except SlurmError as error:
             queued, silence = {}, error
         found = {
@@ -114,7 +115,7 @@ def elements(submissions: list[Submission], patience: float) -> Elements:
     return found
 
 
-def _queued(tokens: set[str], by_job: dict[str, str], patience: float) -> Elements:
+def _queued(run: Path, tokens: set[str], by_job: dict[str, str], patience: float) -> Elements:
     """What squeue says: elements of jobs that live, or ended a short time ago.
 
     A job is known by its id, unless its token is another's (ids begin anew one day), or by its
@@ -131,8 +132,8 @@ def _queued(tokens: set[str], by_job: dict[str, str], patience: float) -> Elemen
             continue  # the rest of somebody's comment of several lines
         job, index, state, reason, node, code, comment = values[: len(FIELDS)]
         named = TOKEN.search(comment)
-        token = named[0] if named else by_job.get(job)
-        if token in tokens:
+        token = named[0] if named else by_job.get(job, "")
+        if token in tokens or token.startswith(_mark(run)):
             number = int(index) if index.isdecimal() else None
             name = job if number is None else f"{job}_{number}"
             found[token, number] = Element(name, state, _said(reason), node, _exit_code(code))
@@ -227,9 +228,22 @@ def script(
     return executor.text(shlex.join(command))
 
 
-def new_token() -> str:
-    """What a job is known by before it has an id."""
-    return f"skerch-{uuid.uuid4().hex[:16]}"
+def new_token(run: Path) -> str:
+    """What a job is known by before it has an id; it tells the run, too."""
+    return _mark(run) + uuid.uuid4().hex[:16]
+
+
+def _mark(run: Path) -> str:
+    return f"skerch-{hashlib.sha256(os.fsencode(run)).hexdigest()[:8]}-"
+
+
+def check_path(run: Path) -> None:
+    """Refuse a run directory that Slurm cannot name a log in."""
+    if re.search(r"[\\\n\r]", str(run)):
+        raise SlurmError(
+            f"run_dir={str(run)!r} has a backslash or a line break, with which Slurm cannot name a "
+            "log; choose another."
+        )
 
 
 def submit(text: str, lock: int) -> str:
@@ -355,8 +369,9 @@ def _slurm(
     except OSError as error:
         raise SlurmError(f"{name} cannot be run: {error}.") from error
     if done.returncode:
-        words = " ".join(done.stderr.split()) or f"exit status {done.returncode}"
-        raise SlurmError(f"{name} failed: {words[:500]}")
+        said = re.sub(rf"{name}: (error|fatal): ", "", done.stderr)
+        words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
+        raise SlurmError(f"{name} failed: {words[:500] or done.returncode}.")
     return done.stdout.strip()
 
 
