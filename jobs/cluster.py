@@ -84,23 +84,22 @@ def resources(config: Config) -> dict[str, Resources]:
         for layer in layers:
             for part in parts:
                 values |= layer.get(part, {})
-        return _sensible(
-            stage, Resources(**{key: value for key, value in values.items() if value is not None})
-        )
+        given = {key: value for key, value in values.items() if value is not None}
+        return _sensible(Resources(**given), f"resources.{stage}{source and f' over {source}'}")
 
     return {stage: of(stage) for stage in STAGES}
 
 
-def _sensible(stage: str, wanted: Resources) -> Resources:
+def _sensible(wanted: Resources, where: str) -> Resources:
     """Refuse what contradicts itself; a short time limit has a short grace, unless one is given."""
     limit = wanted.time and _seconds(wanted.time)
     if limit and wanted.grace is not None and wanted.grace >= limit:
         raise ConfigError(
-            f"resources.{stage}.grace is {wanted.grace} s of a time of {limit} s; it must be less."
+            f"{where}: grace is {wanted.grace} s of a time of {limit} s; it must be less."
         )
     if wanted.memory and wanted.memory_limit and wanted.memory_limit < wanted.memory:
         raise ConfigError(
-            f"resources.{stage}.memory_limit is {wanted.memory_limit}M, less than its memory, "
+            f"{where}: memory_limit is {wanted.memory_limit}M, less than the memory, "
             f"{wanted.memory}M; raise it."
         )
     return wanted if wanted.grace else replace(wanted, grace=min(90, (limit or 360) // 4))

@@ -21,7 +21,7 @@ def asked(small, tmp_path):
 
 
 def test_without_a_cluster_nothing_is_asked(small):
-    assert resources(small()) == dict.fromkeys(STAGES, Resources())
+    assert resources(small()) == dict.fromkeys(STAGES, Resources(grace=90))
 
 
 def test_clusters_that_come_with_skerch_can_be_read(small):
@@ -79,9 +79,12 @@ def test_memory_is_escalated_up_to_eight_times_by_default(asked):
         ("merg: {}", ": There is no stage merg; did you mean merge?"),
         ("all: {memroy: 1G}", ".all.memroy; did you mean "),
         ("all: 1h", ".all expects a mapping, as in all: {time: 60min}, not '1h'"),
-        ("all: {cpus: 0}", ".all.cpus is '0'; it must be a whole number, 1 or more"),
-        ("all: {gpus: a100}", ".all.gpus is 'a100'; it must be a whole number, 0 or more"),
+        ("all: {cpus: 0}", ".all.cpus is '0'; it must be a whole number from 1 to 1024"),
+        ("all: {gpus: a100}", ".all.gpus is 'a100'; it must be a whole number from 0 to 1024"),
         ("measure: {throttle: -1}", ".measure.throttle is '-1'; it must be a whole number"),
+        ("all: {time: 1h, grace: 3600}", ": grace is 3600 s of a time of 3600 s"),
+        ("all: {memory: 2G, memory_limit: 1G}", "memory_limit is 1024M, less than the memory"),
+        ("all: {cpus: 1}\nall: {gpus: 1}", "all is given twice"),
         ("all: {memory: 16}", ".all.memory is '16'; give a unit, as in 500M or 16G"),
         ("all: {memory: 0G}", ".all.memory is '0G'; give a unit"),
         ("all: {memory_limit: lots}", ".all.memory_limit is 'lots'; give a unit"),
@@ -111,7 +114,7 @@ def test_what_cannot_be_is_said_in_a_sentence_that_names_it(asked, text, words):
     [
         ("resources.all.tiem=1h", "There is no key resources.all.tiem; did you mean"),
         ("resources.measur.time=1h", "There is no stage measur; did you mean measure?"),
-        ("resources.all.time=1:30:00", "resources.all.time is 5400, which may also be an unquoted"),
+        ("resources.all.time=5400", "resources.all.time is 5400, which is also how YAML reads"),
         ("resources.all.memory=16", "resources.all.memory is 16; give a unit"),
         ("resources.all.cpus=true", "resources.all.cpus is True; it must be a whole number"),
         ("resources.all=fast", "resources.all expects a mapping"),
@@ -127,3 +130,13 @@ def test_an_override_that_cannot_be_is_refused_where_the_experiment_is_read(smal
 def test_a_cluster_that_is_not_there_is_said_with_those_that_are(small):
     with pytest.raises(ConfigError, match=r"cluster=mine: there is no such file .*devcluster, gpu"):
         resources(small("cluster=mine"))
+
+
+def test_a_time_on_the_command_line_is_no_number_to_the_base_sixty(small):
+    asked = resources(small("resources.all.time=1:30:00"))["train"]
+    assert (asked.time, asked.grace) == ("1:30:00", 90)
+
+
+@pytest.mark.parametrize(("time", "grace"), [("1min", 15), ("0:30", 7), ("1-0", 90), ("1:00", 15)])
+def test_a_short_time_has_a_short_grace(asked, time, grace):
+    assert asked(f"all: {{time: {time}}}")["train"].grace == grace
