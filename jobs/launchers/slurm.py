@@ -370,8 +370,8 @@ def _slurm(
         raise SlurmError(f"{name} cannot be run: {error}.") from error
     if done.returncode:
         said = re.sub(rf"{name}: (error|fatal): ", "", done.stderr)
-        words = "; ".join(line.strip() for line in said.splitlines() if line.strip())
-        raise SlurmError(f"{name} failed: {words[:500] or done.returncode}.")
+        words = "; ".join(line.strip(" .") for line in said.splitlines() if line.strip())
+        raise SlurmError(f"{name} failed: {words[:500] or f'exit status {done.returncode}'}.")
     return done.stdout.strip()
 
 

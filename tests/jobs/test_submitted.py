@@ -1,0 +1,136 @@
+"""What became of submitted tasks, by what squeue and sacct of Slurm 22.05 were seen to print."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from dataclasses import replace
+
+import pytest
+
+from skerch.jobs import journal
+from skerch.jobs.journal import Submission
+from skerch.jobs.launchers import slurm
+from skerch.jobs.run_dir import RunDir
+
+STEP = "seigh.step-000020-test"
+
+
+@pytest.fixture
+def run(reference, tmp_path):
+    """A run that lacks a block and what came of it, and was submitted as jobs 11 to 14."""
+    run = RunDir(shutil.copytree(reference.run_dir, tmp_path / "run"))
+    step = run.step("seigh", 20, "test")
+    for path in (step.merged, step.eigh, step.overlap):
+        path.unlink()
+    (step.measurements(1) / "blocks" / "block-000000.h5").unlink()
+    for job, task, indices, after in (
+        ("11", "measure-1", (0, 1), ()),
+        ("12", "merge", None, ("11",)),
+        ("13", "decompose", None, ("12",)),
+        ("14", "analyze", None, ("13",)),
+    ):
+        token = slurm.new_token(run.path)
+        submission = Submission(token, "seigh", f"{STEP}.{task}", indices, after=after)
+        journal.record(run, replace(submission, when=time.time()))
+        journal.record(run, replace(submission, job=job))
+    return run
+
+
+@pytest.fixture
+def asked(run, tmp_path, monkeypatch, skerch):
+    """What `status` says, by task, of what squeue and sacct print (None: they fail)."""
+    tokens = {s.job: s.token for s in journal.submissions(run)}
+    monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
+
+    def ask(queue=(), accounts=None):
+        lines = [
+            "".join(f"{value:<60}|" for value in (*fields, tokens.get(fields[0], "")))
+            for fields in queue or ()
+        ]
+        for name, output in (("squeue", lines), ("sacct", accounts)):
+            program = tmp_path / name
+            silent = output is None or (name == "squeue" and queue is None)
+            text = "exit 1" if silent else "cat <<'END'\n" + "\n".join([*output, "END"])
+            program.write_text(f"#!/bin/sh\n{text}\n")
+            program.chmod(0o755)
+        found = json.loads(skerch("status", run.path, "--json")[1])
+        (method,) = found["methods"]
+        return found["scheduler"], {
+            task["id"].removeprefix(f"{STEP}."): task for task in method["tasks"]
+        }
+
+    return ask
+
+
+def has(task, **expected):
+    return expected.items() <= task.items()
+
+
+FAILED = [
+    ("11", "0", "FAILED", "NonZeroExitCode", "n1", "35072"),
+    ("11", "1", "COMPLETED", "None", "n2", "0"),
+    ("12", "N/A", "CANCELLED", "DependencyNeverSatisfied", "", "0"),
+    ("13", "N/A", "PENDING", "Dependency", "", "0"),
+]
+
+
+def test_who_failed_and_whom_that_takes_down(asked, run, skerch):
+    silence, status = asked(FAILED)
+    assert silence is None
+    failed = {"state": "failed", "job": "11_0", "exit_code": "137:0", "node": "n1"}
+    assert has(status["measure-1.0"], reason="FAILED", **failed)
+    assert has(status["measure-1.1"], state="done", job="11_1")
+    reason = f"needs {STEP}.measure-1.0, which failed"
+    assert has(status["merge"], state="failed", reason=reason, job="12")
+    assert has(status["decompose"], state="pending", reason="Dependency", job="13")
+    assert has(status["analyze"], state="lost", reason=reason, job="14")
+    table = skerch("status", run.path)[1]
+    assert f"{STEP}.measure-1.0 failed (job 11_0): FAILED" in table
+    assert f"2 more {reason}" in table
+    assert "job 13: 1 task pending (Dependency)" in table
+
+
+def test_what_the_log_says_is_the_reason(asked, run):
+    log = run.task_log(f"{STEP}.measure-1.0")
+    start = "2100-01-01T00:00:00+00:00 job 11 starts on n1\n"
+    log.write_text(f"{start}error: parameters.h5 is missing.\nsrun: error: n1: task 0: Exited\n")
+    assert has(asked(FAILED)[1]["measure-1.0"], reason="parameters.h5 is missing.")
+    log.write_text(f"{start}slurmstepd: error: StepId=11.0 exceeded memory limit (2 > 1)\n")
+    assert has(asked(FAILED)[1]["measure-1.0"], reason="out of memory")
+
+
+def test_a_job_that_waits_for_ever_is_no_live_one(asked):
+    stuck = ("11", "0", "PENDING", "launch failed requeued held", "", "0")
+    assert has(asked([stuck])[1]["measure-1.0"], state="failed", exit_code=None)
+    live = ("11", "0", "RUNNING", "None", "n3", "0")
+    assert has(asked([live])[1]["measure-1.0"], state="running", reason="n3")
+
+
+def test_accounting_knows_what_squeue_forgot_but_nothing_lives_by_its_word_alone(asked):
+    accounts = ["11_0|TIMEOUT|n1|0:15", "12|CANCELLED by 0|None assigned|0:0", "13|RUNNING|n1|0:0"]
+    accounts += ["14|||", "11_[2-9%4]|PENDING|None assigned|0:0"]
+    _, status = asked([], accounts)
+    assert has(status["measure-1.0"], state="failed", reason="TIMEOUT", exit_code="0:15")
+    assert has(status["decompose"], state="lost")
+    silence, status = asked(None, [*accounts[:3], "14|PENDING|None assigned|0:0"])
+    assert silence is None
+    assert has(status["decompose"], state="running")
+
+
+def test_nothing_is_lost_that_could_not_be_asked_for(asked, run, skerch):
+    silence, status = asked(None)
+    assert silence == "squeue failed: exit status 1."
+    assert has(status["measure-1.0"], state="submitted", job="11_0")
+    assert has(status["merge"], state="submitted", reason=None)
+    assert "as far as the disk tells: squeue failed" in skerch("status", run.path)[1]
+
+
+def test_a_torn_line_of_the_journal_hides_no_other(run):
+    before = journal.submissions(run)
+    with run.jobs.open("a") as file:
+        file.write('\n{"token": "skerch-')
+    journal.record(run, Submission("another", "seigh", "train", None))
+    assert [s.token for s in journal.submissions(run)] == [*(s.token for s in before), "another"]

@@ -1,0 +1,106 @@
+"""A task as a job runs it, what it leaves in its log, and the memory that it gets next."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import time
+
+import pytest
+
+from skerch.jobs.cluster import Resources
+from skerch.jobs.journal import Submission
+from skerch.jobs.launchers.slurm import Element
+from skerch.jobs.pipeline import Task
+from skerch.jobs.run_dir import RunDir
+from skerch.jobs.submit import SubmitError, _memory
+from skerch.jobs.submitted import Submitted
+
+LAYOUT, MEASURE = "seigh.step-000020-test.layout-1", "seigh.step-000020-test.measure-1"
+
+
+@pytest.fixture
+def run(reference, tmp_path):
+    """A finished run, to be damaged."""
+    return RunDir(shutil.copytree(reference.run_dir, tmp_path / "run"))
+
+
+def task(*arguments, **environment):
+    command = [sys.executable, "-m", "skerch.jobs.task", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
+
+
+def test_an_element_of_an_array_does_its_own_blocks(run):
+    blocks = run.step("seigh", 20, "test").measurements(1) / "blocks"
+    lost = blocks / "block-000003.h5"
+    content = lost.read_bytes()
+    lost.unlink()
+    done = task(run.path, MEASURE, "--first", 1, SLURM_ARRAY_TASK_ID="0")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert lost.read_bytes() == content
+
+
+def test_a_task_that_is_done_is_not_done_again_and_an_unknown_one_is_refused(run):
+    assert task(run.path, "train").stdout == "train is done already.\n"
+    refused = task(run.path, "tarin")
+    assert refused.returncode == 1
+    assert refused.stderr == f"error: {run.path} has no task tarin.\n"
+    refused = task(run.path, MEASURE, "--first", 0, SLURM_ARRAY_TASK_ID="")
+    assert "SLURM_ARRAY_TASK_ID is not set" in refused.stderr
+
+
+def test_logs_are_printed_alone_together_and_to_their_end(run, skerch):
+    whole = run.task_log(LAYOUT).read_text()
+    assert skerch("logs", run.path, LAYOUT) == (0, whole, "")
+    lines = skerch("logs", run.path, "layout-1", "--follow")[1].splitlines()
+    assert [line for line in lines if line.startswith(f"{LAYOUT}  ")] == [
+        f"{LAYOUT}  {line}" for line in whole.splitlines()
+    ]
+    status, _, words = skerch("logs", run.path, "nothing")
+    assert status == 2
+    assert "has no task nothing; train is one" in words
+    run.task_log(LAYOUT).unlink()
+    assert f"it will be {run.task_log(LAYOUT)}" in skerch("logs", run.path, LAYOUT)[1]
+
+
+KILLED = "slurmstepd: error: StepId=7.0 exceeded memory limit (5 > 4), being killed\n"
+
+
+@pytest.fixture
+def memory(tmp_path):
+    """What a task gets that ended in some state, with these last words, at its last memory."""
+
+    def ask(state="FAILED", words="", asked=1000, last=1000, **wanted):
+        run = RunDir(tmp_path)
+        log = run.task_log("train")
+        log.parent.mkdir(exist_ok=True)
+        log.write_text(f"2100-01-01T00:00:00+00:00 job 7 starts on n1\n{words}")
+        submission = Submission(
+            "token", "seigh", "train", None, asked=asked, memory=last, when=time.time(), job="7"
+        )
+        known = Submitted([submission], {("token", None): Element("7", state)})
+        wanted = Resources(**({"memory": 1000, "memory_limit": 3000} | wanted))
+        return _memory(run, Task("train", "train", {}, (), ()), known, wanted)
+
+    return ask
+
+
+def test_a_task_that_ran_out_of_memory_gets_more_up_to_the_limit(memory):
+    assert memory("OUT_OF_MEMORY") == 2000
+    assert memory(words=KILLED) == 2000
+    assert memory(words="RuntimeError: DefaultCPUAllocator: can't allocate memory\n") == 2000
+    assert memory("OUT_OF_MEMORY", last=2000) == 3000
+    with pytest.raises(
+        SubmitError, match=r"ran out of memory with 3000 MiB; raise resources\.train"
+    ):
+        memory("OUT_OF_MEMORY", last=3000)
+    with pytest.raises(SubmitError, match=r"set resources\.train\.memory, as in"):
+        memory("OUT_OF_MEMORY", memory=None, memory_limit=None, asked=None, last=None)
+
+
+def test_a_task_that_failed_otherwise_keeps_its_memory_and_the_users_word_counts_anew(memory):
+    assert memory(last=2000) == 2000
+    assert memory(words="torch.OutOfMemoryError: CUDA out of memory.\n") == 1000
+    assert memory("OUT_OF_MEMORY", last=3000, memory=5000) == 5000
