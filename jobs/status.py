@@ -81,10 +81,12 @@ def _print_method(output: Console, run: str, method: dict[str, Any]) -> None:
     for stage, counts in method["stages"].items():
         table.add_row(stage, *(str(counts[key] or "") for key in ("tasks", *states)))
     output.print(table)
-    needs = Counter[str]()
+    needs, waiting = Counter[str](), Counter[tuple[str, str]]()
     for task in method["tasks"]:
         if (task["reason"] or "").startswith(NEEDS):
             needs[task["reason"]] += 1
+        elif task["state"] == "pending":
+            waiting[task["job"].partition("_")[0], task["reason"]] += 1
         elif task["state"] in ("running", "failed", "lost"):
             job = f" (job {task['job']})" if task["job"] else ""
             said = f": {task['reason']}" if task["reason"] else ""
@@ -93,11 +95,6 @@ def _print_method(output: Console, run: str, method: dict[str, Any]) -> None:
                 output.print(f"  log: {task['log']}", markup=False, soft_wrap=True)
     for reason, number in needs.items():
         output.print(f"{number} more {reason}", markup=False, soft_wrap=True)
-    waiting = Counter(
-        (task["job"].partition("_")[0], task["reason"])
-        for task in method["tasks"]
-        if task["state"] == "pending"
-    )
     for (job, reason), count in waiting.items():
         plural = "s" if count > 1 else ""
         output.print(f"job {job}: {count} task{plural} pending ({reason or 'no reason given'})")
@@ -162,12 +159,13 @@ def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) 
     for task in tasks:
         entry = _task(run, task, task.id in missing, known, silence)
         cause = next((bad[need] for need in task.needs if need in bad), None)
-        if entry["state"] in ("failed", "lost"):
+        if entry["state"] in ("failed", "lost") or (cause and entry["state"] != "done"):
             bad[task.id] = cause or task.id
-            if cause and entry["exit_code"] in (None, "0:0"):
-                entry["reason"] = f"{NEEDS} {cause}, which {_outcome(found, cause)}"
-        elif cause and entry["state"] != "done":
-            bad[task.id] = cause
+        untried = entry["state"] == "pending" or (
+            entry["state"] in ("failed", "lost") and entry["exit_code"] in (None, "0:0")
+        )
+        if cause and untried:
+            entry["reason"] = f"{NEEDS} {cause}, which {_outcome(found, cause)}"
         found.append(entry)
     counts = {task.stage: Counter[str]() for task in tasks}
     for entry in found:

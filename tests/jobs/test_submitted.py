@@ -85,12 +85,11 @@ def test_who_failed_and_whom_that_takes_down(asked, run, skerch):
     assert has(status["measure-1.1"], state="done", job="11_1")
     reason = f"needs {STEP}.measure-1.0, which failed"
     assert has(status["merge"], state="failed", reason=reason, job="12")
-    assert has(status["decompose"], state="pending", reason="Dependency", job="13")
+    assert has(status["decompose"], state="pending", reason=reason, job="13")
     assert has(status["analyze"], state="lost", reason=reason, job="14")
     table = skerch("status", run.path)[1]
     assert f"{STEP}.measure-1.0 failed (job 11_0): FAILED" in table
-    assert f"2 more {reason}" in table
-    assert "job 13: 1 task pending (Dependency)" in table
+    assert f"3 more {reason}" in table
 
 
 def test_what_the_log_says_is_the_reason(asked, run):
@@ -105,8 +104,17 @@ def test_what_the_log_says_is_the_reason(asked, run):
 def test_a_job_that_waits_for_ever_is_no_live_one(asked):
     stuck = ("11", "0", "PENDING", "launch failed requeued held", "", "0")
     assert has(asked([stuck])[1]["measure-1.0"], state="failed", exit_code=None)
-    live = ("11", "0", "RUNNING", "None", "n3", "0")
-    assert has(asked([live])[1]["measure-1.0"], state="running", reason="n3")
+
+
+def test_what_lives_says_where_or_why_not(asked, run, skerch):
+    _, status = asked([("11", "0", "RUNNING", "None", "n3", "0"), *FAILED[3:]])
+    assert has(status["measure-1.0"], state="running", reason="n3")
+    assert has(status["decompose"], state="pending", job="13")
+    waiting = ("12", "N/A", "PENDING", "Dependency", "", "0")
+    asked([("11", "0", "PENDING", "Resources", "", "0"), waiting])
+    table = skerch("status", run.path)[1]
+    assert "job 11: 1 task pending (Resources)" in table
+    assert "job 12: 1 task pending (Dependency)" in table
 
 
 def test_accounting_knows_what_squeue_forgot_but_nothing_lives_by_its_word_alone(asked):
