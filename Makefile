@@ -34,7 +34,7 @@ accuracy: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/variants.py --root $(MNIST) \
 	| $(BIN)/python docs/insert.py docs/accuracy.md variants
 
-# The tables of docs/performance.md, measured anew on a Slurm of their own: seven minutes on two cores.
+# The tables of docs/performance.md, measured anew on a Slurm of their own: four minutes on two cores.
 overhead: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/slurm_overhead.py \
 	| $(BIN)/python docs/insert.py docs/performance.md slurm
