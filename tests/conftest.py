@@ -6,6 +6,7 @@ Where the machine lacks what a test needs, the test is skipped, and fails where 
 from __future__ import annotations
 
 import os
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -20,6 +21,10 @@ def pytest_addoption(parser):
         metavar="MARKER=NUMBER",
         help="fail unless so many tests with a marker have passed",
     )
+
+
+def pytest_configure():
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 
 
 @pytest.hookimpl(trylast=True)
