@@ -78,7 +78,7 @@ def main() -> None:
 
 
 @contextmanager
-def cluster(folder: Path) -> Iterator[None]:
+def cluster(folder: Path, nodes: int = CORES) -> Iterator[None]:
     """A devcluster that remembers all jobs, for the commands of this process."""
     directory = str(folder / "cluster")
     os.environ |= {
@@ -87,7 +87,7 @@ def cluster(folder: Path) -> Iterator[None]:
         "OMP_NUM_THREADS": "1",
     }
     try:
-        subprocess.run([SCRIPT, "up", "--nodes", str(CORES), directory], check=True, stdout=2)
+        subprocess.run([SCRIPT, "up", "--nodes", str(nodes), directory], check=True, stdout=2)
         yield
     finally:
         subprocess.run([SCRIPT, "down", directory])
@@ -255,7 +255,7 @@ def anatomy(run_dir: Path) -> dict[str, float]:
     context = stage.Context(run, config, "seigh", 0, "test")
     manifest = context.array(1).manifest
     inputs = operators.load_inputs(context)
-    op = operators.hessian_operator(config, inputs, strategy="loop", chunk_size=1)
+    op = operators.hessian_operator(config, inputs, {"strategy": "loop", "chunk_size": 1})
     measurer = measure.Measurer(manifest, "cpu")
     blocks = manifest.blocks()
     X = measurer.test_vectors(blocks[0])

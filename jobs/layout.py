@@ -71,13 +71,15 @@ def _choose(context: Context) -> tuple[int, dict[str, Any]]:
     N = op.shape[0]
     recoveries.check_size(N, config.sketch.inner)
     check_loss(op)
-    choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
+    with op.frozen():  # as workers have it
+        choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
     provenance = {
         "identity": identity(config, "method"),
         "step": context.step,
         "split": context.split,
         "strategy": choice.strategy,
         "chunk_size": choice.chunk_size,
+        "memory_format": choice.memory_format,
         "threads": torch.get_num_threads(),
         "device": op.device.type,
     }

@@ -1,64 +1,87 @@
 """Strategies: how the graph of a batch's gradient is applied to a block of vectors.
 
 With g(θ) = ∇L(θ) and its graph in memory, H v = (∂g/∂θ)ᵀ v is one backward pass through that graph
-(H is symmetric). A strategy takes the gradients, the parameters and a block of vectors, one tensor
-of shape (c, *shape) for each parameter, and returns the products in the same form. `STRATEGIES`
-has them by name; a new one is one entry.
+(H is symmetric). A strategy takes the gradients and the parameters and gives a product: a function
+of a block of vectors, one tensor of shape (c, *shape) for each parameter, that returns H times
+them in the same form. `STRATEGIES` has them by name; a new one is one entry.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from reprlib import repr as short
 
 import torch
 from torch import Tensor
 
+from skerch.curvature.tape import Tape
 from skerch.errors import SkerchError
 
-BUDGET = 1.0  # seconds that timing one candidate may take, about
+CHUNK_SIZES = (8, 32, 64, 128, 256)
+ROUNDS = 12  # of timing all candidates, at most …
+BUDGET = 1.0  # … and none begins after so many seconds, which one chunk must not take either
+HOPELESS = 1.25  # times the best: what is slower after three rounds is given up
+
+Tensors = Sequence[Tensor]
+Product = Callable[[Tensors], tuple[Tensor, ...]]
 
 
 @dataclass(frozen=True)
 class Strategy:
-    """A block product, and how many vectors it takes at once where nothing else is said."""
+    """What prepares the product, and how many vectors it takes where nothing else is said."""
 
-    product: Callable[[Sequence[Tensor], Sequence[Tensor], Sequence[Tensor]], tuple[Tensor, ...]]
+    prepare: Callable[[Tensors, Tensors], Product]
     chunk_size: int
 
 
 @dataclass(frozen=True)
 class Choice:
-    """A strategy's name and the most vectors that it is given at once."""
+    """How products are computed: by which strategy, for how many vectors at once at most."""
 
     strategy: str
     chunk_size: int
+    memory_format: str = "preserve"
 
 
-def loop(
-    grads: Sequence[Tensor], params: Sequence[Tensor], block: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def loop(grads: Tensors, params: Tensors) -> Product:
     """One backward pass for each vector: the least memory, and the best for convolutions."""
-    columns = [_backward(grads, params, vector) for vector in zip(*block, strict=True)]
-    return tuple(torch.stack(parts) for parts in zip(*columns, strict=True))
+
+    def product(block: Tensors) -> tuple[Tensor, ...]:
+        columns = [_backward(grads, params, vector) for vector in zip(*block, strict=True)]
+        return tuple(torch.stack(parts) for parts in zip(*columns, strict=True))
+
+    return product
 
 
-def batched(
-    grads: Sequence[Tensor], params: Sequence[Tensor], block: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
-    """One vectorised backward pass for the block: c times the memory, the best for small nets.
+def batched(grads: Tensors, params: Tensors) -> Product:
+    """One backward pass for a block, vectorised by `torch.vmap`: c times the memory.
 
-    Raises RuntimeError where an operation of the model cannot be vectorised.
+    The product raises RuntimeError where an operation of the model cannot be vectorised.
     """
-    products: tuple[Tensor, ...] = torch.vmap(lambda *vector: _backward(grads, params, vector))(
-        *block
-    )
-    return products
+
+    def product(block: Tensors) -> tuple[Tensor, ...]:
+        products: tuple[Tensor, ...] = torch.vmap(lambda *v: _backward(grads, params, v))(*block)
+        return products
+
+    return product
 
 
-STRATEGIES = {"loop": Strategy(loop, 1), "batched": Strategy(batched, 32)}
+def tape(grads: Tensors, params: Tensors) -> Product:
+    """The backward pass recorded once and run on blocks: c times the memory, best for small nets.
+
+    Raises TapeError, a SkerchError, where the backward pass of a model cannot be recorded.
+    """
+    return Tape(lambda vector: _backward(grads, params, vector), params)
+
+
+STRATEGIES = {
+    "loop": Strategy(loop, 1),
+    "batched": Strategy(batched, 32),
+    "tape": Strategy(tape, 64),
+}
 
 
 def check_strategy(strategy: str) -> None:
@@ -69,56 +92,78 @@ def check_strategy(strategy: str) -> None:
         )
 
 
-def _backward(
-    grads: Sequence[Tensor], params: Sequence[Tensor], vector: Sequence[Tensor]
-) -> tuple[Tensor, ...]:
+def _backward(grads: Tensors, params: Tensors, vector: Tensors) -> tuple[Tensor, ...]:
     """Σ_i (∂g_i/∂θ)ᵀ v_i, with the graph retained and zeros for what it does not reach."""
     return torch.autograd.grad(
         grads, params, vector, retain_graph=True, allow_unused=True, materialize_grads=True
     )
 
 
-def choose(
-    grads: Sequence[Tensor],
-    params: Sequence[Tensor],
-    block_size: int,
-    chunk_size: int | None = None,
-) -> Choice:
-    """The fastest choice for blocks of `block_size` vectors, by the clock: the least of three runs.
+def candidates(block_size: int, strategy: str, chunk_size: int | None) -> list[Choice]:
+    """The choices for blocks of `block_size` vectors: what is given, or for "auto" all that differ.
 
-    "batched" is tried in chunks of `chunk_size` vectors, or else of several sizes, of which those
-    that would take longer than the budget are left out. Where it raises, "loop" is the choice.
+    Strategies that vectorise come in chunks of `chunk_size` vectors, or else of several sizes.
     """
-    best = Choice("loop", 1)
-    if block_size == 1 or not grads:
-        return best
-    least = _seconds_per_vector(best, grads, params)
-    sizes = (8, 32, 64) if chunk_size is None else (chunk_size,)
-    for size in sorted({min(size, block_size) for size in sizes}):
-        candidate = Choice("batched", size)
-        if least * size > BUDGET:
-            break
-        try:
-            seconds = _seconds_per_vector(candidate, grads, params)
-        except RuntimeError:
-            break
-        if seconds < least:
-            best, least = candidate, seconds
-    return best
+    if strategy != "auto":
+        return [Choice(strategy, chunk_size or STRATEGIES[strategy].chunk_size)]
+    sizes = sorted({min(s, block_size) for s in ([chunk_size] if chunk_size else CHUNK_SIZES)})
+    vectorised = [name for name in STRATEGIES if name != "loop"] if block_size > 1 else []
+    return [Choice("loop", 1), *(Choice(name, size) for name in vectorised for size in sizes)]
 
 
-def _seconds_per_vector(choice: Choice, grads: Sequence[Tensor], params: Sequence[Tensor]) -> float:
-    block = [p.detach().expand(choice.chunk_size, *p.shape).clone() for p in params]
-    start = time.perf_counter()
-    least = float("inf")
-    for _ in range(3):
-        begin = _now(params[0].device)
-        STRATEGIES[choice.strategy].product(grads, params, block)
-        end = _now(params[0].device)
-        least = min(least, end - begin)
-        if end - start > BUDGET:
+def fastest(
+    choices: Sequence[Choice], grads: Tensors, params: Tensors, vectors: float
+) -> tuple[Choice, float]:
+    """The fastest choice by the clock, and its seconds a vector; the first is always possible.
+
+    They take turns, so that a machine that is slow for a while is so for all. Left out is what
+    would take longer than the budget, and what a model does not allow. What it takes to prepare a
+    product is shared by `vectors` vectors.
+    """
+    if not grads:
+        return choices[0], 0.0
+    trials = [_Trial(choices[0], grads, params, vectors)]
+    for choice in choices[1:]:
+        if trials[0].cost * choice.chunk_size <= BUDGET:
+            with suppress(RuntimeError, SkerchError):
+                trials.append(_Trial(choice, grads, params, vectors))
+    begin = time.perf_counter()
+    for turn in range(ROUNDS):
+        for trial in trials:
+            trial.run()
+        best = min(trials, key=lambda trial: trial.cost)
+        if turn >= 2:
+            trials = [trial for trial in trials if trial.cost <= HOPELESS * best.cost]
+        if time.perf_counter() > begin + BUDGET or (turn >= 2 and len(trials) == 1):
             break
-    return least / choice.chunk_size
+    return best.choice, best.cost
+
+
+class _Trial:
+    """A choice on the clock, once it is warm."""
+
+    def __init__(self, choice: Choice, grads: Tensors, params: Tensors, vectors: float):
+        self.choice = choice
+        self._block = [p.detach().expand(choice.chunk_size, *p.shape).clone() for p in params]
+        prepare = STRATEGIES[choice.strategy].prepare
+        prepare(grads, params)(self._block)
+        start = _now(params[0].device)
+        self._product = prepare(grads, params)
+        self._preparation = (_now(params[0].device) - start) / vectors
+        self._least = float("inf")
+        self.run()
+
+    @property
+    def cost(self) -> float:
+        """Seconds a vector, the least so far, with its part of the preparation."""
+        return self._least + self._preparation
+
+    def run(self) -> None:
+        """Time one chunk."""
+        start = _now(self._block[0].device)
+        self._product(self._block)
+        seconds = _now(self._block[0].device) - start
+        self._least = min(self._least, seconds / self.choice.chunk_size)
 
 
 def _now(device: torch.device) -> float:

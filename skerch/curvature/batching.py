@@ -52,6 +52,16 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
     return _map(lambda t: t.to(device, dtype if t.is_floating_point() else None), batch)
 
 
+def has_images(batch: Any) -> bool:
+    """Whether a tensor of the batch has the dimensions of images, (n, c, h, w)."""
+    return any(tensor.ndim == 4 for tensor in _tensors(batch))
+
+
+def channels_last(batch: Any) -> Any:
+    """The batch with its images in that memory format; copied if need be."""
+    return _map(lambda t: t.to(memory_format=torch.channels_last) if t.ndim == 4 else t, batch)
+
+
 def _map(function: Callable[[Tensor], Tensor], batch: Any) -> Any:
     """The same tree with `function` applied to its tensors."""
     if isinstance(batch, Tensor):

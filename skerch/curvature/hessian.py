@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from reprlib import repr as short
 from typing import Any
 
 import torch
@@ -12,11 +16,36 @@ from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from skerch.curvature import backends
-from skerch.curvature.batching import count_examples, to_device
+from skerch.curvature.batching import channels_last, count_examples, has_images, to_device
 from skerch.curvature.losses import BatchWeight, LossFn
 from skerch.curvature.parameters import select_parameters
 from skerch.errors import SkerchError
 from skerch.linops.base import LinearOperator
+
+MEMORY_FORMATS = ("preserve", "channels_last")
+
+
+@dataclass(frozen=True)
+class _BatchHessian:
+    """The Hessian of one batch's mean loss, where the gradient is not constant."""
+
+    weight: float
+    choice: backends.Choice
+    columns: list[slice]
+    params: list[Tensor]
+    product: backends.Product
+
+    def add(self, rows: Tensor, out: Tensor) -> None:
+        """out += weight · (H_b Xᵀ)ᵀ for rows X and out of shape (b, N), in chunks of vectors."""
+        for start in range(0, len(rows) if self.params else 0, self.choice.chunk_size):
+            chunk = slice(start, start + self.choice.chunk_size)
+            vectors = rows[chunk]
+            block = [
+                vectors[:, c].view(len(vectors), *p.shape)
+                for c, p in zip(self.columns, self.params, strict=True)
+            ]
+            for c, part in zip(self.columns, self.product(block), strict=True):
+                out[chunk, c].view_as(part).add_(part, alpha=self.weight)
 
 
 class HessianOperator(LinearOperator):
@@ -39,11 +68,15 @@ class HessianOperator(LinearOperator):
         param_filter: glob patterns on parameter names; None selects all trainable ones.
         strategy: a name in `backends.STRATEGIES`, or "auto" for the fastest by the clock, chosen
             by `resolve` or by the first block of two or more columns.
-        chunk_size: the most vectors that "batched" takes at once, a bound on its memory.
+        chunk_size: the most vectors that "batched" and "tape" take at once, a bound on their
+            memory.
+        memory_format: "channels_last" to have images, tensors of shape (n, c, h, w), in that
+            format, which convolutions on many processors like better; "preserve" to have them as
+            they come; "auto" to settle it with the strategy.
 
     Attributes:
         params: the selected parameters by name.
-        strategy, chunk_size: as given, or as chosen once "auto" is resolved.
+        strategy, chunk_size, memory_format: as given, or as chosen once "auto" is resolved.
 
     Raises SkerchError for data that can be iterated only once, unknown strategies, parameters of
     several dtypes or devices; in products, for a loss that is not a scalar, and for weights that
@@ -62,6 +95,7 @@ class HessianOperator(LinearOperator):
         param_filter: str | Sequence[str] | None = None,
         strategy: str = "auto",
         chunk_size: int | None = None,
+        memory_format: str = "auto",
     ):
         if not isinstance(data, Iterable) or isinstance(data, Iterator):
             raise SkerchError(
@@ -70,6 +104,11 @@ class HessianOperator(LinearOperator):
                 "or a DataLoader."
             )
         backends.check_strategy(strategy)
+        if memory_format not in ("auto", *MEMORY_FORMATS):
+            raise SkerchError(
+                f"Unknown memory format {short(memory_format)}; choose auto, "
+                f"{', '.join(MEMORY_FORMATS)}."
+            )
         if chunk_size is not None and chunk_size < 1:
             raise SkerchError(f"chunk_size is {chunk_size}; the least is 1, None leaves it open.")
         self.params = select_parameters(model, param_filter)
@@ -89,6 +128,24 @@ class HessianOperator(LinearOperator):
         self.batch_weight = batch_weight or count_examples
         self.strategy = strategy
         self.chunk_size = chunk_size
+        self.memory_format = memory_format
+        self._frozen = False
+        self._kept: _BatchHessian | None = None
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within, parameters, buffers and data stay as they are, which saves time.
+
+        What the first product prepares serves the others, where all the data are one batch.
+        """
+        before = self._frozen
+        self._frozen = True
+        try:
+            yield
+        finally:
+            self._frozen = before
+            if not before:
+                self._kept = None
 
     def loss(self) -> float:
         """The mean loss Σ_b w_b L_b / Σ_b w_b."""
@@ -99,18 +156,32 @@ class HessianOperator(LinearOperator):
     def resolve(self, block_size: int) -> backends.Choice:
         """Settle "auto" for blocks of `block_size` columns, and return what products will use.
 
-        Strategies are timed on the first batch, in a few seconds at most. A strategy that is given
-        or chosen already stays.
+        Strategies and memory formats are timed on the first batch, in a few seconds at most. What
+        is given or chosen already stays.
         """
         if block_size < 1:
             raise SkerchError(f"The block size is {block_size}; the least is 1.")
-        if self.strategy == "auto":
-            _, batch = next(self._batches())
-            _, params, grads = self._gradients(batch)
-            choice = backends.choose(grads, params, block_size, self.chunk_size)
+        if "auto" in (self.strategy, self.memory_format):
+            choice = self._fastest(block_size)
             self.strategy, self.chunk_size = choice.strategy, choice.chunk_size
+            self.memory_format = choice.memory_format
         default = backends.STRATEGIES[self.strategy].chunk_size
-        return backends.Choice(self.strategy, self.chunk_size or default)
+        return backends.Choice(self.strategy, self.chunk_size or default, self.memory_format)
+
+    def _fastest(self, block_size: int) -> backends.Choice:
+        """The fastest of the choices that are open, on the first batch."""
+        (_, batch), *more = islice(self._batches(), 2)
+        vectors = math.inf if self._frozen and not more else block_size
+        choices = backends.candidates(block_size, self.strategy, self.chunk_size)
+        formats = [self.memory_format]
+        if self.memory_format == "auto":
+            formats = list(MEMORY_FORMATS) if has_images(batch) else ["preserve"]
+        times: dict[backends.Choice, float] = {}
+        for memory_format in formats:
+            _, params, grads = self._gradients(batch, memory_format)
+            choice, seconds = backends.fastest(choices, grads, params, vectors)
+            times[replace(choice, memory_format=memory_format)] = seconds
+        return min(times, key=lambda choice: times[choice])
 
     def _matmul(self, X: Tensor) -> Tensor:
         """H X for X of shape (N, b); fastest for the transpose of a contiguous (b, N)."""
@@ -122,38 +193,35 @@ class HessianOperator(LinearOperator):
             choice = backends.Choice("loop", 1)
         else:
             choice = self.resolve(len(rows))
-        total = 0.0
+        if self._kept is not None and self._kept.choice == choice:
+            self._kept.add(rows, out)
+            return out.div_(self._kept.weight).T
+        total, count = 0.0, 0
         for weight, batch in self._batches():
-            self._add_product(batch, weight, rows, out, choice)
-            total += weight
+            hessian = None  # its graph goes before the next one comes
+            hessian = self._of_batch(weight, batch, choice)
+            hessian.add(rows, out)
+            total, count = total + weight, count + 1
+        if self._frozen and count == 1:
+            self._kept = hessian
         return out.div_(total).T
 
-    def _add_product(
-        self, batch: Any, weight: float, rows: Tensor, out: Tensor, choice: backends.Choice
-    ) -> None:
-        """out += weight · (H_b Xᵀ)ᵀ for rows X and out of shape (b, N), in chunks of vectors."""
-        columns, params, grads = self._gradients(batch)
-        if not grads:
-            return
-        product = backends.STRATEGIES[choice.strategy].product
-        for start in range(0, len(rows), choice.chunk_size):
-            chunk = slice(start, start + choice.chunk_size)
-            vectors = rows[chunk]
-            block = [
-                vectors[:, c].view(len(vectors), *p.shape)
-                for c, p in zip(columns, params, strict=True)
-            ]
-            for c, part in zip(columns, product(grads, params, block), strict=True):
-                out[chunk, c].view_as(part).add_(part, alpha=weight)
+    def _of_batch(self, weight: float, batch: Any, choice: backends.Choice) -> _BatchHessian:
+        columns, params, grads = self._gradients(batch, choice.memory_format)
+        prepare = backends.STRATEGIES[choice.strategy if grads else "loop"].prepare
+        product = prepare(grads, params)
+        return _BatchHessian(weight, choice, columns, params, product)
 
-    def _gradients(self, batch: Any) -> tuple[list[slice], list[Tensor], list[Tensor]]:
+    def _gradients(
+        self, batch: Any, memory_format: str = "preserve"
+    ) -> tuple[list[slice], list[Tensor], list[Tensor]]:
         """Columns, parameters and gradients, with their graph, where the gradient is not constant.
 
         A parameter whose gradient has no graph has a zero row in H_b, by symmetry also a column.
         """
         params = list(self.params.values())
         with torch.enable_grad():
-            loss = self._batch_loss(batch)
+            loss = self._batch_loss(batch, memory_format)
             if not loss.requires_grad:
                 return [], [], []
             grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
@@ -172,11 +240,14 @@ class HessianOperator(LinearOperator):
             start += p.numel()
         return columns
 
-    def _batch_loss(self, batch: Any) -> Tensor:
+    def _batch_loss(self, batch: Any, memory_format: str = "preserve") -> Tensor:
+        batch = to_device(batch, self.device)
+        if memory_format == "channels_last":
+            batch = channels_last(batch)
         with sdpa_kernel(
             SDPBackend.MATH
         ):  # the fused kernels of attention have no second derivative
-            loss = self.loss_fn(self.model, to_device(batch, self.device))
+            loss = self.loss_fn(self.model, batch)
         if not isinstance(loss, Tensor) or loss.ndim:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
             raise SkerchError(

@@ -15,11 +15,12 @@ from skerch.decompositions.core import solve
 from skerch.decompositions.recovery import RECOVERIES, RoundSize
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops.base import LinearOperator
-from skerch.measurements.gram import Rows, gram
+from skerch.measurements.gram import gram
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Columns, Measurer
 from skerch.measurements.range_finder import range_map
 from skerch.measurements.summary import summarise
+from skerch.measurements.team import Rows
 
 
 @dataclass(frozen=True)
@@ -91,15 +92,16 @@ def seigh(
 
     sizes = recipe.sizes(rounds, outer, inner, probes)
     arrays = measure(1, sizes[0], None)
-    Y, P = arrays["leftouter"], None
+    Y, G, P = arrays["leftouter"], None, None
     for number, round_size in enumerate(sizes[1:], start=2):
-        P = range_map(_rows(Y), size, round_size.columns, stored_dtype, P)
+        G = gram(_rows(Y), size, known=G)
+        P = range_map(G, _rows(Y), size, round_size.columns, stored_dtype, P)
         Q = (Y.double() @ P[:, -round_size.columns :].to(Y.device)).to(op.dtype)
         Y = torch.cat([Y, measure(number, round_size, Q)["leftouter"]], dim=1)
     columns = torch.cat([Y, arrays["probe"]], dim=1)
     small = {key: arrays[key].double().cpu() for key in arrays.keys() - {"leftouter", "probe"}}
     summary = summarise(
-        gram(_rows(columns), size),
+        gram(_rows(columns), size, known=G),
         _rows(columns),
         size,
         Y.shape[1],
@@ -124,7 +126,8 @@ def _measure_all(
     """All blocks of an array, joined by name; tests before probes."""
     measurer = Measurer(manifest, op.device, of_range)
     parts: dict[str, list[Tensor]] = {}
-    for block in manifest.blocks():
-        for name, array in measurer.measure(op, block).items():
-            parts.setdefault(name, []).append(array.to(dtype))
+    with op.frozen():
+        for block in manifest.blocks():
+            for name, array in measurer.measure(op, block).items():
+                parts.setdefault(name, []).append(array.to(dtype))
     return {name: torch.cat(arrays, dim=-1) for name, arrays in parts.items()}

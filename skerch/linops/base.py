@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from contextlib import AbstractContextManager, nullcontext
 from typing import overload
 
 import torch
@@ -87,6 +88,10 @@ class LinearOperator(ABC):
                 f"{tuple(Y.shape)} and dtype {Y.dtype} for one of shape {tuple(block.shape)}."
             )
         return Y[:, 0] if X.ndim == 1 else Y
+
+    def frozen(self) -> AbstractContextManager[None]:
+        """A context within which A stays as it is, so that products may share preparations."""
+        return nullcontext()
 
     @property
     def T(self) -> LinearOperator:

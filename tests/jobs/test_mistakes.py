@@ -66,7 +66,7 @@ BAD_CONFIGS = [
     ("hessian.datapoints=51", 1, "hessian.datapoints is 51; the test split has only 50"),
     ("training.batch_size=51", 1, "training.batch_size is 51; the train split has only 50"),
     ("hessian.subset=balanced", 1, "no `targets`; hessian.subset=first"),
-    ("hessian.strategy=fast", 2, "Unknown strategy 'fast'; choose auto, loop, batched"),
+    ("hessian.strategy=fast", 2, "Unknown strategy 'fast'; choose auto, loop, batched, tape"),
     ("hessian.param_filter=bias2", 2, "The pattern 'bias2' matches no; weight, bias"),
     ("training.optimizer=torch.optim.SGD", 2, "no optimizer torch.optim.SGD; did you mean SGD?"),
     ("training.lr=1e38", 1, "at step 2; lower training.lr (now 1e+38)"),

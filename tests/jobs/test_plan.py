@@ -8,6 +8,7 @@ from skerch.jobs import calibrate, plan, results, task_log
 from skerch.jobs.calibrate import Pace, measure_pace
 from skerch.jobs.config import load
 from skerch.jobs.run_dir import RunDir
+from skerch.measurements.manifest import manifest_path, read
 
 SECONDS = 0.2  # that each block of SLOW takes
 SLOW = f"""
@@ -18,8 +19,8 @@ from skerch.jobs.problems import Problem
 
 
 def loss(model, batch):
-    if torch.is_grad_enabled():  # once a block, and not where only the loss is wanted
-        time.sleep({SECONDS})
+    if torch.is_grad_enabled():  # for both batches of a block, not where only the loss is wanted
+        time.sleep({SECONDS / 2})
     return (model(batch[0]) - batch[1]).square().mean()
 
 
@@ -31,7 +32,7 @@ def make():
 EXPERIMENT = """
 problem: {factory: "sleeping:make"}
 training: {max_steps: 0, record_steps: [0], batch_size: 8}
-hessian: {splits: [test], datapoints: 8, subset: first, strategy: loop}
+hessian: {splits: [test], datapoints: 8, batch_size: 4, subset: first, strategy: loop}
 sketch: {outer: 8, inner: 16, probes: 4, block_size: 4}
 launcher: {threads: 1, blocks_per_task: 1}
 """
@@ -75,7 +76,9 @@ def test_a_run_that_is_there_gives_parameters_strategy_and_threads(reference, sk
     run = RunDir(reference.run_dir).config
     status, out, _ = skerch("plan", run, "--calibrate", "launcher.threads=null")
     assert status == 0
-    assert "cpu, threads 1, strategy batched" in " ".join(out.split())
+    directory = RunDir(reference.run_dir).step("seigh", 60, "test")
+    recorded = read(manifest_path(directory.measurements(1))).provenance
+    assert f"cpu, threads 1, strategy {recorded['strategy']}" in " ".join(out.split())
     assert files() == before
 
 

@@ -58,7 +58,8 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def experiment(folder, small_overrides):
     """A function that gives the config for a run directory, with further overrides."""
-    small = [*small_overrides, "training.record_steps=[60]"]
+    # with two batches each block calls the loss
+    small = [*small_overrides, "training.record_steps=[60]", "hessian.batch_size=50"]
     return lambda name, *overrides: load(
         folder / "mine.yaml", [*small, f"run_dir={folder / name}", *overrides]
     )

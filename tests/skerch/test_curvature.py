@@ -6,6 +6,7 @@ loss over the whole data set out in a closed form and takes its Hessian forward 
 
 import gc
 import weakref
+from itertools import pairwise
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from skerch.curvature import (
     supervised_loss,
     vector_to_params,
 )
+from skerch.curvature.tape import Tape, TapeError
 from skerch.errors import SkerchError
 
 IGNORED = -100
@@ -206,7 +208,8 @@ def test_chunks_and_strategies_agree_and_the_layout_of_the_block_does_not_matter
     model, x, y = make()
     X = torch.randn(7, 43, generator=torch.Generator().manual_seed(1), dtype=torch.float64).T
     loss_fn = supervised_loss(nn.CrossEntropyLoss())
-    choices = [("loop", None), ("batched", None), ("batched", 1), ("batched", 3)]
+    vectorised = [(name, size) for name in ("batched", "tape") for size in (None, 1, 3)]
+    choices = [("loop", None), *vectorised]
     ops = [
         HessianOperator(model, batches(x, y), loss_fn, strategy=s, chunk_size=c) for s, c in choices
     ]
@@ -304,6 +307,80 @@ def test_auto_falls_to_the_loop_where_vectorising_fails():
     assert_close(matrix(op), dense(model, lambda f: ((f(x) ** 2 - x[:, :3]) ** 2).mean()))
     with pytest.raises(RuntimeError):
         matrix(HessianOperator(model, batches(x, y), loss_fn, strategy="batched"))
+    with pytest.raises(TapeError, match="is no tensor; set strategy to batched or loop"):
+        matrix(HessianOperator(model, batches(x, y), loss_fn, strategy="tape"))
+
+
+@pytest.mark.parametrize(("examples", "widths"), [(70, (80, 3, 66, 5)), (5, (3, 70, 4, 90))])
+def test_a_tape_multiplies_matrices_of_all_shapes(examples, widths):
+    torch.manual_seed(3)
+    layers = [nn.Sequential(nn.Linear(a, b), nn.Tanh()) for a, b in pairwise(widths)]
+    model = nn.Sequential(*layers).double()
+    data = [(torch.randn(examples, widths[0]).double(), torch.randn(examples, widths[-1]).double())]
+    loop, tape = (
+        HessianOperator(model, data, supervised_loss(nn.MSELoss()), strategy=strategy)
+        for strategy in ("loop", "tape")
+    )
+    X = torch.randn(loop.shape[0], 9, dtype=torch.float64)
+    assert_close(tape @ X, loop @ X, 1e-13)
+
+
+@pytest.mark.parametrize("aliased", [False, True])
+def test_a_tape_is_right_about_writing_in_place_or_refuses(aliased):
+    x = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64)
+
+    def backward(vectors: list[Tensor]) -> list[Tensor]:
+        product = vectors[0] * x
+        seen = product.view(3, 1) if aliased else product
+        product.mul_(3).mul_(x)
+        return [seen.view(3)]
+
+    if aliased:
+        with pytest.raises(TapeError, match="writes into a tensor; set strategy"):
+            Tape(backward, [x])
+    else:
+        V = torch.randn(4, 3, dtype=torch.float64)
+        assert_close(Tape(backward, [x])([V])[0], 3 * x**2 * V, 1e-14)
+
+
+def test_frozen_products_share_the_graph_of_a_single_batch():
+    model, x, y = make()
+    calls = []
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        calls.append(1)
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    op = HessianOperator(model, [(x, y)], loss_fn, strategy="tape")
+    X = torch.randn(op.shape[0], 3, dtype=torch.float64)
+    before = op @ X
+    with op.frozen():
+        assert torch.equal(op @ X, before)
+        calls.clear()
+        assert torch.equal(op @ X, before)
+        assert not calls
+    with torch.no_grad():
+        for p in model.parameters():
+            p.mul_(1.5)
+    assert (op @ X - before).norm() > 0.1 * before.norm()
+    assert calls
+
+
+def test_channels_last_is_a_matter_of_layout_only():
+    torch.manual_seed(3)
+    model = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Tanh(), nn.Flatten(), nn.Linear(36, 3)).double()
+    x, y = torch.randn(11, 3, 5, 5, dtype=torch.float64), torch.arange(11) % 3
+    seen = []
+
+    def loss_fn(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
+        seen.append(batch[0].is_contiguous(memory_format=torch.channels_last))
+        return nn.functional.cross_entropy(model(batch[0]), batch[1])
+
+    op = HessianOperator(model, batches(x, y), loss_fn, memory_format="channels_last")
+    assert_close(matrix(op), dense(model, lambda f: mean_loss(f(x), y)))
+    assert all(seen)
+    HessianOperator(model, batches(x, y), loss_fn).resolve(4)
+    assert not all(seen)  # "auto" tries both
 
 
 def test_auto_takes_the_strategy_that_the_clock_favours(monkeypatch):
@@ -338,7 +415,8 @@ def mixed() -> nn.Module:
         ({"batch_weight": lambda batch: 0}, "no batch of positive weight"),
         ({"batch_weight": lambda batch: -2}, r"weighs -2\.0"),
         ({"batch_weight": lambda batch: float("nan")}, "weighs nan"),
-        ({"strategy": "fast"}, "'fast'; choose auto, loop, batched"),
+        ({"strategy": "fast"}, "'fast'; choose auto, loop, batched, tape"),
+        ({"memory_format": "NCHW"}, "'NCHW'; choose auto, preserve, channels_last"),
         ({"chunk_size": 0}, "chunk_size is 0"),
         ({"param_filter": ["0.*", "1.*"]}, r"'1\.\*' matches no .* 0\.weight, 0\.bias, 2\.weight"),
         ({"param_filter": []}, "empty param_filter"),

@@ -1,8 +1,8 @@
 """The digits with a loss that can be halted, or made to fail, in workers that are at it.
 
 Jobs run in the run directory. While a file `halt.<array index>` with a number is there, that worker
-stops at that call of the loss, of which there is one a block, and `halted.<array index>` has its
-pid.
+stops at that block, and `halted.<array index>` has its pid. A block takes two calls of the loss,
+one for each batch, as the graph of a single one would serve all blocks.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def digits():
     problem = digits_mlp()
 
     def loss_fn(model, batch):
-        index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), next(calls)
+        index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), (next(calls) + 1) // 2
         halt, halted = Path(f"halt.{index}"), Path(f"halted.{index}")
         if halt.exists() and number >= int(halt.read_text()):
             halted.write_text(str(os.getpid()))

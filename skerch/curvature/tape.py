@@ -1,0 +1,345 @@
+"""The backward pass through a gradient's graph as a list of operations, run on blocks of vectors.
+
+v ↦ H v = (∂g/∂θ)ᵀ v is linear, so that what autograd does for one v it does for every v: the same
+operations, on tensors that depend on v and on others that do not. `Tape` records them once (a
+Wengert list: Griewank and Walther, "Evaluating Derivatives", 2008) and keeps what does not depend
+on v. A block then goes through one operation after the other, along a leading dimension for its
+vectors, in the layout that makes the matrix products fast; `torch.vmap` takes the operations that
+have no rule here. For small networks that beats vmap over the whole backward pass, which has less
+choice of layouts and goes through autograd for every block.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from skerch.errors import SkerchError
+
+aten = torch.ops.aten
+PRODUCTS = (aten.mm.default, aten.addmm.default)
+WIDE = 64  # columns that make it worth a copy to have one large product instead of many
+
+
+class TapeError(SkerchError):
+    """A backward pass that cannot be recorded."""
+
+
+@dataclass(frozen=True)
+class _Slot:
+    """Stands for a tensor that depends on v."""
+
+    index: int
+
+
+@dataclass(frozen=True, eq=False)
+class _Step:
+    """One operation; `arguments` has slots in the place of what depends on v."""
+
+    function: Any
+    arguments: list[Any]
+    keywords: dict[str, Any]
+    outputs: list[_Slot | None]  # None for what is no tensor
+    overwrites: bool = False  # the first argument, which nothing else needs
+    aligned: dict[int, Tensor] = field(default_factory=dict)  # constants in another layout
+
+    @property
+    def slots(self) -> list[_Slot]:
+        """The arguments that depend on v."""
+        return _slots(self.arguments)
+
+    def run(self, values: Mapping[_Slot, Tensor]) -> dict[_Slot, Tensor]:
+        """The outputs for the values of the slots, which have a leading dimension of c."""
+        rule = RULES.get(self.function)
+        if rule is None and torch.Tag.pointwise in self.function.tags:
+            rule = _pointwise
+        if rule is None or (self.keywords and rule is not _pointwise):
+            return self._vectorised(values)
+        (out,) = self.outputs
+        assert out is not None
+        return {out: rule(self, *_fill(self.arguments, values))}
+
+    def _vectorised(self, values: Mapping[_Slot, Tensor]) -> dict[_Slot, Tensor]:
+        slots = list(dict.fromkeys(self.slots))
+
+        def one(*tensors: Tensor) -> tuple[Tensor, ...]:
+            arguments = _fill(self.arguments, dict(zip(slots, tensors, strict=True)))
+            result = self.function(*arguments, **self.keywords)
+            results = result if isinstance(result, tuple | list) else [result]
+            return tuple(r for r in results if isinstance(r, Tensor))
+
+        outputs = [slot for slot in self.outputs if slot is not None]
+        return dict(zip(outputs, torch.vmap(one)(*(values[s] for s in slots)), strict=True))
+
+
+class Tape:
+    """H V for blocks V, from one recorded pass v ↦ `backward`(v) with v shaped as `params`.
+
+    Raises TapeError where an operation cannot be recorded: one that writes into a tensor, one whose
+    result is no tensor, or one that `torch.vmap` does not know.
+    """
+
+    def __init__(
+        self,
+        backward: Callable[[Sequence[Tensor]], Sequence[Tensor]],
+        params: Sequence[Tensor],
+    ):
+        generator = torch.Generator(params[0].device).manual_seed(0)
+        vectors = [
+            torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
+            for p in params
+        ]
+        with _Recorder(vectors) as recorder:
+            outputs = backward(vectors)
+        self._results = [recorder.slot(o) or o.detach() for o in outputs]
+        self._steps = _fuse(recorder.steps, _slots(self._results))
+        self._last = _last_uses(self._steps, _slots(self._results))
+        try:
+            self._check(vectors, outputs)
+        except RuntimeError as error:
+            raise _refusal(f"an operation cannot be vectorised ({error})") from error
+
+    def __call__(self, block: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The products with a block of c vectors, given and returned as (c, *shape) tensors."""
+        values: dict[_Slot, Tensor] = {_Slot(i): vectors for i, vectors in enumerate(block)}
+        for step, last in zip(self._steps, self._last, strict=True):
+            values.update(step.run(values))
+            for slot in last:
+                values.pop(slot, None)
+        count = len(block[0])
+        return tuple(
+            values[r] if isinstance(r, _Slot) else r.expand(count, *r.shape) for r in self._results
+        )
+
+    def _check(self, vectors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
+        """See that v and 2 v give what was recorded, and its double."""
+        products = self([torch.stack([v, 2 * v]) for v in vectors])
+        error = scale = 0.0
+        for product, output in zip(products, outputs, strict=True):
+            expected = torch.stack([output, 2 * output]).double()
+            error += float((product - expected).square().sum())
+            scale += float(expected.square().sum())
+        if not error <= torch.finfo(vectors[0].dtype).eps * scale:
+            raise _refusal("it does other things for other vectors")
+
+
+def _refusal(reason: str) -> TapeError:
+    return TapeError(
+        f"The backward pass of this model cannot be recorded: {reason}; set strategy to batched or "
+        "loop."
+    )
+
+
+class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Lists the operations whose arguments depend on some tensors."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it takes an import of torch._dynamo, a second
+
+    def __init__(self, inputs: Sequence[Tensor]):
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.steps: list[_Step] = []
+        self._slots: dict[int, _Slot] = {}
+        self._alive: list[Tensor] = []  # an id is given again when its tensor dies
+        self._holders: dict[int, set[int]] = {}  # of a piece of memory: the tensors of the tape
+        for tensor in inputs:
+            self._add(tensor)
+
+    def slot(self, value: Any) -> _Slot | None:
+        """The slot of a tensor that depends on the inputs."""
+        return self._slots.get(id(value)) if isinstance(value, Tensor) else None
+
+    def _add(self, tensor: Tensor) -> _Slot:
+        self._hold(tensor)
+        self._slots[id(tensor)] = _Slot(len(self._alive) - 1)
+        return self._slots[id(tensor)]
+
+    def _hold(self, tensor: Tensor) -> None:
+        self._alive.append(tensor)
+        self._holders.setdefault(_memory(tensor), set()).add(id(tensor))
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        keywords = kwargs or {}
+        pure, before = func, args
+        if func._schema.is_mutable:
+            pure, before = self._pure(func, args)
+        arguments = None
+        if any(self.slot(a) for a in tree_leaves(before)):
+            arguments = [self._replace(a) for a in before]
+        result = func(*args, **keywords)
+        if arguments is not None:
+            results = result if isinstance(result, tuple | list) else [result]
+            outputs = [self._add(r) if isinstance(r, Tensor) else None for r in results]
+            if not any(outputs):
+                raise _refusal(f"the result of {func} is no tensor")
+            self.steps.append(_Step(pure, arguments, keywords, outputs))
+        return result
+
+    def _pure(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
+        """The operation that returns what `func` writes into its first argument, and arguments.
+
+        It stands for `func` as long as no other tensor of the tape has its memory there.
+        """
+        target = args[0]
+        name, overload = func._schema.name.removeprefix("aten::"), func._schema.overload_name
+        pure = getattr(getattr(aten, name.removesuffix("_"), None), overload or "default", None)
+        own = {id(target)} if self.slot(target) else set()
+        if not name.endswith("_") or pure is None or self._holders.get(_memory(target), own) != own:
+            raise _refusal(f"{func} writes into a tensor")
+        return pure, args if own else (target.clone(), *args[1:])
+
+    def _replace(self, argument: Any) -> Any:
+        if isinstance(argument, tuple | list):
+            return [self._replace(a) for a in argument]
+        if not isinstance(argument, Tensor):
+            return argument
+        if slot := self.slot(argument):
+            return slot
+        self._hold(argument)
+        return argument.detach()
+
+
+def _memory(tensor: Tensor) -> int:
+    return int(tensor.untyped_storage()._cdata)
+
+
+def _slots(argument: Any) -> list[_Slot]:
+    if isinstance(argument, list):
+        return [slot for a in argument for slot in _slots(a)]
+    return [argument] if isinstance(argument, _Slot) else []
+
+
+def _fill(argument: Any, values: Mapping[_Slot, Tensor]) -> Any:
+    if isinstance(argument, list):
+        return [_fill(a, values) for a in argument]
+    return values[argument] if isinstance(argument, _Slot) else argument
+
+
+def _fuse(steps: Sequence[_Step], results: Sequence[_Slot]) -> list[_Step]:
+    """The steps, with x + A B as one where nothing else uses A B, in place where none uses x."""
+    uses = Counter([*results, *(slot for step in steps for slot in step.slots)])
+    new: dict[_Slot, _Step] = {}  # steps whose result is memory of its own that one step uses
+    fused: list[_Step] = []
+    for step in steps:
+        if step.function is aten.add.Tensor and not step.keywords:
+            for x, product in (step.arguments, step.arguments[::-1]):
+                if (
+                    isinstance(x, _Slot)
+                    and product in new
+                    and new[product].function is aten.mm.default
+                ):
+                    multiply = new.pop(product)
+                    fused.remove(multiply)
+                    step = _Step(
+                        aten.addmm.default, [x, *multiply.arguments], {}, step.outputs, x in new
+                    )
+                    break
+        out = step.outputs[0]
+        makes = step.function in PRODUCTS or torch.Tag.pointwise in step.function.tags
+        if out and uses[out] == 1 and makes:
+            new[out] = step
+        fused.append(step)
+    return fused
+
+
+def _last_uses(steps: Sequence[_Step], results: Sequence[_Slot]) -> list[list[_Slot]]:
+    """For each step, the slots that no later step uses."""
+    seen, last = set(results), []
+    for step in reversed(steps):
+        last.append([slot for slot in dict.fromkeys(step.slots) if slot not in seen])
+        seen.update(step.slots)
+    return last[::-1]
+
+
+def _factors(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """L and R with L R = A B, or its transpose if that makes the result's rows longer (then true).
+
+    Of A (c, r, k) and B (c, k, m) one may lack the first dimension. Where R does, L has all c r
+    rows below each other.
+    """
+    turned = 2 in (A.ndim, B.ndim) and A.shape[-2] > B.shape[-1]
+    L, R = (B.mT, A.mT) if turned else (A, B)
+    if R.ndim == 2:
+        if L.stride(-1) == 1 or R.shape[-1] >= WIDE:
+            return L.flatten(end_dim=1), R, turned
+        R = R.expand(len(L), *R.shape)
+    elif L.ndim == 2:
+        L = L.expand(len(R), *L.shape)
+    return L, R, turned
+
+
+def _mm(step: _Step, A: Tensor, B: Tensor) -> Tensor:
+    count = len(A) if A.ndim == 3 else len(B)
+    L, R, turned = _factors(A, B)
+    product = torch.bmm(L, R) if R.ndim == 3 else (L @ R).view(count, -1, R.shape[1])
+    return product.mT if turned else product
+
+
+def _addmm(step: _Step, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+    L, R, turned = _factors(A, B)
+    total = x.mT if turned else x
+    if not total.is_contiguous() or x.shape[1:] != (A.shape[-2], B.shape[-1]):
+        return x + _mm(step, A, B)
+    into = total if R.ndim == 3 else total.flatten(end_dim=1)
+    name = "baddbmm" if R.ndim == 3 else "addmm"
+    add = getattr(into, f"{name}_" if step.overwrites else name)
+    result: Tensor = add(L, R).view(total.shape)
+    return result.mT if turned else result
+
+
+def _t(step: _Step, x: Tensor) -> Tensor:
+    return x.mT if x.ndim == 3 else x
+
+
+def _view(step: _Step, x: Tensor, shape: Sequence[int]) -> Tensor:
+    return x.reshape(len(x), *shape)
+
+
+def _expand(step: _Step, x: Tensor, shape: Sequence[int]) -> Tensor:
+    return _raise(x, len(shape)).expand(len(x), *shape)
+
+
+def _sum(step: _Step, x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
+    ndim = x.ndim - 1
+    return x.sum([d % ndim + 1 for d in dims or range(ndim)], keepdim)
+
+
+def _pointwise(step: _Step, *arguments: Any) -> Tensor:
+    """Broadcasts from the last dimension on, behind the dimension of the vectors."""
+    depends = [isinstance(a, _Slot) for a in step.arguments]
+    ndim = max(a.ndim - d for a, d in zip(arguments, depends, strict=True) if isinstance(a, Tensor))
+    aligned = [_raise(a, ndim) if d else a for a, d in zip(arguments, depends, strict=True)]
+    first = aligned[depends.index(True)]
+    for i, constant in enumerate(aligned):
+        if depends[i] or not isinstance(constant, Tensor) or not constant.ndim == ndim == 2:
+            continue
+        if first.stride(-1) != 1 and constant.stride(-1) == 1:
+            if i not in step.aligned:
+                step.aligned[i] = constant.mT.contiguous().mT
+            aligned[i] = step.aligned[i]
+    result: Tensor = step.function(*aligned, **step.keywords)
+    return result
+
+
+def _raise(x: Tensor, ndim: int) -> Tensor:
+    """x (c, …) with `ndim` dimensions behind the first, by ones there."""
+    return x.reshape(len(x), *[1] * (ndim + 1 - x.ndim), *x.shape[1:])
+
+
+RULES: dict[Any, Callable[..., Tensor]] = {
+    aten.mm.default: _mm,
+    aten.addmm.default: _addmm,
+    aten.t.default: _t,
+    aten.view.default: _view,
+    aten._unsafe_view.default: _view,
+    aten.expand.default: _expand,
+    aten.sum.dim_IntList: _sum,
+}
