@@ -85,5 +85,6 @@ def _balanced(labels: Tensor, split: str, wanted: int) -> Tensor:
             f"of its {len(classes)} classes, at most {smallest * len(classes)} (the rarest class "
             f"has {smallest} samples). Take such a number, or set hessian.subset=first."
         )
-    chosen = [(labels == label).nonzero()[:per_class, 0] for label in classes]
-    return torch.cat(chosen).sort().values
+    begins = sizes.cumsum(0) - sizes
+    chosen = (begins[:, None] + torch.arange(per_class)).flatten()
+    return labels.argsort(stable=True)[chosen].sort().values

@@ -12,9 +12,9 @@ from skerch.measurements.merge import MergeError
 def run(context: Context) -> None:
     """Write eigh.h5 from merged.h5 (and from the blocks, if it has no columns)."""
     sketch, directory = context.config.sketch, context.directory
-    with context.merged() as merged, StoredColumns(context.arrays()) as columns:
+    with context.merged() as merged, StoredColumns(context.arrays(), probes=False) as columns:
         summary = merged.summary
-        solution = solve(summary, sketch.recovery, sketch.outer)
+        solution = context.team.one(lambda: solve(summary, sketch.recovery, sketch.outer))
         if not len(solution.eigenvalues):
             raise MergeError(
                 f"The Hessian in {directory.merged} is zero, so it has no eigenpairs: the loss "
@@ -32,6 +32,7 @@ def run(context: Context) -> None:
                 "probes": summary.probes,
             },
             lambda done, total: context.progress(done, total, "rows"),
+            context.team,
         )
 
 

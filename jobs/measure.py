@@ -2,9 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from itertools import zip_longest
+
+from torch import Tensor
+
 from skerch.errors import SkerchError
 from skerch.jobs.operators import hessian_operator, load_inputs, resolve_device
-from skerch.jobs.stage import Context, main
+from skerch.jobs.stage import Context, Progress, main, silent
+from skerch.measurements.array import MeasurementArray
+from skerch.measurements.manifest import Block
 from skerch.measurements.measure import Measurer, NonFiniteError
 
 
@@ -31,29 +39,48 @@ def run(context: Context) -> None:
             f"{device.type}; set launcher.device={recorded['device']}, or delete the folder."
         )
     inputs = load_inputs(context)
-    op = hessian_operator(
-        context.config, inputs, strategy=recorded["strategy"], chunk_size=recorded["chunk_size"]
-    )
-    with context.range_file(context.round) as range_file:
+    op = hessian_operator(context.config, inputs, recorded)
+    with op.frozen(), context.range_file(context.round) as range_file:
         if range_file and range_file.hash != array.manifest.range_hash:
             raise MeasureError(
                 f"{array.directory} was laid out for another range.h5; delete {array.directory} "
                 "to measure it anew."
             )
         measurer = Measurer(array.manifest, device, range_file and range_file.columns)
-        total = sum(block.stop - block.start for block in blocks)
-        done = 0
-        for block in blocks:
+
+        def measure(block: Block) -> dict[str, Tensor]:
             try:
-                arrays = measurer.measure(op, block)
+                return measurer.measure(op, block)
             except NonFiniteError as error:
                 raise MeasureError(
                     f"{error} The loss there is {op.loss()}; a step before training diverged, "
                     "or hessian.dtype=float64, may help."
                 ) from None
-            array.write(block, arrays)
+
+        fill(array, blocks, measure, context.progress)
+
+
+def fill(
+    array: MeasurementArray,
+    blocks: Sequence[Block],
+    measure: Callable[[Block], dict[str, Tensor]],
+    progress: Progress = silent,
+) -> None:
+    """Write what `measure` says of each block, in a thread while it is at the next one.
+
+    All are written when this returns. When it raises, those that are begun are written or not made.
+    """
+    total = sum(block.stop - block.start for block in blocks)
+    done = 0
+    with ThreadPoolExecutor(1) as writer:
+        arrays = measure(blocks[0])
+        for block, following in zip_longest(blocks, blocks[1:]):
+            write = writer.submit(array.write, block, arrays)
+            if following is not None:
+                arrays = measure(following)
+            write.result()
             done += block.stop - block.start
-            context.progress(done, total, "columns")
+            progress(done, total, "columns")
 
 
 def _indices(context: Context, blocks: int) -> list[int] | None:

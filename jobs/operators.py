@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +16,6 @@ from skerch.jobs.config import difference, identity
 from skerch.jobs.recorded import (
     RecordedError,
     column,
-    content_hash,
     describe,
     load_hessian_data,
     load_model,
@@ -60,14 +60,7 @@ class Inputs:
     problem: problems.Problem
     model: torch.nn.Module  # in eval mode
     data: Any  # one batch of all datapoints
-
-    @property
-    def hashes(self) -> dict[str, str]:
-        """What a manifest records of them."""
-        return {
-            "parameters_hash": column(self.model).hash(),
-            "datapoints_hash": content_hash(self.data),
-        }
+    hashes: dict[str, str] = field(default_factory=dict)  # what a manifest records of them
 
 
 def load_inputs(context: Context) -> Inputs:
@@ -77,8 +70,8 @@ def load_inputs(context: Context) -> Inputs:
     """
     assert context.step is not None
     assert context.split is not None
-    trained = describe(context.run)["identity"]
-    changes = difference(trained, identity(context.config, "training"))
+    description = describe(context.run)
+    changes = difference(description["identity"], identity(context.config, "training"))
     if changes:
         raise RecordedError(
             f"{context.run.parameters} is of another training ({'; '.join(changes)}); take the old "
@@ -86,18 +79,22 @@ def load_inputs(context: Context) -> Inputs:
         )
     problem = problems.load_problem(context.config.problem, context.config.problem_path)
     model = load_model(context.run, problem, context.step)
-    inputs = Inputs(problem, model, load_hessian_data(context.run, context.split))
-    _check_measured(context, inputs)
-    return inputs
+    data = load_hessian_data(context.run, context.split)
+    hashes = {
+        "parameters_hash": column(model).hash(),
+        "datapoints_hash": description["datapoints"][context.split],  # which was just compared
+    }
+    _check_measured(context, hashes)
+    return Inputs(problem, model, data, hashes)
 
 
-def _check_measured(context: Context, inputs: Inputs) -> None:
+def _check_measured(context: Context, hashes: dict[str, str]) -> None:
     """Refuse inputs other than those that the measurements, if there are any, are of."""
     directory = context.directory.measurements(1)
     if not manifest_path(directory).exists():
         return
     measured = context.array(1).manifest.provenance
-    for name, value in inputs.hashes.items():
+    for name, value in hashes.items():
         if value != measured[name]:
             raise RecordedError(
                 f"{context.directory.path} is of other {name.removesuffix('_hash')} than "
@@ -106,14 +103,16 @@ def _check_measured(context: Context, inputs: Inputs) -> None:
 
 
 def hessian_operator(
-    config: Config, inputs: Inputs, *, strategy: str | None = None, chunk_size: int | None = None
+    config: Config, inputs: Inputs, recorded: Mapping[str, Any] | None = None
 ) -> HessianOperator:
     """The operator on the device and in the dtype of a config.
 
-    The strategy and chunk size are the config's unless given. The model is moved, not copied.
+    Strategy, chunk size and memory format are what a manifest has `recorded`, if given, and else
+    the config's. The model is moved, not copied.
     """
     hessian, device = config.hessian, resolve_device(config)
     dtype = getattr(torch, hessian.dtype)
+    how = recorded or vars(hessian)
     data = to_device(inputs.data, device, dtype)
     return HessianOperator(
         inputs.model.to(device, dtype),
@@ -121,6 +120,7 @@ def hessian_operator(
         inputs.problem.loss_fn,
         batch_weight=inputs.problem.batch_weight,
         param_filter=hessian.param_filter,
-        strategy=strategy or hessian.strategy,
-        chunk_size=chunk_size or hessian.chunk_size,
+        strategy=how["strategy"],
+        chunk_size=how["chunk_size"],
+        memory_format=how.get("memory_format", "preserve"),
     )

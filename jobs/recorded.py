@@ -19,6 +19,7 @@ import zipfile
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -177,14 +178,15 @@ def write_hessian_data(path: Path, batches: Mapping[str, Any]) -> None:
 def load_hessian_data(run: RunDir, split: str) -> Any:
     """The batch of all Hessian datapoints of a split, on the CPU; the very ones of the training."""
     hashes = describe(run)["datapoints"]
-    batches = _load(run.hessian_data)
+    batches = _load(run.hessian_data, mmap=True)  # which reads nothing of the other splits
     if split not in hashes:
         raise RecordedError(
             f"{run.hessian_data} has no datapoints of split {split!r}, only of {', '.join(hashes)}."
         )
-    if content_hash(batches.get(split)) != hashes[split]:
+    batch = deepcopy(batches.get(split))  # the file may change
+    if content_hash(batch) != hashes[split]:
         raise _damaged(run.hessian_data, "its content does not have the recorded hash")
-    return batches[split]
+    return batch
 
 
 def write_checkpoint(path: Path, state: Mapping[str, Any]) -> None:
@@ -238,19 +240,21 @@ def content_hash(tree: Any) -> str:
     return digest.hexdigest()
 
 
-def _load(path: Path) -> dict[str, Any]:
+def _load(path: Path, *, mmap: bool = False) -> dict[str, Any]:
     """A dict that `torch.save` wrote, unpickled safely.
 
-    torch itself does not look at the checksums; they cover the contents, but not the directory of
-    the archive, which is why callers compare hashes.
+    torch itself does not look at the archive's checksums. Those of the tensors' contents would cost
+    as much as the hashes, which callers compare as they cover the rest of the archive, too.
     """
     try:
         with zipfile.ZipFile(path) as archive:
-            reason = archive.testzip()
-        if reason is None:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-            if isinstance(content, dict):
-                return content
+            for name in archive.namelist():
+                if "/data/" not in name:
+                    archive.read(name)
+        content = torch.load(path, map_location="cpu", weights_only=True, mmap=mmap)
+        if isinstance(content, dict):
+            return content
+        reason = "it holds no dict"
     except FileNotFoundError as error:
         raise RecordedError(f"{path} is missing; the train stage writes it.") from error
     except (
@@ -264,7 +268,7 @@ def _load(path: Path) -> dict[str, Any]:
         EOFError,
     ) as error:
         reason = first_line(error)
-    raise _damaged(path, reason or "it holds no dict")
+    raise _damaged(path, reason)
 
 
 def _damaged(path: Path, reason: str) -> RecordedError:

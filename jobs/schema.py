@@ -39,6 +39,7 @@ class Training:
     batch_size: int = _number(100)
     max_steps: int = _number(300, least=0)
     record_steps: list[int] | None = None  # on loading: [0, max_steps], or the checkpoints' steps
+    eval_samples: int | None = _number(None)  # of a split, for the log; None: all
     seed: int = _number(12345, least=0)
     optimizer_options: dict[str, Any] = field(default_factory=dict)  # passed on: momentum, …
     checkpoints: str | None = None  # a glob of state dicts of a training done elsewhere
@@ -57,6 +58,7 @@ class Hessian:
     dtype: str = _choice("float32", "float64")
     strategy: str = "auto"
     chunk_size: int | None = _number(None)
+    memory_format: str = _choice("auto", "preserve", "channels_last")
 
 
 @dataclass

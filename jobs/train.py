@@ -14,13 +14,13 @@ import time
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
+from inspect import unwrap
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from skerch.analysis.figures import save, training_figure
 from skerch.curvature.batching import count_examples, to_device
 from skerch.errors import SkerchError
 from skerch.jobs import datapoints, recorded
@@ -100,6 +100,8 @@ def train(
             session.train(progress, checkpoint_seconds)
         else:
             session.read_checkpoints(progress)
+    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
+
     save(training_figure(session.state.log), run.training_figure)
     recorded.write_parameters(
         run.parameters,
@@ -248,14 +250,19 @@ class _Session:
 
     @torch.no_grad()
     def _evaluate(self, split: str, dataset: Any) -> dict[str, float]:
-        """The mean loss over a split in eval mode, and the accuracy of a classifier."""
+        """The mean loss over a split in eval mode, and the accuracy of a classifier.
+
+        With `training.eval_samples`, of as many of its samples, evenly spaced.
+        """
         self.model.eval()
         outputs: list[Any] = []
         hook = self.model.register_forward_hook(lambda *call: outputs.append(call[-1]))
         weight_of = self.problem.batch_weight or count_examples
         total = weights = hits = judged = 0.0
-        indices = torch.arange(datapoints.count(dataset, split)).split(self.training.batch_size)
-        for on_cpu in datapoints.batches(dataset, indices):
+        size = datapoints.count(dataset, split)
+        judging = min(size, self.training.eval_samples or size)
+        indices = torch.arange(judging) * size // max(judging, 1)
+        for on_cpu in datapoints.batches(dataset, indices.split(self.training.batch_size)):
             batch = to_device(on_cpu, self.device)
             outputs.clear()
             weight = float(weight_of(batch))
@@ -319,9 +326,16 @@ def make_optimizer(training: Training, model: nn.Module) -> torch.optim.Optimize
     }
     if training.optimizer not in classes:
         raise ConfigError(unknown("optimizer", training.optimizer, classes))
+    kind = classes[training.optimizer]
+    # PyTorch wraps these methods for its compiler, whose import takes as long as PyTorch's own.
+    methods = {name: unwrap(getattr(kind, name)) for name in ("add_param_group", "zero_grad")}
+    lean = type(kind.__name__, (kind,), methods | {"step": torch.no_grad()(unwrap(kind.step))})
     parameters = [p for p in model.parameters() if p.requires_grad]
     try:
-        return classes[training.optimizer](parameters, lr=training.lr, **training.optimizer_options)
+        optimizer: torch.optim.Optimizer = lean(
+            parameters, lr=training.lr, **training.optimizer_options
+        )
+        return optimizer
     except (TypeError, ValueError) as error:
         raise ConfigError(
             f"training.optimizer_options do not fit {training.optimizer}: {error}."

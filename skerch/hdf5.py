@@ -11,6 +11,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
+from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -49,10 +50,10 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
         raise FileError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
-def open_for_reading(path: Path) -> h5py.File:
+def open_for_reading(path: Path, **options: Any) -> h5py.File:
     """Open a file; raises FileError for one that is missing or damaged."""
     with reading(path):
-        return h5py.File(path, "r")
+        return h5py.File(path, "r", **options)
 
 
 class Reader:
@@ -96,14 +97,25 @@ class Dataset:
         with reading(group.file.filename):
             self._dataset = group[name]
             self.shape: tuple[int, ...] = self._dataset.shape
+            self.dtype: torch.dtype = getattr(torch, str(self._dataset.dtype))
 
     def __getitem__(self, key: Any) -> Tensor:
         with reading(self._dataset.file.filename):
             return torch.from_numpy(self._dataset[key])
 
-    def rows(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop)."""
-        return self[start:stop]
+    def read_into(self, slab: Tensor, start: int, column: int = 0) -> None:
+        """Read rows from `start` on into all rows of a slab, from its column `column` on."""
+        rows, columns = (start, start + len(slab)), (column, column + self.shape[1])
+        with reading(self._dataset.file.filename):
+            self._dataset.read_direct(slab.numpy(), np.s_[slice(*rows)], np.s_[:, slice(*columns)])
+
+
+def buffers(dtype: torch.dtype) -> Iterator[Tensor]:
+    """Two tensors in turn, to be resized: the one is filled while the other is in use.
+
+    Fresh memory for a large slab costs as much as reading it.
+    """
+    return cycle([torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)])
 
 
 def create_dataset(

@@ -42,7 +42,7 @@ from skerch.jobs.stage import Context, Progress, execute, silent
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
 
-SHARED = ("measure", "range_finder", "merge")
+SHARED = ("measure", "range_finder", "merge", "decompose")
 PATIENCE = 10.0  # seconds that mpiexec has to end its ranks
 WAYS_OUT = "pip install mpich, load the cluster's MPI module, or set launcher.name=local."
 

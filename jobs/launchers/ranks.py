@@ -6,15 +6,15 @@ import os
 import socket
 import time
 import traceback
-from collections.abc import Callable, Iterable
-from itertools import islice
+from collections.abc import Callable, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from skerch.errors import SkerchError
 from skerch.files import refusals_named
 from skerch.jobs.launchers.local import sentence
-from skerch.measurements.team import Range, Use, Work
+from skerch.measurements.team import Range, Rows, Use, Work, ahead
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -53,24 +53,26 @@ class Ranks:
         """Every n-th."""
         return self.one(items)[self._comm.rank :: self._comm.size]
 
-    def each(self, ranges: Iterable[Range], work: Work, use: Use) -> None:
+    def each(self, ranges: Sequence[Range], rows: Rows, work: Work, use: Use) -> None:
         """Every rank works on one range, then the first one receives and uses them in order."""
-        waiting = iter(ranges)
+        rank, size = self._comm.rank, self._comm.size
         error: BaseException | None = None
-        while batch := list(islice(waiting, self._comm.size)):
-            mine: list[Tensor] = []
-            if self._comm.rank < len(batch) and error is None:
-                found, error = _attempt(work, *batch[self._comm.rank])
-                mine = [tensor.cpu().contiguous() for tensor in found or ()]
-            shapes = self._agree(error, [(tensor.shape, tensor.dtype) for tensor in mine])
-            if not self.writes:
-                for tensor in mine:
-                    self._comm.Send(tensor.numpy(), 0)
-                continue
-            for source, part in enumerate(batch):  # each is received, whatever `use` does
-                tensors = self._receive(source, shapes[source]) if source else mine
-                if error is None:
-                    _, error = _attempt(use, *part, *tensors)
+        with closing(ahead(rows, ranges[rank::size])) as slabs:
+            for first in range(0, len(ranges), size):
+                batch = ranges[first : first + size]
+                mine: list[Tensor] = []
+                if rank < len(batch) and error is None:
+                    found, error = _attempt(lambda: work(next(slabs)))
+                    mine = [tensor.cpu().contiguous() for tensor in found or ()]
+                shapes = self._agree(error, [(tensor.shape, tensor.dtype) for tensor in mine])
+                if not self.writes:
+                    for tensor in mine:
+                        self._comm.Send(tensor.numpy(), 0)
+                    continue
+                for source, part in enumerate(batch):  # each is received, whatever `use` does
+                    tensors = self._receive(source, shapes[source]) if source else mine
+                    if error is None:
+                        _, error = _attempt(use, *part, *tensors)
         if error is not None:
             raise error
 

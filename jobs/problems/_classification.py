@@ -1,14 +1,18 @@
-"""What the bundled problems share: labelled tensors, a tanh network, the mean cross-entropy."""
+"""What the bundled problems share: datasets, a tanh network, the mean cross-entropy."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
-from torch.utils.data import TensorDataset
+from torch.utils.data import Dataset, TensorDataset
 
 from skerch.jobs.schema import ConfigError
+from skerch.randomness import stream
 
 
 class LabelledTensors(TensorDataset):
@@ -17,6 +21,51 @@ class LabelledTensors(TensorDataset):
     def __init__(self, inputs: Tensor, targets: Tensor):
         super().__init__(inputs, targets)
         self.targets = targets
+
+
+class RandomImages(Dataset[tuple[Tensor, int]]):
+    """Images of independent N(0, 1) pixels, each drawn when asked for from (split, index) alone.
+
+    Classes follow each other in turn; `targets` (size,) holds them.
+    """
+
+    def __init__(self, split: str, size: int, shape: tuple[int, int, int], classes: int):
+        self.split, self.shape = int(is_test(split)), shape
+        self.targets = torch.arange(size) % classes
+
+    def __len__(self) -> int:
+        return len(self.targets)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        label = int(self.targets[index])  # ends an iteration with IndexError
+        pixels = stream(0, "synthetic", self.split, index).standard_normal(self.shape, "float32")
+        return torch.from_numpy(pixels), label
+
+
+def torchvision_images(
+    root: str | None, layout: str, open_dataset: Callable[[Any], Dataset[Any]], way_out: str
+) -> Dataset[Any]:
+    """What `open_dataset(torchvision)` gives, where it can be had.
+
+    `layout` is what lies in `root`, and `way_out` what to do where it does not.
+
+    Raises:
+        ConfigError: root is missing, torchvision is not installed, or the files cannot be read.
+    """
+    if root is None:
+        raise ConfigError(f"problem.root is missing: the folder that holds {layout}; {way_out}.")
+    try:
+        import torchvision
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"The images need torchvision ({error}); pip install torchvision."
+        ) from error
+    try:
+        return open_dataset(torchvision)
+    except (RuntimeError, OSError, ValueError, AssertionError) as error:
+        raise ConfigError(
+            f"problem.root: {layout} cannot be read in {root} ({error}); {way_out}."
+        ) from error
 
 
 def is_test(split: str) -> bool:

@@ -32,11 +32,8 @@ class TapeError(SkerchError):
     """A backward pass that cannot be recorded."""
 
 
-@dataclass(frozen=True)
-class _Slot:
-    """Stands for a tensor that depends on v."""
-
-    index: int
+class _Slot(int):
+    """Stands for a tensor that depends on v; those of v itself come first, from 1 on."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,7 +105,7 @@ class Tape:
 
     def __call__(self, block: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The products with a block of c vectors, given and returned as (c, *shape) tensors."""
-        values: dict[_Slot, Tensor] = {_Slot(i): vectors for i, vectors in enumerate(block)}
+        values: dict[_Slot, Tensor] = {_Slot(i): vectors for i, vectors in enumerate(block, 1)}
         for step, last in zip(self._steps, self._last, strict=True):
             values.update(step.run(values))
             for slot in last:
@@ -159,7 +156,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _add(self, tensor: Tensor) -> _Slot:
         self._hold(tensor)
-        self._slots[id(tensor)] = _Slot(len(self._alive) - 1)
+        self._slots[id(tensor)] = _Slot(len(self._alive))
         return self._slots[id(tensor)]
 
     def _hold(self, tensor: Tensor) -> None:

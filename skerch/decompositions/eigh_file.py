@@ -7,10 +7,10 @@ the recovery's health figures.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import h5py
+import torch
 from torch import Tensor
 
 from skerch.decompositions.core import Solution
@@ -22,7 +22,8 @@ from skerch.hdf5 import (
     write_arrays,
     write_hdf5,
 )
-from skerch.measurements.gram import Rows, slabs
+from skerch.measurements.gram import Progress, multiply
+from skerch.measurements.team import ALONE, Rows, Team
 
 
 def write_eigh(
@@ -32,23 +33,33 @@ def write_eigh(
     size: int,
     dtype: str,
     attributes: dict[str, object],
-    progress: Callable[[int, int], None] | None = None,
+    progress: Progress | None = None,
+    team: Team = ALONE,
 ) -> None:
-    """Write the solution, its eigenvectors Y B slab by slab from the rows of Y (`size`, m)."""
+    """Write the solution, its eigenvectors Y B slab by slab from the rows of Y (`size`, m).
+
+    All members of the team have the same solution.
+    """
     B = solution.coefficients
 
-    def fill(file: h5py.File) -> None:
-        small = {"eigenvalues": solution.eigenvalues, "residual": solution.residual}
-        health = {f"health_{name}": value for name, value in solution.health.items()}
-        write_arrays(file, small, attributes | health)
-        vectors = create_dataset(file, "eigenvectors", (size, B.shape[1]), dtype, 64)
-        for start, stop in slabs(size):
-            slab = rows(start, stop)[:, : len(B)].double() @ B
-            vectors[start:stop] = slab.numpy().astype(dtype)
+    def fill(file: h5py.File | None) -> None:
+        if file is not None:
+            small = {"eigenvalues": solution.eigenvalues, "residual": solution.residual}
+            health = {f"health_{name}": value for name, value in solution.health.items()}
+            write_arrays(file, small, attributes | health)
+            vectors = create_dataset(file, "eigenvectors", (size, B.shape[1]), dtype, 64)
+
+        def write(start: int, stop: int, slab: Tensor) -> None:
+            vectors[start:stop] = slab.numpy()
             if progress:
                 progress(stop, size)
 
-    write_hdf5(path, fill)
+        multiply(rows, size, B, getattr(torch, dtype), write, team)
+
+    if team.writes:
+        write_hdf5(path, fill)
+    else:
+        fill(None)
 
 
 class EighFile(Reader):

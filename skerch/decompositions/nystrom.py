@@ -79,7 +79,7 @@ def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> Tensor:
     known = (cancellation > 0) & (cancellation < CANCELLED)
     T = summary.R[:, :earlier] @ P[:, known]
     D = summary.R[:, first:][:, known] - C @ T
-    half = D @ T.T - T @ (T.T @ D) @ T.T / 2
+    half = (D - T @ (T.T @ D) / 2) @ T.T
     return C + half + half.T
 
 
@@ -99,7 +99,7 @@ class _Fit:
         return torch.where(resolved, self.m / (self.m**2 + delta**2), 0.0)
 
     def misfit(self, delta: float) -> float:
-        approximation = (self.YW * self.inverse(delta)) @ self.probe_products
+        approximation = self.YW @ (self.inverse(delta)[:, None] * self.probe_products)
         return float(torch.linalg.norm(self.projected_probes - approximation))
 
     def best_filter(self, outer: int) -> float:

@@ -7,8 +7,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterable, Mapping
+import resource
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
 
 import h5py
@@ -16,11 +18,18 @@ import torch
 from torch import Tensor
 
 from skerch.errors import SkerchError
-from skerch.hdf5 import Dataset, attribute, open_for_reading, write_arrays, write_hdf5
+from skerch.hdf5 import (
+    Dataset,
+    attribute,
+    buffers,
+    open_for_reading,
+    write_arrays,
+    write_hdf5,
+)
 from skerch.measurements import manifest as manifests
 from skerch.measurements.manifest import Block, Manifest, block_path, manifest_path
 
-OPEN_FILES = 128
+OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 VIEW = "leftouter_ALL.h5"
 
 
@@ -80,9 +89,13 @@ class MeasurementArray:
         """Write a block: to a temporary file, to disk, and only then under its name."""
         attributes = {"manifest": self._hash, "block": block.index, "kind": block.kind}
         attributes |= {"start": block.start, "stop": block.stop}
-        text = torch.frombuffer(bytearray(self.manifest.text().encode()), dtype=torch.uint8)
-        whole = {**arrays, "manifest": text}
+        whole = {**arrays, "manifest": self._text}
         write_hdf5(self.path(block.index), lambda file: write_arrays(file, whole, attributes))
+
+    @cached_property
+    def _text(self) -> Tensor:
+        """The manifest, as every block holds it."""
+        return torch.frombuffer(bytearray(self.manifest.text().encode()), dtype=torch.uint8)
 
     def remove_blocks(self) -> None:
         """Delete all block files and the view of them; the manifest stays."""
@@ -112,7 +125,7 @@ class MeasurementArray:
 
 
 def _open_block(path: Path, manifest_hash: str, index: int) -> h5py.File:
-    file = open_for_reading(path)
+    file = open_for_reading(path, rdcc_nbytes=0)  # chunks are read once, and there are many files
     if (attribute(file, "manifest"), attribute(file, "block")) != (manifest_hash, index):
         file.close()
         raise BlockError(
@@ -125,16 +138,16 @@ def _open_block(path: Path, manifest_hash: str, index: int) -> h5py.File:
 class StoredColumns:
     """Row slabs of the stored columns [test vectors | probes] of several arrays, side by side.
 
-    The rounds' stored test columns come first, in order, then the rounds' probes. At most
-    `OPEN_FILES` block files are open at a time.
+    The rounds' stored test columns come first, in order, then the rounds' probes, if asked for. The
+    first `OPEN_FILES` block files stay open, the others are opened for each slab.
     """
 
-    def __init__(self, arrays: list[MeasurementArray]):
+    def __init__(self, arrays: list[MeasurementArray], *, probes: bool = True):
         self.size = arrays[0].manifest.size
         self.dtype = getattr(torch, arrays[0].manifest.dtype)
         self.sources = [
             (array, block, name)
-            for kind, name in (("test", "leftouter"), ("probe", "probe"))
+            for kind, name in (("test", "leftouter"), ("probe", "probe"))[: 1 + probes]
             for array in arrays
             for block in array.manifest.blocks()
             if block.kind == kind and block.stored
@@ -143,28 +156,33 @@ class StoredColumns:
             block.stop - block.start for _, block, name in self.sources if name == "leftouter"
         )
         self.width = sum(block.stop - block.start for _, block, _ in self.sources)
-        self._files: OrderedDict[Path, h5py.File] = OrderedDict()
+        self._files: dict[Path, h5py.File] = {}
+        self._slabs = buffers(self.dtype)
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of all columns, (stop - start, width), in the stored dtype."""
-        slab = torch.empty((stop - start, self.width), dtype=self.dtype)
+        """Rows [start, stop) of all columns, (stop - start, width), in the stored dtype.
+
+        The next call but one overwrites them.
+        """
+        slab = next(self._slabs).resize_(stop - start, self.width)
         column = 0
         for array, block, name in self.sources:
-            width = block.stop - block.start
-            dataset = Dataset(self._file(array, block), name)
-            slab[:, column : column + width] = dataset[start:stop]
-            column += width
+            with self._opened(array, block) as file:
+                Dataset(file, name).read_into(slab, start, column)
+            column += block.stop - block.start
         return slab
 
-    def _file(self, array: MeasurementArray, block: Block) -> h5py.File:
+    @contextmanager
+    def _opened(self, array: MeasurementArray, block: Block) -> Iterator[h5py.File]:
         path = array.path(block.index)
-        if path in self._files:
-            self._files.move_to_end(path)
-        else:
-            if len(self._files) >= OPEN_FILES:
-                self._files.popitem(last=False)[1].close()
-            self._files[path] = array.open(block)
-        return self._files[path]
+        file = self._files.get(path) or array.open(block)
+        if len(self._files) < OPEN_FILES:
+            self._files[path] = file
+        try:
+            yield file
+        finally:
+            if path not in self._files:
+                file.close()
 
     def __enter__(self) -> StoredColumns:
         return self

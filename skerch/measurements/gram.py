@@ -12,14 +12,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.measurements.team import ALONE, Team
+from skerch.measurements.team import ALONE, Range, Rows, Team, Use
 
-SLAB_ROWS = 4096
+SLAB_ROWS = 4096  # longer sums of products are less accurate
+PANEL = 128  # columns
 ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
 FLOOR = 1e-14  # of the largest: by which a second pass scales what the first could not resolve
 RESOLVED = 1e-8  # eigenvalues of the second pass below this are rounding; the others are near 1
 
-Rows = Callable[[int, int], Tensor]
 Copy = Callable[[int, int, Tensor], None]
 Progress = Callable[[int, int], None]
 
@@ -32,9 +32,51 @@ class Basis:
     R: Tensor  # (r, m), float64
 
 
-def slabs(size: int) -> Iterator[tuple[int, int]]:
+def slabs(size: int) -> list[Range]:
     """The row ranges of the slabs of an array of `size` rows."""
-    return ((start, min(start + SLAB_ROWS, size)) for start in range(0, size, SLAB_ROWS))
+    return _ranges(0, size, SLAB_ROWS)
+
+
+def _ranges(start: int, stop: int, step: int) -> list[Range]:
+    return [(begin, min(begin + step, stop)) for begin in range(start, stop, step)]
+
+
+class _Wide:
+    """Slabs in float64, times a matrix if there is one, in memory that the next slab overwrites."""
+
+    def __init__(self, factor: Tensor | None):
+        self._factor = factor
+        self._buffers: list[Tensor] = []
+
+    def __call__(self, slab: Tensor) -> Tensor:
+        if not self._buffers:
+            self._buffers = [slab.new_empty(0, dtype=torch.float64) for _ in range(2)]
+            self._factor = None if self._factor is None else self._factor.to(slab.device)
+        wide, product = self._buffers
+        if self._factor is not None:
+            slab = slab[:, : len(self._factor)]
+        if slab.dtype != torch.float64:
+            slab = wide.resize_(slab.shape).copy_(slab)
+        if self._factor is None:
+            return slab
+        return torch.mm(slab, self._factor, out=product.resize_(len(slab), self._factor.shape[1]))
+
+
+def multiply(
+    rows: Rows, size: int, factor: Tensor, dtype: torch.dtype, use: Use, team: Team = ALONE
+) -> None:
+    """A B in `dtype`, computed in float64, for the first columns A (size, w) of what `rows` gives.
+
+    B (w, r) is `factor`. The member of the team that writes gets it by `use(start, stop, slab)`.
+    """
+    wide = _Wide(factor)
+    narrow = torch.empty(0, dtype=dtype)
+
+    def product(slab: Tensor) -> tuple[Tensor]:
+        found = wide(slab)
+        return (narrow.resize_(found.shape).copy_(found),)
+
+    team.each(slabs(size), rows, product, use)
 
 
 def gram(
@@ -42,38 +84,58 @@ def gram(
     size: int,
     transform: Tensor | None = None,
     *,
+    known: Tensor | None = None,
     team: Team = ALONE,
     copy: Copy | None = None,
     progress: Progress | None = None,
 ) -> Tensor:
     """(A T)ᵀ (A T) in float64, for the (size, w) array A whose rows `rows(start, stop)` gives.
 
-    Slabs are multiplied where they are, by the members of `team`; the result is on the CPU, as all
-    small matrices are. The member that writes gets each slab of A as `copy(start, stop, slab)`.
+    It is A's first len(T) columns that a transform T applies to. Where the leading block of the
+    result is `known`, only the rest is computed. Slabs are multiplied where they are, by the
+    members of `team`; the result is on the CPU, as all small matrices are. The member that writes
+    gets each slab of A as `copy(start, stop, slab)`.
     """
-    total: Tensor | None = None
+    first = 0 if known is None else len(known)
+    wide = _Wide(transform)
+    part = total = torch.empty(0)
+    panels: list[Range] = []
 
-    def product(start: int, stop: int) -> tuple[Tensor, ...]:
-        slab = rows(start, stop)
-        wide = slab.double()
-        if transform is not None:
-            wide = wide @ transform.to(wide.device)
-        part = wide.T @ wide
+    def blocks(packed: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        """The blocks [start:stop, :stop] of the lower triangle, which lie one after another."""
+        end = 0
+        for start, stop in panels:
+            begin, end = end, end + (stop - start) * stop
+            yield start, stop, packed[begin:end].view(stop - start, stop)
+
+    def product(slab: Tensor) -> tuple[Tensor, ...]:
+        nonlocal part
+        A = wide(slab)
+        if not panels:
+            panels.extend(_ranges(first, A.shape[1], PANEL))
+            part = A.new_empty(sum((stop - start) * stop for start, stop in panels))
+        for start, stop, block in blocks(part):
+            torch.mm(A[:, start:stop].T, A[:, :stop], out=block)
         return (part,) if copy is None else (part, slab)
 
-    def add(start: int, stop: int, part: Tensor, *slab: Tensor) -> None:
+    def add(start: int, stop: int, found: Tensor, *slab: Tensor) -> None:
         nonlocal total
-        total = part if total is None else total.add_(part)
+        total = found.clone() if start == 0 else total.add_(found)
         if copy:
             copy(start, stop, *slab)
         if progress:
             progress(stop, size)
 
-    team.each(slabs(size), product, add)
+    team.each(slabs(size), rows, product, add)
 
     def result() -> Tensor:
-        assert total is not None
-        return total.cpu()
+        width = panels[-1][1]
+        G = total.new_zeros(width, width, device="cpu")
+        if known is not None:
+            G[:first, :first] = known
+        for start, stop, block in blocks(total):
+            G[start:stop, :stop] = block
+        return G.tril() + G.tril(-1).T
 
     return team.one(result)
 
@@ -84,6 +146,7 @@ def orthonormalise(
     size: int,
     dtype: torch.dtype,
     scale: float = 0.0,
+    of: Tensor | None = None,
     team: Team = ALONE,
 ) -> Basis:
     """The basis of an array Y from its Gram matrix G = YᵀY, with a second pass where needed.
@@ -94,8 +157,9 @@ def orthonormalise(
     rounding of Y P itself, eps κ(Y), and reaches singular values of 1e-11 of the largest (cf.
     CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44, 2015).
     Directions that are zero to rounding are left out, so r ≤ m; the others come in the order of
-    Y's singular values, which are the norms of the rows of R. Where Y is a difference of larger
-    columns, `scale` is the largest l of those, as rounding is relative to it.
+    Y's singular values, which are the norms of the rows of R. Where Y = A T' is a difference of
+    larger columns A, those that `rows` gives, T' is `of` and `scale` the largest l of A, as
+    rounding is relative to it.
     """
     values, vectors = team.one(lambda: _descending_eigh(G))
     if values[0] <= 0:
@@ -106,7 +170,8 @@ def orthonormalise(
         return Basis(vectors / roots, roots[:, None] * vectors.T)
     roots = values.clamp(min=FLOOR * scale).sqrt()
     T = vectors / roots
-    values, rotation = _descending_eigh(gram(rows, size, T, team=team))
+    second_pass = gram(rows, size, T if of is None else of @ T, team=team)
+    values, rotation = team.one(lambda: _descending_eigh(second_pass))
     kept = values > RESOLVED
     second, rotation = values[kept].sqrt(), rotation[:, kept]
     R = (second[:, None] * rotation.T) @ (roots[:, None] * vectors.T)

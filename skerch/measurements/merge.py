@@ -10,6 +10,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import h5py
+import numpy as np
 from torch import Tensor
 
 from skerch.errors import SkerchError
@@ -17,15 +18,16 @@ from skerch.hdf5 import (
     Dataset,
     Reader,
     attribute,
+    buffers,
     create_dataset,
     write_arrays,
     write_hdf5,
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
-from skerch.measurements.gram import Progress, Rows, gram
+from skerch.measurements.gram import Progress, gram
 from skerch.measurements.range_finder import RangeFile, hashes
 from skerch.measurements.summary import Summary, summarise
-from skerch.measurements.team import ALONE, Team
+from skerch.measurements.team import ALONE, Rows, Team
 
 
 class MergeError(SkerchError):
@@ -54,11 +56,10 @@ def merge(
                 f"{array.directory} lacks {len(missing)} of {len(array.manifest.blocks())} blocks "
                 f"(the first is {array.path(missing[0].index).name}); measure them, then merge."
             )
-    range_map = None if range_file is None else range_file.map
     with StoredColumns(arrays) as columns:
 
         def fill(file: h5py.File | None) -> None:
-            _fill(file, arrays, columns, range_map, consolidate, progress, team)
+            _fill(file, arrays, columns, range_file, consolidate, progress, team)
 
         if team.writes:
             write_hdf5(path, fill)
@@ -87,7 +88,7 @@ def _fill(
     file: h5py.File | None,  # of the member that writes
     arrays: list[MeasurementArray],
     columns: StoredColumns,
-    range_map: Tensor | None,
+    range_file: RangeFile | None,
     consolidate: bool,
     progress: Progress | None,
     team: Team,
@@ -99,10 +100,19 @@ def _fill(
         probes = create_dataset(file, "probe", (size, columns.width - m), dtype, width)
 
     def copy(start: int, stop: int, slab: Tensor) -> None:
-        stored[start:stop], probes[start:stop] = slab[:, :m].numpy(), slab[:, m:].numpy()
+        whole, rows = slab.numpy(), np.s_[start:stop]
+        stored.write_direct(whole, np.s_[:, :m], rows)
+        probes.write_direct(whole, np.s_[:, m:], rows)
 
     summary = summarise(
-        gram(columns, size, team=team, copy=copy if consolidate else None, progress=progress),
+        gram(
+            columns,
+            size,
+            known=None if range_file is None else range_file.gram,
+            team=team,
+            copy=copy if consolidate else None,
+            progress=progress,
+        ),
         columns,
         size,
         m,
@@ -110,7 +120,7 @@ def _fill(
         cross=team.one(lambda: first.small("cross")),
         norm=team.one(lambda: first.small("norm")),
         inner=team.one(lambda: first.small("inner")) if first.manifest.compresses else None,
-        range_map=range_map,
+        range_map=None if range_file is None else range_file.map,
         team=team,
     )
     if file is None:
@@ -149,4 +159,12 @@ class MergedArray(Reader):
         """The stored columns by row ranges, None if the file was merged without them."""
         if not attribute(self._file, "consolidated"):
             return None
-        return Dataset(self._file, "leftouter").rows
+        columns = Dataset(self._file, "leftouter")
+        slabs = buffers(columns.dtype)
+
+        def rows(start: int, stop: int) -> Tensor:
+            slab = next(slabs).resize_(stop - start, columns.shape[1])
+            columns.read_into(slab, start)
+            return slab
+
+        return rows

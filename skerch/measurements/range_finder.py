@@ -9,7 +9,8 @@ orthonormal to rounding, times the cancellation in Y P; what would cancel 8 digi
 
 The file holds `Q`, which is Q_r (N, columns), in the array's dtype and `map`, P, in float64; its
 attribute `hash` is the SHA-256 of both, and `manifests` has the hashes of the manifests of the
-rounds before.
+rounds before. Their Gram matrix [Y₁ … Y_{r-1}]ᵀ[Y₁ … Y_{r-1}] is `gram`, for those who need more
+columns of it.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ from skerch.hdf5 import (
     write_hdf5,
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
-from skerch.measurements.gram import Rows, gram, orthonormalise, slabs
-from skerch.measurements.team import ALONE, Team
+from skerch.measurements.gram import gram, multiply, orthonormalise
+from skerch.measurements.team import ALONE, Rows, Team
 
 CANCELLED = 1e8  # of ‖diag(‖y_i‖) p_j‖ for a column of Y P: half of the digits of float64
 
@@ -43,6 +44,7 @@ class RangeError(SkerchError):
 
 
 def range_map(
+    G: Tensor,
     rows: Rows,
     size: int,
     columns: int,
@@ -50,13 +52,12 @@ def range_map(
     before: Tensor | None = None,
     team: Team = ALONE,
 ) -> Tensor:
-    """P in float64, for the rows of [Y₁ … Y_{r-1}] and P of the round before (None for r = 2).
+    """P in float64, for the Gram matrix G and the rows of [Y₁ … Y_{r-1}] and P of the round before.
 
     The `columns` that are new in P span the directions of the largest singular values of Y_{r-1}
     less its part in the ranges before. Where that has a lower numerical rank others are zero, so
     that the size of a round does not depend on its numbers.
     """
-    G = gram(rows, size, team=team)
     if before is None:
         B = G.new_zeros(len(G), 0)
         new = orthonormalise(G, rows, size, dtype, team=team).P[:, :columns]
@@ -67,12 +68,8 @@ def range_map(
         T, scale = team.one(
             lambda: (E - B @ (B.T @ (G @ E)), float(torch.linalg.matrix_norm(last, 2)))
         )
-
-        def rest(start: int, stop: int) -> Tensor:
-            slab = rows(start, stop).double()
-            return slab @ T.to(slab.device)
-
-        new = T @ orthonormalise(T.T @ G @ T, rest, size, dtype, scale, team).P[:, :columns]
+        rest = orthonormalise(T.T @ G @ T, rows, size, dtype, scale, T, team)
+        new = T @ rest.P[:, :columns]
     cancellation = torch.linalg.norm(torch.diagonal(G).sqrt()[:, None] * new, dim=0)
     new = torch.where(cancellation < CANCELLED, new, 0.0)
     return torch.cat([B, pad(new, (0, columns - new.shape[1]))], dim=1)
@@ -96,35 +93,30 @@ def find_range(
             f"{arrays[-1].directory} was measured with another range file than is there now; "
             "delete it to measure it anew."
         )
-    with StoredColumns(arrays) as stored:
-        m, size = stored.columns, stored.size
-
-        def rows(start: int, stop: int) -> Tensor:
-            return stored(start, stop)[:, :m]
-
-        found = range_map(rows, size, columns, stored.dtype, before.map if before else None, team)
+    with StoredColumns(arrays, probes=False) as rows:
+        known, known_map = (before.gram, before.map) if before else (None, None)
+        G = gram(rows, rows.size, known=known, team=team)
+        found = range_map(G, rows, rows.size, columns, rows.dtype, known_map, team)
         P = team.one(lambda: found)
-        of_round = P[:, -columns:]
 
-        def product(start: int, stop: int) -> tuple[Tensor]:
-            return ((rows(start, stop).double() @ of_round).to(stored.dtype),)
-
-        def fill(file: h5py.File) -> None:
-            digest = hashlib.sha256(P.contiguous().numpy().tobytes())
-            Q = create_dataset(file, "Q", (size, columns), last.dtype, last.block_size)
+        def fill(file: h5py.File | None) -> None:
+            digest = hashlib.sha256(P.contiguous().numpy().data)
+            if file is not None:
+                Q = create_dataset(file, "Q", (rows.size, columns), last.dtype, last.block_size)
 
             def write(start: int, stop: int, slab: Tensor) -> None:
-                digest.update(slab.numpy().tobytes())
+                digest.update(slab.numpy().data)
                 Q[start:stop] = slab.numpy()
 
-            team.each(slabs(size), product, write)
-            attributes = {"hash": digest.hexdigest(), "manifests": hashes(arrays)}
-            write_arrays(file, {"map": P}, attributes)
+            multiply(rows, rows.size, P[:, -columns:], rows.dtype, write, team)
+            if file is not None:
+                attributes = {"hash": digest.hexdigest(), "manifests": hashes(arrays)}
+                write_arrays(file, {"map": P, "gram": G}, attributes)
 
         if team.writes:
             write_hdf5(path, fill)
         else:
-            team.each(slabs(size), product, lambda *_: None)
+            fill(None)
 
 
 class RangeFile(Reader):
@@ -151,6 +143,11 @@ class RangeFile(Reader):
     def map(self) -> Tensor:
         """P, whose last columns are those of this round."""
         return Dataset(self._file, "map")[...]
+
+    @property
+    def gram(self) -> Tensor:
+        """YᵀY in float64, of the stored columns Y of all rounds before."""
+        return Dataset(self._file, "gram")[...]
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Columns [start, stop) of Q, (N, stop - start)."""

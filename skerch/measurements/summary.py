@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.measurements.gram import Rows, orthonormalise
-from skerch.measurements.team import ALONE, Team
+from skerch.measurements.gram import orthonormalise
+from skerch.measurements.team import ALONE, Rows, Team
 
 
 @dataclass(frozen=True)
@@ -74,12 +74,6 @@ def summarise(
 
     Y has `stored` columns, N = `size` rows and the dtype `dtype`; see `Summary` for the rest.
     """
-    basis = orthonormalise(
-        G[:stored, :stored],
-        lambda start, stop: rows(start, stop)[:, :stored],
-        size,
-        dtype,
-        team=team,
-    )
+    basis = orthonormalise(G[:stored, :stored], rows, size, dtype, team=team)
     epsilon = torch.finfo(dtype).eps
     return Summary(G, basis.P, basis.R, cross, norm, epsilon, inner, range_map)

@@ -8,7 +8,7 @@ from functools import cached_property
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from scipy.sparse import csc_matrix
+from scipy.sparse import csc_matrix, csr_matrix
 from torch import Tensor
 from torch.nn.functional import embedding_bag
 
@@ -70,6 +70,17 @@ class SparseSign(SketchOperator):
         return bags
 
     @cached_property
+    def _memberships(self) -> list[csc_matrix]:
+        """Per chunk, the (2s, coordinates) matrix with a one where a bag holds a coordinate."""
+        return [
+            csr_matrix(
+                (np.ones(len(members), dtype=np.int8), members.numpy(), bounds.numpy()),
+                shape=(2 * self.shape[0], span.stop - span.start),
+            ).tocsc()
+            for span, (members, bounds) in zip(self._spans(), self._bags, strict=True)
+        ]
+
+    @cached_property
     def _device_bags(self) -> list[tuple[Tensor, Tensor]]:
         return [(members.to(self.device), bounds.to(self.device)) for members, bounds in self._bags]
 
@@ -84,9 +95,13 @@ class SparseSign(SketchOperator):
 
     def _matmul(self, X: Tensor) -> Tensor:
         sums = X.new_zeros(2 * self.shape[0], X.shape[1])
-        for span, (members, bounds) in zip(self._spans(), self._device_bags, strict=True):
-            chunk = X[span].clone(memory_format=torch.contiguous_format)
-            sums += embedding_bag(members, chunk, bounds[:-1], mode="sum")
+        chunks = (X[span].clone(memory_format=torch.contiguous_format) for span in self._spans())
+        if X.device.type == "cpu" and X.dtype == torch.float64:  # embedding_bag is slow at it
+            for chunk, membership in zip(chunks, self._memberships, strict=True):
+                sums += torch.from_numpy(membership @ chunk.detach().numpy())
+        else:
+            for chunk, (members, bounds) in zip(chunks, self._device_bags, strict=True):
+                sums += embedding_bag(members, chunk, bounds[:-1], mode="sum")
         return self.scale * (sums[0::2] - sums[1::2])
 
     def _rmatmul(self, X: Tensor) -> Tensor:

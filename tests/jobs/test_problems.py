@@ -1,12 +1,17 @@
 """Problems: the bundled ones, a user's own, and what is said of those that do not work."""
 
+import pickle
 import sys
+from collections import Counter
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from skerch.jobs.datapoints import hessian_batch
 from skerch.jobs.problems import Problem, load_problem, names
-from skerch.jobs.schema import ConfigError
+from skerch.jobs.schema import ConfigError, Hessian
 
 
 def parameters(problem: Problem) -> int:
@@ -14,7 +19,7 @@ def parameters(problem: Problem) -> int:
 
 
 def test_the_registry_is_the_folder():
-    assert names() == ["digits_mlp", "mnist_mini"]
+    assert names() == ["cifar10_3c3d", "digits_mlp", "imagenet_resnet18", "mnist_mini"]
 
 
 def test_digits_are_split_and_scaled():
@@ -41,12 +46,127 @@ def test_mnist_mini_is_mnist_at_16x16(mnist):
     assert images.mean() == pytest.approx(float(mean), abs=1e-3)
 
 
-def test_mnist_that_is_not_there_is_one_sentence(tmp_path):
-    problem = load_problem({"name": "mnist_mini", "root": str(tmp_path)})
-    with pytest.raises(ConfigError, match=r"problem\.root: .*problem\.download=true"):
+def test_3c3d_has_the_papers_size_and_layers():
+    model = load_problem({"name": "cifar10_3c3d"}).model()
+    assert sum(p.numel() for p in model.parameters()) == 895_210
+    x, shapes = torch.zeros(1, 3, 32, 32), []
+    for layer in model:
+        x = layer(x)
+        shapes.append(tuple(x.shape[1:]))
+    pooled = [(64, 14, 14), (96, 6, 6), (128, 3, 3)]
+    assert shapes[2:9:3] == pooled
+    assert shapes[9:] == [(1152,), (512,), (512,), (256,), (256,), (10,)]
+
+
+def test_resnet18_is_torchvisions():
+    from torchvision.models import resnet18
+
+    problem = load_problem({"name": "imagenet_resnet18"})
+    assert parameters(problem) == 11_689_512
+    torch.manual_seed(1)
+    theirs = resnet18().eval()
+    torch.manual_seed(1)
+    ours = problem.model().eval()
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
+    x = torch.randn(2, 3, 64, 64)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "shape", "classes"),
+    [
+        ("mnist_mini", (60_000, 10_000), (1, 16, 16), 10),
+        ("cifar10_3c3d", (50_000, 10_000), (3, 32, 32), 10),
+        ("imagenet_resnet18", (1_281_167, 50_000), (3, 224, 224), 1000),
+    ],
+)
+def test_synthetic_images_are_drawn_when_asked_for(name, sizes, shape, classes, monkeypatch):
+    problem = load_problem({"name": name, "synthetic": True})
+    train, test = problem.data("train"), problem.data("test")
+    assert (len(train), len(test)) == sizes
+    image, label = test[7]
+    assert (image.shape, image.dtype, label) == (shape, torch.float32, 7)
+    assert float(image.mean()) == pytest.approx(0, abs=0.1)
+    assert float(image.std()) == pytest.approx(1, abs=0.1)
+    assert torch.equal(image, problem.data("test")[7][0])
+    assert not torch.equal(image, train[7][0])
+    assert not torch.equal(image, test[8][0])
+    drawn = []
+    draw = type(train).__getitem__
+    monkeypatch.setattr(
+        type(train), "__getitem__", lambda self, index: drawn.append(index) or draw(self, index)
+    )
+    _, labels = hessian_batch(train, "train", Hessian(datapoints=classes))
+    assert sorted(labels.tolist()) == list(range(classes))
+    assert drawn == list(range(classes))
+
+
+def test_cifar10_is_read_and_normalised(tmp_path):
+    folder = tmp_path / "cifar-10-batches-py"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(256, size=(10, 3, 32, 32), dtype=np.uint8)
+    batch = pickle.dumps({"data": pixels.reshape(10, -1), "labels": list(range(10))})
+    meta = pickle.dumps({"label_names": list("abcdefghij")})
+    names = [f"data_batch_{i}" for i in range(1, 6)] + ["test_batch"]
+    for name, content in {**dict.fromkeys(names, batch), "batches.meta": meta}.items():
+        (folder / name).write_bytes(content)
+    problem = load_problem({"name": "cifar10_3c3d", "root": str(tmp_path)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.datasets.CIFAR10._check_integrity", lambda self: True)
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *file: True)
+        train, test = problem.data("train"), problem.data("test")
+    assert (len(train), len(test)) == (50, 10)
+    image, label = test[3]
+    assert label == 3
+    mean, deviation = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
+    for channel, mu, sigma in zip(range(3), mean, deviation, strict=True):
+        expected = (pixels[3, channel] / 255 - mu) / sigma
+        np.testing.assert_allclose(image[channel], expected, atol=1e-3)
+    images, labels = hessian_batch(train, "train", Hessian(datapoints=20))
+    assert images.shape == (20, 3, 32, 32)
+    assert Counter(labels.tolist()) == dict.fromkeys(range(10), 2)
+
+
+def test_imagenet_is_cropped_at_the_centre_and_normalised(tmp_path):
+    colours = {"n01": (255, 0, 0), "n02": (0, 0, 255)}
+    for folder, (name, colour) in ((f, c) for f in ("train", "val") for c in colours.items()):
+        path = tmp_path / folder / name
+        path.mkdir(parents=True)
+        image = Image.new("RGB", (400, 300), (0, 255, 0))
+        image.paste(colour, (100, 50, 300, 250))
+        image.save(path / "a.png")
+    problem = load_problem({"name": "imagenet_resnet18", "root": str(tmp_path)})
+    (red, zero), (blue, one) = problem.data("test")
+    assert (red.shape, zero, one) == ((3, 224, 224), 0, 1)
+    centre = torch.tensor([(1 - 0.485) / 0.229, -0.456 / 0.224, -0.406 / 0.225])
+    torch.testing.assert_close(red[:, 112, 112], centre)
+    assert blue[2, 112, 112] == pytest.approx((1 - 0.406) / 0.225)
+    assert red[1, 0, 0] == pytest.approx((1 - 0.456) / 0.224)
+    inside = (red[0] > 0).nonzero()
+    assert (inside.min(dim=0).values - 27).abs().max() <= 1  # 256/300 · 50 - 16, and likewise
+    assert (inside.max(dim=0).values - 196).abs().max() <= 2
+    _, labels = hessian_batch(problem.data("train"), "train", Hessian(datapoints=2))
+    assert labels.tolist() == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("name", "way_out"),
+    [
+        ("mnist_mini", r"problem\.download=true or problem\.synthetic=true"),
+        ("cifar10_3c3d", r"problem\.download=true or problem\.synthetic=true"),
+        ("imagenet_resnet18", r"problem\.synthetic=true"),
+    ],
+)
+def test_images_that_are_not_there_are_one_sentence(name, way_out, tmp_path):
+    problem = load_problem({"name": name, "root": str(tmp_path)})
+    with pytest.raises(ConfigError, match=rf"^problem\.root: .*{way_out}") as caught:
         problem.data("train")
-    with pytest.raises(ConfigError, match=r"problem\.root is missing"):
-        load_problem({"name": "mnist_mini"}).data("train")
+    assert "\n" not in str(caught.value)
+    with pytest.raises(ConfigError, match=rf"^problem\.root is missing.*{way_out}"):
+        load_problem({"name": name}).data("train")
+    with pytest.raises(ConfigError, match=r"train and test, not 'valid'"):
+        problem.data("valid")
 
 
 def test_missing_torchvision_names_the_extra(monkeypatch):

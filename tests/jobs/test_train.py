@@ -2,6 +2,8 @@
 
 import json
 import math
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -23,7 +25,7 @@ from skerch.jobs.recorded import (
     load_parameters,
 )
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.schema import ConfigError, Hessian
+from skerch.jobs.schema import ConfigError, Hessian, Training
 from skerch.jobs.train import TrainingError, train
 
 SMALL = [
@@ -160,6 +162,58 @@ def test_log_has_losses_and_accuracies_of_both_splits(start):
         accuracy = (logits.argmax(1) == targets).double().mean().item()
         assert entries[-1][split]["loss"] == pytest.approx(loss, rel=1e-5)
         assert entries[-1][split]["accuracy"] == pytest.approx(accuracy)
+
+
+def test_the_log_may_be_of_some_samples_evenly_spaced(start):
+    run, config = start("run", "training.eval_samples=100", "training.record_steps=[30]")
+    train(run, config)
+    (entry,) = (json.loads(line) for line in run.log.read_text().splitlines())
+    problem = load_problem(config.problem)
+    inputs, targets = problem.data("test").tensors
+    spaced = [599 * i // 100 for i in range(100)]
+    loss = nn.functional.cross_entropy(
+        load_model(run, problem, 30)(inputs[spaced]), targets[spaced]
+    )
+    assert entry["test"]["loss"] == pytest.approx(loss.item(), rel=1e-5)
+
+
+OPTIMIZERS = sorted(
+    {name for name, value in vars(torch.optim).items() if isinstance(value, type)}
+    - {"Optimizer", "SparseAdam"}  # which wants sparse gradients
+)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_optimizers_without_the_compiler_take_the_same_steps(name):
+    def trained(make):
+        torch.manual_seed(0)
+        model, x = nn.Linear(5, 4, bias=False), torch.randn(7, 5)
+        optimizer = make(model)
+
+        def closure():
+            optimizer.zero_grad()
+            loss = model(x).tanh().square().mean()
+            loss.backward()
+            return loss
+
+        for _ in range(3):
+            optimizer.step(closure)
+        return model.weight
+
+    ours = trained(lambda m: stage.make_optimizer(Training(optimizer=name, lr=0.01), m))
+    theirs = trained(lambda m: getattr(torch.optim, name)(m.parameters(), lr=0.01))
+    assert torch.equal(ours, theirs)
+
+
+def test_planning_and_training_import_neither_compiler_nor_plots():
+    """Each of these takes as long as to import torch, or half of that."""
+    program = (
+        "import sys, torch; from skerch.jobs import plan, train; from skerch.jobs.schema import *;"
+        "w = torch.nn.Linear(1, 1); o = train.make_optimizer(Training(), w); o.zero_grad();"
+        "w(torch.ones(1, 1)).sum().backward(); o.step();"
+        "assert not {'torch._dynamo', 'matplotlib', 'torchvision'} & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
 
 
 def test_later_stages_need_no_dataset(start, monkeypatch):

@@ -53,8 +53,10 @@ def same(comm: MPI.Intracomm, ranks: Ranks) -> None:
         return A[start:stop]
 
     def maps(team: grams.Team) -> torch.Tensor:
-        before = range_map(first, N, 5, torch.float64, team=team)
-        return range_map(both, N, 5, torch.float64, before, team)
+        G = gram(first, N, team=team)
+        before = range_map(G, first, N, 5, torch.float64, team=team)
+        G = gram(both, N, known=G, team=team)
+        return range_map(G, both, N, 5, torch.float64, before, team)
 
     assert torch.equal(maps(ranks), maps(ALONE))
 

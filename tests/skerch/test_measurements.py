@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 import torch
 
-from skerch import sketch_operators, synthmat
+from skerch import randomness, sketch_operators, synthmat
 from skerch.decompositions.core import solve
 from skerch.decompositions.eigh_file import EighFile, write_eigh
 from skerch.decompositions.recovery import RECOVERIES
@@ -66,6 +66,28 @@ def fill(array, op, range_columns=None, order=1):
         array.write(block, measurer.measure(op, block))
 
 
+def merged_rounds(folder, op, recovery, rounds, progress=None, **values):
+    """Measure all rounds in a folder and merge them into its merged.h5; their arrays."""
+    recipe = RECOVERIES[recovery]
+    arrays, found = [], None
+    with contextlib.ExitStack() as stack:
+        sizes = recipe.sizes(rounds, OUTER, INNER, PROBES)
+        for number, size in enumerate(sizes, start=1):
+            if number > 1:
+                path = folder / f"range-{number}.h5"
+                find_range(arrays, path, size.columns, found)
+                found = stack.enter_context(RangeFile(path, list(arrays)))
+            changes = dataclasses.asdict(size) | {"compresses": recipe.compresses, "round": number}
+            changes["range_hash"] = found and found.hash
+            array = MeasurementArray.create(
+                folder / f"round-{number}", manifest(**changes | values)
+            )
+            fill(array, op, found and found.columns, order=-1)
+            arrays.append(array)
+        merge(arrays, folder / "merged.h5", range_file=found, progress=progress)
+    return arrays
+
+
 def test_blocks_partition_the_columns_and_never_straddle_a_boundary():
     oversampled = manifest(columns=50, stored=21, probes=9, block_size=10)
     blocks = oversampled.blocks()
@@ -109,25 +131,12 @@ def test_the_files_give_the_eigenpairs_of_the_in_core_solver(
     tmp_path, monkeypatch, op, recovery, rounds
 ):
     monkeypatch.setattr("skerch.measurements.gram.SLAB_ROWS", 128)
-    recipe = RECOVERIES[recovery]
-    arrays, found, calls = [], None, []
+    calls = []
 
     def progress(done: int, total: int) -> None:
         calls.append((done, total))
 
-    with contextlib.ExitStack() as stack:
-        sizes = recipe.sizes(rounds, OUTER, INNER, PROBES)
-        for number, size in enumerate(sizes, start=1):
-            if arrays:
-                path = tmp_path / f"range-{number}.h5"
-                find_range(arrays, path, size.columns, found)
-                found = stack.enter_context(RangeFile(path, list(arrays)))
-            changes = dataclasses.asdict(size) | {"compresses": recipe.compresses, "round": number}
-            changes["range_hash"] = found and found.hash
-            array = MeasurementArray.create(tmp_path / f"round-{number}", manifest(**changes))
-            fill(array, op, found and found.columns, order=-1)
-            arrays.append(array)
-        merge(arrays, tmp_path / "merged.h5", range_file=found, progress=progress)
+    arrays = merged_rounds(tmp_path, op, recovery, rounds, progress)
     verify(tmp_path / "merged.h5")
     with MergedArray(tmp_path / "merged.h5") as merged:
         solution = solve(merged.summary, recovery, OUTER)
@@ -146,6 +155,36 @@ def test_the_files_give_the_eigenpairs_of_the_in_core_solver(
         torch.testing.assert_close(file.residual, expected.residual, rtol=1e-9, atol=1e-9)
         cosines = torch.linalg.svdvals(file.eigenvectors[:].T @ expected.eigenvectors)
         torch.testing.assert_close(cosines, torch.ones(OUTER).double(), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("decay", [0.07, 0.15, 0.25, "rank 10"])  # κ(Y) is 1e3, 1e6, 1e10
+def test_the_residual_is_that_of_a_qr_in_core(tmp_path, decay, dtype):
+    if decay == "rank 10":
+        spectrum = (torch.arange(N) < 10) * torch.linspace(2, 1, N).double()
+    else:
+        spectrum = synthmat.exponential_decay(N, 1, decay)
+    H, _ = synthmat.symmetric(spectrum, seed=0, signs="alternate")
+    narrow = aslinearoperator(H.to(getattr(torch, dtype)), self_adjoint=True)
+    merged_rounds(tmp_path, narrow, "nystrom", 2, dtype=dtype)
+
+    def residual(W, values):
+        return float(torch.linalg.norm(H - (W * values) @ W.T))
+
+    with MergedArray(tmp_path / "merged.h5") as merged:
+        solution = solve(merged.summary, "nystrom", OUTER)
+        of = {"probes": PROBES, "manifests": ""}
+        write_eigh(tmp_path / "eigh.h5", solution, merged.rows, N, dtype, of)
+        Q, R = torch.linalg.qr(merged.rows(0, N).double())
+        U, S, Vh = torch.linalg.svd(R)
+        kept = S / S[0] > 1e-14
+        P, R = Vh[kept].T / S[kept], S[kept, None] * Vh[kept]
+        exact = solve(dataclasses.replace(merged.summary, P=P, R=R), "nystrom", OUTER)
+        W = Q @ U[:, kept] @ (R @ exact.coefficients)
+    with EighFile(tmp_path / "eigh.h5") as file:
+        found = residual(file.eigenvectors[:].double(), file.eigenvalues)
+    rounded = W.to(getattr(torch, dtype)).double()
+    assert found < 1.001 * residual(rounded, exact.eigenvalues)
 
 
 def test_a_merge_without_consolidation_keeps_the_summary_only(tmp_path, op):
@@ -277,6 +316,30 @@ def test_columns_that_are_not_finite_are_refused_by_their_number(H):
         measurer.measure(Exploding(), block)
 
 
+def test_finite_columns_whose_sum_overflows_are_measured():
+    huge = aslinearoperator(1e308 * torch.eye(N, dtype=torch.float64), self_adjoint=True)
+    of_signs = manifest(sketch="rademacher", columns=1, stored=1)
+    measured = Measurer(of_signs).measure(huge, of_signs.blocks()[0])
+    assert measured["leftouter"].isfinite().all()
+    assert not measured["leftouter"].sum().isfinite()
+
+
+@pytest.mark.parametrize(("kind", "streams"), [("sparse_sign", 1), ("ssrft", 3)])
+def test_maps_are_drawn_once_and_never_for_a_column(monkeypatch, op, kind, streams):
+    drawn = []
+
+    def counting(seed, role, *index):
+        drawn.append(role)
+        return randomness.stream(seed, role, *index)
+
+    for module in ("sparse_sign", "ssrft"):
+        monkeypatch.setattr(f"skerch.sketch_operators.{module}.stream", counting)
+    measurer = Measurer(manifest(sketch=kind, compresses=True))
+    for block in measurer.manifest.blocks():
+        measurer.measure(op, block)
+    assert sorted(drawn) == ["omega"] * streams + ["psi"] * streams
+
+
 @pytest.mark.parametrize("columns", [1, 7, 20])
 def test_the_range_is_that_of_the_largest_singular_values(tmp_path, H, op, columns):
     array = MeasurementArray.create(tmp_path, manifest())
@@ -299,7 +362,8 @@ def test_the_ranges_of_all_rounds_are_orthonormal_together():
     generator = torch.Generator().manual_seed(0)
     measured, P = Y @ torch.randn(N, 20, generator=generator).double(), None
     for _ in range(3):
-        P = range_map(lambda i, j, rows=measured: rows[i:j], N, 15, torch.float64, P)
+        rows, G = lambda i, j, rows=measured: rows[i:j], measured.T @ measured
+        P = range_map(G, rows, N, 15, torch.float64, P)
         measured = torch.cat([measured, Y @ (measured @ P[:, -15:])], dim=1)
     Q = measured[:, : len(P)] @ P
     torch.testing.assert_close(Q.T @ Q, torch.eye(45).double(), rtol=0, atol=1e-8)
@@ -443,3 +507,14 @@ def test_the_gram_matrix_does_not_depend_on_who_asks_for_rows(op):
     file_like = gram(lambda start, stop: Y[start:stop].clone(), len(Y))
     assert torch.equal(gram(lambda start, stop: Y[start:stop], len(Y)), file_like)
     torch.testing.assert_close(file_like, Y.double().T @ Y.double())
+
+
+def test_what_is_known_of_a_gram_matrix_is_taken_as_it_is():
+    Y = torch.randn(2 * SLAB_ROWS + 5, 300, generator=torch.Generator().manual_seed(1))
+    truth = Y.double().T @ Y.double()
+    for count in (1, 150, 299):
+        known = torch.full((count, count), 7.0).double()
+        G = gram(lambda start, stop: Y[start:stop], len(Y), known=known)
+        assert torch.equal(G[:count, :count], known)
+        assert torch.equal(G, G.T)
+        torch.testing.assert_close(G[count:], truth[count:])

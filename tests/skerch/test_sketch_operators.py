@@ -150,10 +150,11 @@ def test_sparse_sign_has_its_nonzeros_at_distinct_uniform_rows(s):
     assert S.sign().sum(1).abs().max() <= 5 * (n * share) ** 0.5
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("b", [3, 8])
-def test_sparse_sign_product_of_a_column_has_the_same_bits_in_any_block(b):
-    S = make("sparse_sign", (50, 70_000), seed=0, role="psi")
-    X = torch.randn(b, 70_000).T
+def test_sparse_sign_product_of_a_column_has_the_same_bits_in_any_block(b, dtype):
+    S = make("sparse_sign", (50, 70_000), seed=0, role="psi", dtype=dtype)
+    X = torch.randn(b, 70_000, dtype=dtype).T
     product = S @ X
     assert torch.equal(S @ X.contiguous(), product)
     assert torch.equal(S @ X[:, 1], product[:, 1])

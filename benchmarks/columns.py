@@ -1,0 +1,204 @@
+"""What a measured column costs beside its Hessian-vector product, for each kind of sketch.
+
+    python benchmarks/columns.py [--quick]
+
+A column's test vector is made, multiplied, checked, compressed and written. --quick measures the
+default sketch only, in smaller blocks. All is of one thread; the writer's is another.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from figures import Figure, disk_rates, finish, least_seconds, machine, table
+from torch import Tensor
+
+from skerch.curvature import HessianOperator
+from skerch.decompositions.recovery import RECOVERIES
+from skerch.jobs.measure import fill
+from skerch.jobs.problems import load_problem
+from skerch.measurements.array import MeasurementArray
+from skerch.measurements.manifest import Manifest
+from skerch.measurements.measure import Measurer
+from skerch.sketch_operators import KINDS
+
+DEFAULT = "sparse_sign"
+TARGET = 1.15  # of a column over its HVP
+HEADER = ("sketch", "recovery", "HVP", "test vector", "sketch", "write", "column", "column / HVP")
+WORDS = """
+Milliseconds a column, of {blocks} blocks of {size}; the maps took {maps:.2f} s, once. Columns and
+HVPs took turns. "sketch" is the compression with the check and the norm, and "write" a block's
+alone, which hides behind the next block's matvecs. CPU is the time of all threads, and so the ratio
+where the writer has no core to itself.
+"""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A Hessian, and how much of its array is measured."""
+
+    problem: dict[str, object]
+    datapoints: int
+    shape: tuple[int, ...]  # of one
+    outer: int
+    inner: int
+    size: int  # of a block
+    blocks: int
+    repeats: int
+
+    @property
+    def name(self) -> str:
+        return str(self.problem["name"])
+
+    def operator(self) -> HessianOperator:
+        """The Hessian at the initial parameters on random data, in the strategy chosen for it."""
+        torch.manual_seed(0)
+        problem = load_problem(self.problem)
+        data = torch.rand(self.datapoints, *self.shape), torch.arange(self.datapoints) % 10
+        op = HessianOperator(problem.model().eval(), [data], problem.loss_fn)
+        op.resolve(self.size)
+        return op
+
+
+@dataclass(frozen=True)
+class Cost:
+    """Seconds a column, and what they are made of."""
+
+    hvp: float
+    vector: float
+    sketch: float
+    write: float
+    column: float
+    ratio: float  # column over HVP
+    cpu: float  # the same of CPU time
+    maps: float  # once a worker
+
+
+class Known:
+    """An operator whose product is known."""
+
+    def __init__(self, Y: Tensor):
+        self.Y = Y
+
+    def __matmul__(self, _: Tensor) -> Tensor:
+        return self.Y
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true")
+    quick = parser.parse_args().quick
+    torch.set_num_threads(1)
+    mini, cifar = {"name": "mnist_mini"}, {"name": "cifar10_3c3d", "synthetic": True}
+    subjects = [
+        Subject(mini, 500, (1, 16, 16), 355, 710, 64, 5, 5 if quick else 15),
+        Subject(cifar, 100, (3, 32, 32), 1000, 2000, *((4, 3, 1) if quick else (64, 2, 2))),
+    ]
+    cases = [(DEFAULT, recovery) for recovery in ("nystrom", "oversampled")]
+    if not quick:
+        cases += [(kind, "nystrom") for kind in KINDS if kind != DEFAULT]
+    print(f"{machine()}.\n")
+    figures = []
+    with tempfile.TemporaryDirectory(prefix="skerch-columns-") as folder:
+        memory, disk = memory_rate(), disk_rates(Path(folder), 2**28 if quick else 2**30)[0]
+        for subject in subjects:
+            op = subject.operator()
+            N = op.shape[0]
+            floor = 1e3 * 4 * N * (2 / memory + 1 / disk)
+            print(
+                f"**{subject.name}**, N = {N:,}, {subject.datapoints} datapoints, {subject.outer} "
+                f"/ {subject.inner}. A column of 4 N = {4 * N / 1e6:.3g} MB is written to memory "
+                f"once, read once and written to disk once: at {memory / 1e9:.1f} and "
+                f"{disk / 1e9:.2f} GB/s {floor:.3g} ms. A sparse sign map adds 8 N numbers.\n"
+            )
+            rows = []
+            for kind, recovery in cases:
+                print(f"{subject.name}, {kind}, {recovery}", file=sys.stderr)
+                cost = measure(subject, op, kind, recovery, Path(folder))
+                parts = (cost.hvp, cost.vector, cost.sketch, cost.write, cost.column)
+                rows.append((kind, recovery, *(1e3 * p for p in parts), cost.ratio, cost.cpu))
+                if kind == DEFAULT:
+                    maps = cost.maps
+                    name = f"{subject.name}, {recovery}: column over HVP"
+                    figures.append(Figure(name, cost.ratio, "≤", TARGET))
+            print(table((*HEADER, "CPU / CPU"), rows))
+            print(WORDS.format(blocks=subject.blocks, size=subject.size, maps=maps), flush=True)
+    finish(figures)
+
+
+def measure(subject: Subject, op: HessianOperator, kind: str, recovery: str, folder: Path) -> Cost:
+    """The cost of the columns of the recovery's first round."""
+    recipe = RECOVERIES[recovery]
+    columns = recipe.sizes(recipe.default, subject.outer, subject.inner, 0)[0]
+    manifest = Manifest(
+        size=op.shape[0],
+        dtype="float32",
+        columns=columns.columns,
+        stored=columns.stored,
+        probes=0,
+        block_size=subject.size,
+        sketch=kind,
+        seed=0,
+        compresses=recipe.compresses,
+    )
+    blocks = manifest.blocks()[: subject.blocks]
+    start = time.perf_counter()
+    measurer = Measurer(manifest)
+    X = measurer.test_vectors(blocks[0])
+    measurer.measure(Known(X), blocks[0])
+    first = time.perf_counter() - start
+
+    known = Known(op @ X)
+    arrays = measurer.measure(known, blocks[0])
+    vector = least_seconds(lambda: measurer.test_vectors(blocks[0]), budget=3.0)
+    vector_and_sketch = least_seconds(lambda: measurer.measure(known, blocks[0]), budget=3.0)
+
+    def multiply() -> None:
+        for _ in blocks:
+            op @ X
+
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        array = MeasurementArray.create(Path(directory), manifest)
+        write = least_seconds(lambda: array.write(blocks[0], arrays), budget=1.0)
+        hvps, whole = [], []
+        for _ in range(subject.repeats if kind == DEFAULT else 1):
+            hvps.append(clocks(multiply))
+            whole.append(clocks(lambda: fill(array, blocks, lambda b: measurer.measure(op, b))))
+    width = subject.size * len(blocks)
+    return Cost(
+        hvp=min(wall for wall, _ in hvps) / width,
+        vector=vector / subject.size,
+        sketch=(vector_and_sketch - vector) / subject.size,
+        write=write / subject.size,
+        column=min(wall for wall, _ in whole) / width,
+        ratio=statistics.median(a / b for (a, _), (b, _) in zip(whole, hvps, strict=True)),
+        cpu=statistics.median(a / b for (_, a), (_, b) in zip(whole, hvps, strict=True)),
+        maps=first - vector_and_sketch,
+    )
+
+
+def clocks(work: Callable[[], object]) -> tuple[float, float]:
+    """Seconds by the clock, and of the processors' time."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    work()
+    return time.perf_counter() - wall, time.process_time() - cpu
+
+
+def memory_rate(size: int = 2**28) -> float:
+    """Bytes a second that are read and written when memory is copied."""
+    source = torch.ones(size // 4)
+    target = torch.empty_like(source)
+    return 2 * size / least_seconds(lambda: target.copy_(source))
+
+
+if __name__ == "__main__":
+    main()

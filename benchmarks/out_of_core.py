@@ -1,0 +1,361 @@
+"""Merging and solving arrays that are larger than memory: time over its floor, memory, accuracy.
+
+    python benchmarks/out_of_core.py [--quick] [--folder DIR]
+
+Prints Markdown. The blocks are of H = R diag(λ) R in float32, with a reflection R = 1 - 2 u uᵀ and
+|λ_i| = 1/i, measured by the default recipe and written by the library in DIR, which needs 36 GB
+(0.7 with --quick) and should be on the disk that is meant. Each stage is a process of its own,
+whose peak memory is read from outside, and begins with its files dropped from the page cache.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from figures import Figure, disk_rates, drop_cache, finish, gemm_rate, least_seconds, machine, table
+from torch import Tensor
+
+from skerch import synthmat
+from skerch.decompositions.core import solve
+from skerch.decompositions.eigh_file import EighFile, write_eigh
+from skerch.decompositions.recovery import RECOVERIES
+from skerch.linops import aslinearoperator
+from skerch.linops.base import LinearOperator
+from skerch.measurements.array import MeasurementArray, StoredColumns
+from skerch.measurements.gram import gram
+from skerch.measurements.manifest import Manifest
+from skerch.measurements.measure import Measurer
+from skerch.measurements.merge import MergedArray, merge
+from skerch.measurements.range_finder import RangeFile, find_range
+from skerch.measurements.summary import Summary
+from skerch.measurements.team import ALONE, Team
+
+PROBES = 30
+GIB = 2**30
+STAGES = ("range_finder", "merge", "merge_summary", "decompose")
+
+
+@dataclass(frozen=True)
+class Size:
+    """The dimension, the eigenpairs asked for, and the matvecs spent on them in two rounds."""
+
+    N: int
+    outer: int
+    inner: int
+
+    def __str__(self) -> str:
+        return f"N = {self.N:,}, {self.outer} / {self.inner}"
+
+    def manifest(self, number: int, dtype: str = "float32", **changes: object) -> Manifest:
+        """Of a round."""
+        sizes = RECOVERIES["nystrom"].sizes(2, self.outer, self.inner, PROBES)
+        size = sizes[number - 1]
+        return Manifest(
+            size=self.N, dtype=dtype, columns=size.columns, stored=size.stored, probes=size.probes,
+            block_size=64, sketch="sparse_sign", seed=0, compresses=False, round=number, **changes,
+        )  # fmt: skip
+
+    @property
+    def small(self) -> int:
+        """Bytes of the summary: the Gram matrix, P, R, Ω [Y₁, HZ] and the range map."""
+        m, half, w = self.inner, self.inner // 2, self.inner + PROBES
+        return 8 * (w**2 + 2 * m**2 + half * (half + PROBES) + half**2)
+
+    def work(self, stage: str) -> tuple[float, float, float]:
+        """Floating-point operations, and bytes read and written, that a stage cannot do without.
+
+        A Gram matrix is symmetric, and that of the first round is known when rounds are merged.
+        """
+        N, m, k, half = self.N, self.inner, self.outer, self.inner // 2
+        w = m + PROBES
+        if stage == "range_finder":  # a pass for the Gram matrix of Y, another for Q = Y P
+            return N * half**2 + 2 * N * half**2, 2 * 4 * N * half, 4 * N * half
+        if stage == "decompose":
+            return 2 * N * m * k, 4 * N * m, 4 * N * k
+        return N * (w**2 - half**2), 4 * N * w, 4 * N * w * (stage == "merge")
+
+
+FULL = [Size(895_210, 1000, 2000), Size(11_689_512, 100, 200)]
+QUICK = [Size(200_000, 100, 200)]
+FOR_RANKS = Size(100_000, 800, 1600)  # of which the first round
+
+
+class Reflected(LinearOperator):
+    """R diag(λ) R for R = 1 - 2 u uᵀ: its eigenvectors are the columns of R."""
+
+    self_adjoint = True
+
+    def __init__(self, N: int):
+        super().__init__((N, N))
+        generator = torch.Generator().manual_seed(0)
+        u = torch.randn(N, 1, generator=generator)
+        self._u = u / torch.linalg.norm(u)
+        signs = torch.randint(2, (N, 1), generator=generator) * 2 - 1
+        self._eigenvalues = signs / torch.arange(1, N + 1)[:, None]
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        Y = torch.addmm(X, self._u, self._u.T @ X, alpha=-2).mul_(self._eigenvalues)
+        return Y.addmm_(self._u, self._u.T @ Y, alpha=-2)
+
+
+class Files:
+    """The files of two rounds, as the pipeline names them."""
+
+    def __init__(self, folder: Path):
+        self.rounds = [folder / "round-1", folder / "round-2"]
+        self.range = self.rounds[1] / "range.h5"
+        self.merged = folder / "merged.h5"
+        self.eigh = folder / "eigh.h5"
+
+    def arrays(self, rounds: int = 2) -> list[MeasurementArray]:
+        """The measurement arrays of the first rounds."""
+        return [MeasurementArray(path) for path in self.rounds[:rounds]]
+
+    def measure(self, op: LinearOperator, size: Size, number: int) -> None:
+        """Write all blocks of a round."""
+        dtype = str(op.dtype).removeprefix("torch.")
+        with ExitStack() as stack:
+            found = None
+            if number > 1:
+                found = stack.enter_context(RangeFile(self.range, self.arrays(1)))
+            manifest = size.manifest(number, dtype, range_hash=found and found.hash)
+            array = MeasurementArray.create(self.rounds[number - 1], manifest)
+            measurer = Measurer(manifest, range_columns=found and found.columns)
+            for block in manifest.blocks():
+                array.write(block, measurer.measure(op, block))
+
+    def run(self, stage: str, outer: int) -> None:
+        """A stage, as the pipeline runs it."""
+        if stage == "range_finder":
+            columns = RECOVERIES["nystrom"].sizes(2, outer, 2 * outer, PROBES)[1].columns
+            find_range(self.arrays(1), self.range, columns)
+        elif stage == "decompose":
+            with MergedArray(self.merged) as merged:
+                solution = solve(merged.summary, "nystrom", outer)
+                assert merged.rows is not None
+                manifest = self.arrays(1)[0].manifest
+                of = {"probes": PROBES, "manifests": " ".join(merged.manifests)}
+                write_eigh(self.eigh, solution, merged.rows, manifest.size, manifest.dtype, of)
+        else:
+            whole = stage == "merge"
+            path = self.merged if whole else self.merged.with_name("summary.h5")
+            with RangeFile(self.range, self.arrays(1)) as found:
+                merge(self.arrays(), path, range_file=found, consolidate=whole)
+
+
+def say(words: str) -> None:
+    """Tell how far it is."""
+    print(words, file=sys.stderr, flush=True)
+
+
+def child(*arguments: object, ranks: int = 0) -> tuple[float, int]:
+    """Seconds and peak bytes of a part of this program in a process of its own.
+
+    It says its seconds and waits, so that its peak can be read; that of ranks is not.
+    """
+    command = [sys.executable, __file__, "--part", *map(str, arguments)]
+    environment = dict(os.environ)
+    if ranks:
+        beside = Path(sys.executable).with_name("mpiexec")
+        mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+        command = [mpiexec or "mpiexec", "-n", str(ranks), *command]
+        environment["OMP_NUM_THREADS"] = "1"
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
+    ) as process:
+        assert process.stdout is not None
+        line = process.stdout.readline()
+        peak = 0
+        if line and not ranks:
+            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
+            peak = next(int(x.split()[1]) for x in status if x.startswith("VmHWM:")) * 1024
+        process.communicate()
+    if process.returncode or not line:
+        sys.exit(f"{' '.join(command)} failed")
+    return float(json.loads(line)), peak
+
+
+def part(name: str, folder: Path, outer: int) -> None:
+    """What a child does: a stage, the blocks of a round, or a pass over them with other ranks."""
+    files = Files(folder)
+    if name == "ranks":
+        seconds = pass_of_ranks(files)
+        if seconds is None:
+            return
+    else:
+        start = time.perf_counter()
+        if name in ("1", "2"):
+            size = Size(int(folder.name), outer, 2 * outer)
+            files.measure(Reflected(size.N), size, int(name))
+        else:
+            files.run(name, outer)
+        seconds = time.perf_counter() - start
+    print(json.dumps(seconds), flush=True)
+    sys.stdin.read()
+
+
+def pass_of_ranks(files: Files) -> float | None:
+    """Seconds that the ranks take for the Gram matrix of all columns; the first one says so."""
+    from mpi4py import MPI
+
+    from skerch.jobs.launchers.ranks import Ranks
+
+    team: Team = Ranks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else ALONE
+    with StoredColumns(files.arrays(1)) as columns:
+        seconds = least_seconds(lambda: gram(columns, columns.size, team=team), repeat=3)
+    return seconds if team.writes else None
+
+
+def stages(
+    size: Size, folder: Path, rates: dict[str, float]
+) -> Iterator[tuple[list[object], float, float]]:
+    """Each stage's row of the table, its time over the floor, and its peak memory in GiB."""
+    for name in ("1", "range_finder", "2", *STAGES[1:]):
+        say(f"{size}: {name if name in STAGES else f'the blocks of round {name}'}")
+        for path in folder.rglob("*.h5"):
+            drop_cache(path)
+        seconds, peak = child(name, folder, size.outer)
+        if name not in STAGES:
+            continue
+        flops, read, written = size.work(name)
+        floor = flops / rates["gemm"] + read / rates["read"] + written / rates["write"]
+        work = (f"{flops / 1e12:.2f}", f"{read / 1e9:.1f}", f"{written / 1e9:.1f}")
+        ratio, memory = seconds / floor, peak / GIB
+        yield [f"{size}: {name}", *work, floor, seconds, ratio, memory], ratio, memory
+
+
+def ranks(folder: Path) -> tuple[float, float]:
+    """The least seconds of one rank and of two, of one thread each, for the same Gram matrix."""
+    say("ranks")
+    child("1", folder, FOR_RANKS.outer)
+    seconds = [[child("ranks", folder, 0, ranks=n)[0] for n in (1, 2)] for _ in range(2)]
+    one, two = map(min, zip(*seconds, strict=True))
+    return one, two
+
+
+DECAYS: dict[str, Callable[[int, torch.dtype], Tensor]] = {
+    "κ(Y) = 1e3": lambda N, _: synthmat.exponential_decay(N, 1, 0.013),
+    "κ(Y) = 1e6": lambda N, _: synthmat.exponential_decay(N, 1, 0.027),
+    "beyond the precision": lambda N, dtype: synthmat.exponential_decay(
+        N, 1, 0.05 if dtype == torch.float32 else 0.1
+    ),
+    "rank 40": lambda N, _: torch.cat([torch.linspace(2, 1, 40), torch.zeros(N - 40)]).double(),
+}
+
+
+def accuracy(folder: Path) -> Iterator[tuple[list[object], float]]:
+    """The residual through files, that of a QR of the same columns, and how much it is over it."""
+    size = Size(1500, 100, 200)
+    for number, (name, decay) in enumerate(DECAYS.items()):
+        say(f"accuracy: {name}")
+        for dtype in (torch.float32, torch.float64):
+            H = synthmat.symmetric(decay(size.N, dtype), seed=number, signs="alternate")[0]
+            norm = float(torch.linalg.norm(H))
+            files = Files(folder / f"{number}-{dtype}")
+            op = aslinearoperator(H.to(dtype), self_adjoint=True)
+            for stage in ("1", "range_finder", "2", "merge", "decompose"):
+                if stage in STAGES:
+                    files.run(stage, size.outer)
+                else:
+                    files.measure(op, size, int(stage))
+            with MergedArray(files.merged) as merged, EighFile(files.eigh) as eigh:
+                assert merged.rows is not None
+                Y = merged.rows(0, size.N).double()
+                found = residual(H, eigh.eigenvectors[:].double(), eigh.eigenvalues)
+                W, values = by_qr(Y, merged.summary, size.outer)
+            expected = residual(H, W.to(dtype).double(), values)
+            condition = float(torch.linalg.cond(Y))
+            excess = found / expected - 1
+            figures = (f"{found / norm:.4e}", f"{expected / norm:.4e}", f"{excess:+.0e}")
+            yield [f"{name}, {dtype}", f"{condition:.0e}", *figures], excess
+
+
+def residual(H: Tensor, W: Tensor, values: Tensor) -> float:
+    """‖H - W diag(λ) Wᵀ‖."""
+    return float(torch.linalg.norm(H - (W * values) @ W.T))
+
+
+def by_qr(Y: Tensor, summary: Summary, outer: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors and eigenvalues of the same measurements by a QR of Y, in core and float64.
+
+    Y = Q R, R = U S Vᵀ, and the eigenvectors are taken from Q U instead of Y V / S.
+    """
+    Q, R = torch.linalg.qr(Y)
+    U, S, Vh = torch.linalg.svd(R)
+    kept = S / S[0] > 1e-14
+    U, S, Vh = U[:, kept], S[kept], Vh[kept]
+    whole = replace(summary, P=Vh.T / S, R=S[:, None] * Vh)
+    solution = solve(whole, "nystrom", outer)
+    return Q @ (U @ (whole.R @ solution.coefficients)), solution.eigenvalues
+
+
+def main() -> None:
+    """The command."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--quick", action="store_true", help="a small size, in half a minute")
+    parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: TMPDIR")
+    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.part:
+        name, folder, outer = options.part
+        part(name, Path(folder), int(outer))
+        return
+    figures: list[Figure] = []
+    with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
+        say("rates")
+        written, read = disk_rates(Path(scratch), GIB // 4 if options.quick else 4 * GIB)
+        rates = {"gemm": gemm_rate(torch.float64), "read": read, "write": written}
+        print(f"`python benchmarks/out_of_core.py`, {machine()}\n")
+        print(
+            f"The floor is operations at {rates['gemm'] / 1e9:.0f} G/s (float64 products), bytes "
+            f"read at {read / 1e6:.0f} MB/s and written at {written / 1e6:.0f} MB/s, one after "
+            "another.\n"
+        )
+        rows = []
+        for size in QUICK if options.quick else FULL:
+            folder = Path(scratch) / str(size.N)
+            for row, ratio, memory in stages(size, folder, rates):
+                rows.append(row)
+                figures.append(Figure(f"{row[0]}, time over floor", ratio, "≤", 1.5))
+                memory -= size.small / GIB
+                name = f"{row[0]}, peak memory less the summary"
+                figures.append(Figure(name, memory, "≤", 1.0, " GiB"))
+            shutil.rmtree(folder)
+        heads = ("stage", "Tflop", "GB read", "GB written", "floor, s", "measured, s", "over floor")
+        print(table([*heads, "peak, GiB"], rows), "\n", flush=True)
+
+        Y = torch.randn(7030, 740, generator=torch.Generator().manual_seed(0))
+        alone = least_seconds(lambda: gram(lambda start, stop: Y[start:stop], len(Y)))
+        floor = len(Y) * Y.shape[1] ** 2 / gemm_rate(torch.float64)
+        one, two = ranks(Path(scratch) / str(FOR_RANKS.N))
+        passes = [
+            ["7,030 x 740 in memory", floor, alone, alone / floor],
+            ["100,000 x 830 in files, one rank of one thread", "", one, ""],
+            ["the same, two ranks", "", two, f"{one / two:.2f} times faster"],
+        ]
+        print(table(["Gram matrix", "floor, s", "measured, s", ""], passes), "\n", flush=True)
+        figures.append(Figure("Gram matrix in memory, time over floor", alone / floor, "≤", 1.5))
+        figures.append(Figure("Gram matrix, two ranks over one", one / two, "≥", 1.6, "x"))
+
+        found = list(accuracy(Path(scratch)))
+        heads = ("N = 1,500, 100 / 200", "κ(Y)", "files", "QR in core", "over it")
+        print(table(heads, [row for row, _ in found]), "\n", flush=True)
+        worst = max(excess for _, excess in found)
+        figures.append(Figure("residual over that of a QR, less 1", worst, "≤", 1e-3))
+    finish(figures)
+
+
+if __name__ == "__main__":
+    main()
