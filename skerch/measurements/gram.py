@@ -147,6 +147,7 @@ def orthonormalise(
     dtype: torch.dtype,
     scale: float = 0.0,
     of: Tensor | None = None,
+    ordered: bool = True,
     team: Team = ALONE,
 ) -> Basis:
     """The basis of an array Y from its Gram matrix G = YᵀY, with a second pass where needed.
@@ -157,10 +158,15 @@ def orthonormalise(
     rounding of Y P itself, eps κ(Y), and reaches singular values of 1e-11 of the largest (cf.
     CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44, 2015).
     Directions that are zero to rounding are left out, so r ≤ m; the others come in the order of
-    Y's singular values, which are the norms of the rows of R. Where Y = A T' is a difference of
-    larger columns A, those that `rows` gives, T' is `of` and `scale` the largest l of A, as
-    rounding is relative to it.
+    Y's singular values, which are the norms of the rows of R. Where they need not be `ordered` one
+    pass takes Cholesky's P = R⁻¹, in a tenth of the time. Where Y = A T' is a difference of larger
+    columns A, those that `rows` gives, T' is `of` and `scale` the largest l of A, as rounding is
+    relative to it.
     """
+    if not ordered and dtype == torch.float32:
+        basis = team.one(lambda: _by_cholesky(G))
+        if basis is not None:
+            return basis
     values, vectors = team.one(lambda: _descending_eigh(G))
     if values[0] <= 0:
         return Basis(G.new_zeros(len(G), 0), G.new_zeros(0, len(G)))
@@ -177,6 +183,16 @@ def orthonormalise(
     R = (second[:, None] * rotation.T) @ (roots[:, None] * vectors.T)
     U, S, Vh = torch.linalg.svd(R, full_matrices=False)
     return Basis(T @ (rotation / second) @ U, S[:, None] * Vh)
+
+
+def _by_cholesky(G: Tensor) -> Basis | None:
+    """G = RᵀR and P = R⁻¹, unless 1/‖P‖_F², which bounds G's least eigenvalue below, is low."""
+    R, failed = torch.linalg.cholesky_ex(G, upper=True)
+    if failed:
+        return None
+    P = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype), upper=True)
+    condition = float(torch.linalg.norm(G)) * float(P.square().sum())
+    return Basis(P, R) if condition < 1 / ONE_PASS else None
 
 
 def _descending_eigh(A: Tensor) -> tuple[Tensor, Tensor]:

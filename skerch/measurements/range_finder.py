@@ -68,7 +68,7 @@ def range_map(
         T, scale = team.one(
             lambda: (E - B @ (B.T @ (G @ E)), float(torch.linalg.matrix_norm(last, 2)))
         )
-        rest = orthonormalise(T.T @ G @ T, rows, size, dtype, scale, T, team)
+        rest = orthonormalise(T.T @ G @ T, rows, size, dtype, scale, T, team=team)
         new = T @ rest.P[:, :columns]
     cancellation = torch.linalg.norm(torch.diagonal(G).sqrt()[:, None] * new, dim=0)
     new = torch.where(cancellation < CANCELLED, new, 0.0)

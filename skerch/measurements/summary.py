@@ -74,6 +74,6 @@ def summarise(
 
     Y has `stored` columns, N = `size` rows and the dtype `dtype`; see `Summary` for the rest.
     """
-    basis = orthonormalise(G[:stored, :stored], rows, size, dtype, team=team)
+    basis = orthonormalise(G[:stored, :stored], rows, size, dtype, ordered=False, team=team)
     epsilon = torch.finfo(dtype).eps
     return Summary(G, basis.P, basis.R, cross, norm, epsilon, inner, range_map)
