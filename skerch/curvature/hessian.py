@@ -175,7 +175,8 @@ class HessianOperator(LinearOperator):
         choices = backends.candidates(block_size, self.strategy, self.chunk_size)
         formats = [self.memory_format]
         if self.memory_format == "auto":
-            formats = list(MEMORY_FORMATS) if has_images(batch) else ["preserve"]
+            convolves = any(p.ndim == 4 for p in self.model.parameters())
+            formats = list(MEMORY_FORMATS) if convolves and has_images(batch) else ["preserve"]
         times: dict[backends.Choice, float] = {}
         for memory_format in formats:
             _, params, grads = self._gradients(batch, memory_format)
