@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 
-.PHONY: demo test test-slow reliability mutations accuracy overhead lint clean
+.PHONY: demo test test-slow reliability mutations accuracy bench bench-quick overhead lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
@@ -34,7 +34,21 @@ accuracy: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/variants.py --root $(MNIST) \
 	| $(BIN)/python docs/insert.py docs/accuracy.md variants
 
-# The tables of docs/performance.md, measured anew on a Slurm of their own: four minutes on two cores.
+# The tables of docs/performance.md, measured anew beside the peers, which are installed in .peers: an
+# hour on two cores at rest. Exit status 1 if a figure falls short of its target.
+bench: $(VENV)/.installed-dev
+	failed=0; for name in start columns matvecs hessian out_of_core scale resnet18; do \
+	  $(BIN)/python benchmarks/$$name.py \
+	  | $(BIN)/python docs/insert.py docs/performance.md $$name || failed=1; \
+	done; exit $$failed
+
+# The same figures from less work, in two minutes: does a change make something slow?
+bench-quick: $(VENV)/.installed-dev
+	failed=0; for name in start columns matvecs hessian out_of_core scale; do \
+	  $(BIN)/python benchmarks/$$name.py --quick || failed=1; \
+	done; exit $$failed
+
+# Slurm's part of the same document, on a Slurm of its own: four minutes on two cores.
 overhead: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/slurm_overhead.py \
 	| $(BIN)/python docs/insert.py docs/performance.md slurm

@@ -14,6 +14,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -59,13 +60,11 @@ class Subject:
         return str(self.problem["name"])
 
     def operator(self) -> HessianOperator:
-        """The Hessian at the initial parameters on random data, in the strategy chosen for it."""
+        """The Hessian at the initial parameters on random data."""
         torch.manual_seed(0)
         problem = load_problem(self.problem)
         data = torch.rand(self.datapoints, *self.shape), torch.arange(self.datapoints) % 10
-        op = HessianOperator(problem.model().eval(), [data], problem.loss_fn)
-        op.resolve(self.size)
-        return op
+        return HessianOperator(problem.model().eval(), [data], problem.loss_fn)
 
 
 @dataclass(frozen=True)
@@ -108,10 +107,12 @@ def main() -> None:
         cases += [(kind, "nystrom") for kind in KINDS if kind != DEFAULT]
     print(f"{machine()}.\n")
     figures = []
-    with tempfile.TemporaryDirectory(prefix="skerch-columns-") as folder:
+    with tempfile.TemporaryDirectory(prefix="skerch-columns-") as folder, ExitStack() as frozen:
         memory, disk = memory_rate(), disk_rates(Path(folder), 2**28 if quick else 2**30)[0]
         for subject in subjects:
             op = subject.operator()
+            frozen.enter_context(op.frozen())
+            op.resolve(subject.size)
             N = op.shape[0]
             floor = 1e3 * 4 * N * (2 / memory + 1 / disk)
             print(

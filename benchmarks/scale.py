@@ -88,7 +88,7 @@ def main() -> None:
             figures = [on_threads(seconds=0.22)]
         else:
             print(f"{machine()}\n")
-            slurm, recorded = on_devcluster(seconds=3.0)
+            slurm, recorded = on_devcluster(seconds=2.0)
             points, here = at_points()
             figures = [slurm, points]
             foresee(replace(here, start=recorded.start), recorded, drawing)

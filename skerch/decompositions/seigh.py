@@ -15,7 +15,7 @@ from skerch.decompositions.core import solve
 from skerch.decompositions.recovery import RECOVERIES, RoundSize
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops.base import LinearOperator
-from skerch.measurements.gram import gram
+from skerch.measurements.gram import gram, multiply
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Columns, Measurer
 from skerch.measurements.range_finder import range_map
@@ -96,7 +96,7 @@ def seigh(
     for number, round_size in enumerate(sizes[1:], start=2):
         G = gram(_rows(Y), size, known=G)
         P = range_map(G, _rows(Y), size, round_size.columns, stored_dtype, P)
-        Q = (Y.double() @ P[:, -round_size.columns :].to(Y.device)).to(op.dtype)
+        Q = _product(Y, P[:, -round_size.columns :], op.dtype)
         Y = torch.cat([Y, measure(number, round_size, Q)["leftouter"]], dim=1)
     columns = torch.cat([Y, arrays["probe"]], dim=1)
     small = {key: arrays[key].double().cpu() for key in arrays.keys() - {"leftouter", "probe"}}
@@ -112,12 +112,23 @@ def seigh(
         range_map=P,
     )
     solution = solve(summary, recovery, outer)
-    vectors = (Y.double() @ solution.coefficients.to(Y.device)).to(stored_dtype)
+    vectors = _product(Y, solution.coefficients, stored_dtype)
     return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
 
 
 def _rows(A: Tensor) -> Rows:
     return lambda start, stop: A[start:stop]
+
+
+def _product(Y: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
+    """Y B in `dtype`, computed in float64 by slabs."""
+    found = Y.new_empty(len(Y), B.shape[1], dtype=dtype)
+
+    def put(start: int, stop: int, slab: Tensor) -> None:
+        found[start:stop] = slab
+
+    multiply(_rows(Y), len(Y), B, dtype, put)
+    return found
 
 
 def _measure_all(

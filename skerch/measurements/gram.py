@@ -70,10 +70,13 @@ def multiply(
     B (w, r) is `factor`. The member of the team that writes gets it by `use(start, stop, slab)`.
     """
     wide = _Wide(factor)
-    narrow = torch.empty(0, dtype=dtype)
+    narrow: Tensor | None = None
 
     def product(slab: Tensor) -> tuple[Tensor]:
+        nonlocal narrow
         found = wide(slab)
+        if narrow is None:
+            narrow = found.new_empty(0, dtype=dtype)
         return (narrow.resize_(found.shape).copy_(found),)
 
     team.each(slabs(size), rows, product, use)
