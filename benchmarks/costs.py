@@ -6,11 +6,11 @@ k eigenpairs. Products of tall arrays are in float64.
 | stage | operations | bytes |
 | --- | --- | --- |
 | measure, a column | a matvec, and in round 1 its sketch | 4 N written, in round 2 4 N read |
-| range_finder | 2 N m₁ (m₁ + m₂) | 8 N m₁ read, 4 N m₂ written |
-| merge | 2 N (m + q)² | 4 N (m + q) read and written |
+| range_finder | N m₁² + 2 N m₁ m₂ | 8 N m₁ read, 4 N m₂ written |
+| merge | N (m + q)² - N m₁² | 4 N (m + q) read and written |
 | decompose | 2 N m k | 4 N m read, 4 N k written |
 
-Then range_finder and merge solve an eigenproblem of size m₁ and m, decompose two of size m.
+Then range_finder solves an eigenproblem of size m₁, decompose two of size m.
 """
 
 from __future__ import annotations
@@ -39,7 +39,6 @@ class Machine:
     draw: float  # seconds to make a sketch map, per coordinate
     sketch: float  # seconds of a column's test vector and sketch, per coordinate
     start: float  # core seconds until a task computes
-    passes: float = 1.0  # measured over floor, of the passes over tall arrays
 
 
 def costs(
@@ -64,14 +63,14 @@ def costs(
             sketch, disk = 0.0, disk + columns * column / machine.read
         return {"HVPs": columns * matvec, "sketch": sketch, "disk": disk * writers}
     read, written, operations, cubes = {
-        "range_finder": (2 * m1, m - m1, 2 * N * m1 * m, m1**3),
-        "merge": (width, width * config.consolidate, 2 * N * width**2, m**3),
+        "range_finder": (2 * m1, m - m1, N * m1 * (m1 + 2 * (m - m1)), m1**3),
+        "merge": (width, width * config.consolidate, N * (width**2 - m1**2), 0),
         "decompose": (m, k, 2 * N * m * k, 2 * m**3),
         "analyze": (k, 0, 0, 0),
     }.get(task.stage, (0, 0, 0, 0))
     return {
-        "disk": machine.passes * column * (read / machine.read + written / machine.write),
-        "Gram": machine.passes * operations / machine.gemm,
+        "disk": column * (read / machine.read + written / machine.write),
+        "Gram": operations / machine.gemm,
         "eigh": machine.eigh * cubes,
     }
 
