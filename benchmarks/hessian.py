@@ -262,6 +262,8 @@ def main() -> None:
         figures, _ = timings(bench, *((2, 37) if options.quick else (6, 74)))
         if not options.quick and (options.root / "MNIST" / "raw").is_dir():
             time_to_error(load_exact(str(options.root), STEP), bench, turns=4)
+        elif not options.quick:
+            print(f"No digits in {options.root}: the data were random, and there are no errors.\n")
     finish(figures)
 
 

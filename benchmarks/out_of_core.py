@@ -88,7 +88,7 @@ class Size:
 
 
 FULL = [Size(895_210, 1000, 2000), Size(11_689_512, 100, 200)]
-QUICK = [Size(200_000, 100, 200)]
+QUICK = [Size(60_000, 500, 1000)]
 FOR_RANKS = Size(100_000, 800, 1600)  # of which the first round
 
 

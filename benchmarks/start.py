@@ -78,12 +78,12 @@ class Start(NamedTuple):
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--quick", action="store_true", help="without imagenet_resnet18")
+    parser.add_argument("--quick", action="store_true", help="mnist_mini only")
     quick = parser.parse_args().quick
     os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="skerch-start-") as folder:
         runs = [
-            prepare(name, Path(folder) / name) for name in list(EXPERIMENTS)[: 2 if quick else 3]
+            prepare(name, Path(folder) / name) for name in list(EXPERIMENTS)[: 1 if quick else 3]
         ]
         turns = [[start(run) for run in runs] for _ in range(3 if quick else 5)]
     fastest = {

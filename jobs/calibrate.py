@@ -53,7 +53,8 @@ def measure_pace(config: Config) -> Pace:
     inputs = sample_inputs(config)
     path = manifest_path(context.directory.measurements(1))
     recorded = read(path).provenance if path.exists() else {}
-    op = hessian_operator(config, inputs, recorded)
+    with user_code("A block cannot be measured"):
+        op = hessian_operator(config, inputs, recorded)
     with user_code("A block cannot be measured"), op.frozen():
         manifest = array_manifest(config, context.round_size(1), op.shape[0])
         block = manifest.blocks()[0]

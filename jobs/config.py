@@ -43,6 +43,7 @@ __all__ = [
 ]
 
 WRITTEN, CHECKED = "# Written by skerch", "sha256 of what follows"
+LATER_KEYS = {"training.eval_samples": None, "hessian.memory_format": "auto"}  # and their defaults
 LONGEST_PATH = 3500  # bytes of a folder, so that what lies below it stays within 4096
 
 
@@ -111,8 +112,12 @@ def identity(config: Config, part: str) -> dict[str, Any]:
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
-    """Lines `key.path: old -> new` for the leaves in which two nested mappings differ."""
+    """Lines `key.path: old -> new` for the leaves in which two nested mappings differ.
+
+    What was written before a key was there counts as having its default.
+    """
     old, new = dict(_leaves(a)), dict(_leaves(b))
+    old = {key: value for key, value in LATER_KEYS.items() if key in new} | old
     absent = "(not set)"
     return [
         f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"

@@ -68,7 +68,7 @@ def fill(
 ) -> None:
     """Write what `measure` says of each block, in a thread while it is at the next one.
 
-    All are written when this returns. When it raises, those that are begun are written or not made.
+    All are on disk when this returns. When it raises, each that was begun is on disk or absent.
     """
     total = sum(block.stop - block.start for block in blocks)
     done = 0

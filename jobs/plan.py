@@ -81,7 +81,8 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
     footnote = _add_times(table, config, measuring, hessians) if calibrate else None
     output = Console()
     output.print(table)
-    vectors = 3 * N * min(sketch.block_size, sketch.inner) * itemsize
+    # X, Y and its copy for the sketch, and the Y before as it is written, twice
+    vectors = 5 * N * min(sketch.block_size, sketch.inner) * itemsize
     solver = 8 * (2 * SLAB_ROWS * width + 6 * width**2)
     output.print(
         f"memory   a worker about {decimal(vectors)} besides the network, its activations and "

@@ -100,9 +100,6 @@ def train(
             session.train(progress, checkpoint_seconds)
         else:
             session.read_checkpoints(progress)
-    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
-
-    save(training_figure(session.state.log), run.training_figure)
     recorded.write_parameters(
         run.parameters,
         session.model,
@@ -112,6 +109,9 @@ def train(
         session.state.log,
         session.checkpoints,
     )
+    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
+
+    save(training_figure(session.state.log), run.training_figure)
 
 
 @dataclass
@@ -294,7 +294,7 @@ class _Session:
         if not self.run.checkpoint.exists():
             return
         saved = recorded.load_checkpoint(self.run.checkpoint)
-        if saved["identity"] != self.identity:
+        if difference(json.loads(saved["identity"]), json.loads(self.identity)):
             return
         torch.set_num_threads(saved["threads"])  # they decide the last bits
         self.model.load_state_dict(saved["model"])

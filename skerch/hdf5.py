@@ -11,7 +11,6 @@ import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from io import FileIO
-from itertools import cycle
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -108,14 +107,6 @@ class Dataset:
         rows, columns = (start, start + len(slab)), (column, column + self.shape[1])
         with reading(self._dataset.file.filename):
             self._dataset.read_direct(slab.numpy(), np.s_[slice(*rows)], np.s_[:, slice(*columns)])
-
-
-def buffers(dtype: torch.dtype) -> Iterator[Tensor]:
-    """Two tensors in turn, to be resized: the one is filled while the other is in use.
-
-    Fresh memory for a large slab costs as much as reading it.
-    """
-    return cycle([torch.empty(0, dtype=dtype), torch.empty(0, dtype=dtype)])
 
 
 def create_dataset(

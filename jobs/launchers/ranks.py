@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from skerch.errors import SkerchError
 from skerch.files import refusals_named
 from skerch.jobs.launchers.local import sentence
-from skerch.measurements.team import Range, Rows, Use, Work, ahead
+from skerch.measurements.team import Range, Rows, Use, Work, products
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -53,16 +53,18 @@ class Ranks:
         """Every n-th."""
         return self.one(items)[self._comm.rank :: self._comm.size]
 
-    def each(self, ranges: Sequence[Range], rows: Rows, work: Work, use: Use) -> None:
+    def each(
+        self, ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], use: Use
+    ) -> None:
         """Every rank works on one range, then the first one receives and uses them in order."""
         rank, size = self._comm.rank, self._comm.size
         error: BaseException | None = None
-        with closing(ahead(rows, ranges[rank::size])) as slabs:
+        with closing(products(ranges[rank::size], rows, worker)) as results:
             for first in range(0, len(ranges), size):
                 batch = ranges[first : first + size]
                 mine: list[Tensor] = []
                 if rank < len(batch) and error is None:
-                    found, error = _attempt(lambda: work(next(slabs)))
+                    found, error = _attempt(next, results)
                     mine = [tensor.cpu().contiguous() for tensor in found or ()]
                 shapes = self._agree(error, [(tensor.shape, tensor.dtype) for tensor in mine])
                 if not self.writes:

@@ -182,6 +182,7 @@ class HessianOperator(LinearOperator):
             _, params, grads = self._gradients(batch, memory_format)
             choice, seconds = backends.fastest(choices, grads, params, vectors)
             times[replace(choice, memory_format=memory_format)] = seconds
+            del params, grads  # the graph, before the next one's
         return min(times, key=lambda choice: times[choice])
 
     def _matmul(self, X: Tensor) -> Tensor:
@@ -191,7 +192,8 @@ class HessianOperator(LinearOperator):
         if not len(rows):
             return out.T
         if self.strategy == "auto" and len(rows) == 1:
-            choice = backends.Choice("loop", 1)
+            chosen = "preserve" if self.memory_format == "auto" else self.memory_format
+            choice = backends.Choice("loop", 1, chosen)
         else:
             choice = self.resolve(len(rows))
         if self._kept is not None and self._kept.choice == choice:

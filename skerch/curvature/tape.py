@@ -93,15 +93,17 @@ class Tape:
             torch.randn(p.shape, generator=generator, dtype=p.dtype, device=p.device)
             for p in params
         ]
-        with _Recorder(vectors) as recorder:
-            outputs = backward(vectors)
-        self._results = [recorder.slot(o) or o.detach() for o in outputs]
-        self._steps = _fuse(recorder.steps, _slots(self._results))
-        self._last = _last_uses(self._steps, _slots(self._results))
         try:
+            with _Recorder(vectors) as recorder:
+                outputs = backward(vectors)
+            self._results = [recorder.slot(o) or o.detach() for o in outputs]
+            self._steps = _fuse(recorder.steps, _slots(self._results))
+            self._last = _last_uses(self._steps, _slots(self._results))
             self._check(vectors, outputs)
-        except RuntimeError as error:
-            raise _refusal(f"an operation cannot be vectorised ({error})") from error
+        except TapeError:
+            raise
+        except Exception as error:  # whatever an operation that was not foreseen may raise
+            raise _refusal(f"{type(error).__name__}: {error}") from error
 
     def __call__(self, block: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The products with a block of c vectors, given and returned as (c, *shape) tensors."""
@@ -123,13 +125,14 @@ class Tape:
             expected = torch.stack([output, 2 * output]).double()
             error += float((product - expected).square().sum())
             scale += float(expected.square().sum())
-        if not error <= torch.finfo(vectors[0].dtype).eps * scale:
+        if error > torch.finfo(vectors[0].dtype).eps * scale:  # nor if there are NaNs
             raise _refusal("it does other things for other vectors")
 
 
 def _refusal(reason: str) -> TapeError:
+    line = next(iter(reason.splitlines()), "")
     return TapeError(
-        f"The backward pass of this model cannot be recorded: {reason}; set strategy to batched or "
+        f"The backward pass of this model cannot be recorded: {line}; set strategy to batched or "
         "loop."
     )
 
@@ -306,6 +309,8 @@ def _expand(step: _Step, x: Tensor, shape: Sequence[int]) -> Tensor:
 
 def _sum(step: _Step, x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
     ndim = x.ndim - 1
+    if not ndim:
+        return x
     return x.sum([d % ndim + 1 for d in dims or range(ndim)], keepdim)
 
 

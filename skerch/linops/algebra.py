@@ -5,6 +5,9 @@ Their products cost what their parts cost; nothing is ever formed.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+
 from torch import Tensor
 
 from skerch.errors import ShapeError
@@ -52,6 +55,11 @@ class SumOperator(LinearOperator):
         self.left, self.right = left, right
         self.self_adjoint = left.self_adjoint and right.self_adjoint
 
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        with self.left.frozen(), self.right.frozen():
+            yield
+
     def _matmul(self, X: Tensor) -> Tensor:
         return self.left @ X + self.right @ X
 
@@ -66,6 +74,9 @@ class ScaledOperator(LinearOperator):
         super().__init__(operator.shape, operator.dtype, operator.device)
         self.operator, self.scale = operator, float(scale)
         self.self_adjoint = operator.self_adjoint
+
+    def frozen(self) -> AbstractContextManager[None]:
+        return self.operator.frozen()
 
     def _matmul(self, X: Tensor) -> Tensor:
         return self.scale * (self.operator @ X)

@@ -90,7 +90,10 @@ class LinearOperator(ABC):
         return Y[:, 0] if X.ndim == 1 else Y
 
     def frozen(self) -> AbstractContextManager[None]:
-        """A context within which A stays as it is, so that products may share preparations."""
+        """A context within which A stays as it is, so that products may share preparations.
+
+        Sums and multiples pass it on to their parts.
+        """
         return nullcontext()
 
     @property

@@ -21,15 +21,15 @@ from skerch.errors import SkerchError
 from skerch.hdf5 import (
     Dataset,
     attribute,
-    buffers,
     open_for_reading,
     write_arrays,
     write_hdf5,
 )
 from skerch.measurements import manifest as manifests
 from skerch.measurements.manifest import Block, Manifest, block_path, manifest_path
+from skerch.measurements.team import Buffers
 
-OPEN_FILES = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31) // 2  # -1: no limit
 VIEW = "leftouter_ALL.h5"
 
 
@@ -157,14 +157,11 @@ class StoredColumns:
         )
         self.width = sum(block.stop - block.start for _, block, _ in self.sources)
         self._files: dict[Path, h5py.File] = {}
-        self._slabs = buffers(self.dtype)
+        self._buffers = Buffers(self.dtype)
 
     def __call__(self, start: int, stop: int) -> Tensor:
-        """Rows [start, stop) of all columns, (stop - start, width), in the stored dtype.
-
-        The next call but one overwrites them.
-        """
-        slab = next(self._slabs).resize_(stop - start, self.width)
+        """Rows [start, stop) of all columns, in the stored dtype and in memory of `Buffers`."""
+        slab = self._buffers(stop - start, self.width)
         column = 0
         for array, block, name in self.sources:
             with self._opened(array, block) as file:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.measurements.team import ALONE, Range, Rows, Team, Use
+from skerch.measurements.team import ALONE, Range, Rows, Team, Use, Work
 
 SLAB_ROWS = 4096  # longer sums of products are less accurate
 PANEL = 128  # columns
@@ -69,17 +69,21 @@ def multiply(
 
     B (w, r) is `factor`. The member of the team that writes gets it by `use(start, stop, slab)`.
     """
-    wide = _Wide(factor)
-    narrow: Tensor | None = None
 
-    def product(slab: Tensor) -> tuple[Tensor]:
-        nonlocal narrow
-        found = wide(slab)
-        if narrow is None:
-            narrow = found.new_empty(0, dtype=dtype)
-        return (narrow.resize_(found.shape).copy_(found),)
+    def worker() -> Work:
+        wide = _Wide(factor)
+        narrow: Tensor | None = None
 
-    team.each(slabs(size), rows, product, use)
+        def product(slab: Tensor) -> tuple[Tensor]:
+            nonlocal narrow
+            found = wide(slab)
+            if narrow is None:
+                narrow = found.new_empty(0, dtype=dtype)
+            return (narrow.resize_(found.shape).copy_(found),)
+
+        return product
+
+    team.each(slabs(size), rows, worker, use)
 
 
 def gram(
@@ -100,8 +104,7 @@ def gram(
     gets each slab of A as `copy(start, stop, slab)`.
     """
     first = 0 if known is None else len(known)
-    wide = _Wide(transform)
-    part = total = torch.empty(0)
+    total = torch.empty(0)
     panels: list[Range] = []
 
     def blocks(packed: Tensor) -> Iterator[tuple[int, int, Tensor]]:
@@ -111,15 +114,21 @@ def gram(
             begin, end = end, end + (stop - start) * stop
             yield start, stop, packed[begin:end].view(stop - start, stop)
 
-    def product(slab: Tensor) -> tuple[Tensor, ...]:
-        nonlocal part
-        A = wide(slab)
-        if not panels:
-            panels.extend(_ranges(first, A.shape[1], PANEL))
-            part = A.new_empty(sum((stop - start) * stop for start, stop in panels))
-        for start, stop, block in blocks(part):
-            torch.mm(A[:, start:stop].T, A[:, :stop], out=block)
-        return (part,) if copy is None else (part, slab)
+    def worker() -> Work:
+        wide = _Wide(transform)
+        part: Tensor | None = None
+
+        def product(slab: Tensor) -> tuple[Tensor, ...]:
+            nonlocal panels, part
+            A = wide(slab)
+            if part is None:
+                panels = _ranges(first, A.shape[1], PANEL)
+                part = A.new_empty(sum((stop - start) * stop for start, stop in panels))
+            for start, stop, block in blocks(part):
+                torch.mm(A[:, start:stop].T, A[:, :stop], out=block)
+            return (part,) if copy is None else (part, slab)
+
+        return product
 
     def add(start: int, stop: int, found: Tensor, *slab: Tensor) -> None:
         nonlocal total
@@ -129,7 +138,7 @@ def gram(
         if progress:
             progress(stop, size)
 
-    team.each(slabs(size), rows, product, add)
+    team.each(slabs(size), rows, worker, add)
 
     def result() -> Tensor:
         width = panels[-1][1]

@@ -70,7 +70,7 @@ class Measurer:
     def measure(self, op: LinearOperator, block: Block) -> dict[str, Tensor]:
         """The arrays of a block; raises NonFiniteError, which names the column."""
         X = self.test_vectors(block)
-        Y = op @ X
+        Y = (op @ X).detach()
         if not torch.isfinite(Y.sum()):  # one pass; a sum of finite columns may overflow
             bad = torch.nonzero(~torch.isfinite(Y).all(dim=0))
             if len(bad):

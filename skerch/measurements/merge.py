@@ -18,7 +18,6 @@ from skerch.hdf5 import (
     Dataset,
     Reader,
     attribute,
-    buffers,
     create_dataset,
     write_arrays,
     write_hdf5,
@@ -27,7 +26,7 @@ from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Progress, gram
 from skerch.measurements.range_finder import RangeFile, hashes
 from skerch.measurements.summary import Summary, summarise
-from skerch.measurements.team import ALONE, Rows, Team
+from skerch.measurements.team import ALONE, Buffers, Rows, Team
 
 
 class MergeError(SkerchError):
@@ -160,10 +159,10 @@ class MergedArray(Reader):
         if not attribute(self._file, "consolidated"):
             return None
         columns = Dataset(self._file, "leftouter")
-        slabs = buffers(columns.dtype)
+        buffers = Buffers(columns.dtype)
 
         def rows(start: int, stop: int) -> Tensor:
-            slab = next(slabs).resize_(stop - start, columns.shape[1])
+            slab = buffers(stop - start, columns.shape[1])
             columns.read_into(slab, start)
             return slab
 

@@ -136,7 +136,7 @@ class RangeFile(Reader):
 
     @property
     def hash(self) -> str:
-        """The SHA-256 of its content."""
+        """The SHA-256 of Q and the map."""
         return str(attribute(self._file, "hash"))
 
     @property
@@ -145,9 +145,9 @@ class RangeFile(Reader):
         return Dataset(self._file, "map")[...]
 
     @property
-    def gram(self) -> Tensor:
-        """YᵀY in float64, of the stored columns Y of all rounds before."""
-        return Dataset(self._file, "gram")[...]
+    def gram(self) -> Tensor | None:
+        """YᵀY in float64, of the stored columns Y of all rounds before, if it is there."""
+        return Dataset(self._file, "gram")[...] if "gram" in self._file else None
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Columns [start, stop) of Q, (N, stop - start)."""

@@ -6,13 +6,18 @@ fixed order, so that results have the same bits whatever the team.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from itertools import cycle
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
+
+SIDE_BY_SIDE = 2**24  # bytes of slabs that are worked on at once, or one slab
 
 T = TypeVar("T")
 Range = tuple[int, int]
@@ -34,25 +39,68 @@ class Team(Protocol):
     def share(self, items: Callable[[], list[T]]) -> list[T]:
         """Those of the items (that the member that writes finds) which this member is to do."""
 
-    def each(self, ranges: Sequence[Range], rows: Rows, work: Work, use: Use) -> None:
+    def each(
+        self, ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], use: Use
+    ) -> None:
         """Have `work(rows(start, stop))` done for each range by some member.
 
-        The member that writes calls `use(start, stop, *tensors)` with the results, in order. What
-        `work` returns may be overwritten by its next call, what `rows` returns by the next but one.
+        Each `work`, of which `worker()` makes one for each thread that works, may return the same
+        memory again and again. The member that writes calls `use(start, stop, *tensors)` with the
+        results, in order.
         """
 
 
-def ahead(rows: Rows, ranges: Sequence[Range]) -> Generator[Tensor, None, None]:
-    """The rows of each range; the next ones are read by a thread while those before are in use."""
-    with ThreadPoolExecutor(1) as reader:
-        reading: Future[Tensor] | None = None
-        for start, stop in ranges:
-            following = reader.submit(rows, start, stop)
-            if reading is not None:
-                yield reading.result()
-            reading = following
-        if reading is not None:
-            yield reading.result()
+def products(
+    ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work]
+) -> Generator[tuple[Tensor, ...], None, None]:
+    """`work(rows(start, stop))` for each range, in order; the next slab is read meanwhile.
+
+    Narrow slabs are worked on side by side, each on one thread: products of small matrices gain
+    little from several. What is yielded is overwritten once the next one is asked for.
+    """
+    import torch
+
+    threads = torch.get_num_threads()
+    pending: deque[Future[tuple[Tensor, ...]]] = deque()
+    works: list[Work] = []
+    with ThreadPoolExecutor(threads) as pool:
+        try:
+            for number, (start, stop) in enumerate(ranges):
+                slab = rows(start, stop)
+                if not works:
+                    narrow = side_by_side(slab)
+                    works = [worker() for _ in range(min(narrow, threads))]
+                    torch.set_num_threads(1 if narrow > 1 else threads)
+                if len(pending) == len(works):
+                    yield pending.popleft().result()
+                pending.append(pool.submit(works[number % len(works)], slab))
+            while pending:
+                yield pending.popleft().result()
+        finally:
+            torch.set_num_threads(threads)
+
+
+class Buffers:
+    """Memory for slabs in turn, as many as `products` has in use: fresh memory costs time."""
+
+    def __init__(self, dtype: torch.dtype):
+        self._dtype = dtype
+        self._slabs: Iterator[Tensor] | None = None
+
+    def __call__(self, rows: int, width: int) -> Tensor:
+        """A slab (rows, width) with anything in it; the first one is the largest."""
+        import torch
+
+        if self._slabs is None:
+            slab = torch.empty(rows, width, dtype=self._dtype)
+            others = (torch.empty_like(slab) for _ in range(side_by_side(slab)))
+            self._slabs = cycle([slab, *others])
+        return next(self._slabs).resize_(rows, width)
+
+
+def side_by_side(slab: Tensor) -> int:
+    """How many slabs like this one may be worked on at once, so that they take little memory."""
+    return max(1, SIDE_BY_SIDE // max(1, slab.nbytes)) if slab.device.type == "cpu" else 1
 
 
 class Alone:
@@ -66,10 +114,12 @@ class Alone:
     def share(self, items: Callable[[], list[T]]) -> list[T]:
         return items()
 
-    def each(self, ranges: Sequence[Range], rows: Rows, work: Work, use: Use) -> None:
-        with closing(ahead(rows, ranges)) as slabs:
-            for (start, stop), slab in zip(ranges, slabs, strict=True):
-                use(start, stop, *work(slab))
+    def each(
+        self, ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], use: Use
+    ) -> None:
+        with closing(products(ranges, rows, worker)) as results:
+            for (start, stop), tensors in zip(ranges, results, strict=True):
+                use(start, stop, *tensors)
 
 
 ALONE = Alone()

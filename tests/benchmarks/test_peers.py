@@ -13,9 +13,8 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture
-def peers(monkeypatch):
+def peers():
     """The package of the benchmarks' folder, as a script there imports it."""
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
     import peers
 
     return peers

@@ -160,6 +160,17 @@ def test_a_changed_byte_of_a_saved_config_is_refused(experiment, tmp_path):
             configs.load_resolved(saved)
 
 
+def test_what_was_written_before_a_key_was_there_counts_as_having_its_default():
+    config = configs.load("digits")
+    before = configs.identity(config, "method")
+    del before["training"]["eval_samples"], before["hessian"]["memory_format"]
+    assert configs.difference(before, configs.identity(config, "method")) == []
+    other = configs.load("digits", ["hessian.memory_format=channels_last"])
+    assert configs.difference(before, configs.identity(other, "method")) == [
+        "hessian.memory_format: auto -> channels_last"
+    ]
+
+
 def test_differences_are_lines_of_leaves():
     old = {"sketch": {"outer": 1, "kind": "a"}, "gone": [1]}
     new = {"sketch": {"outer": 2, "kind": "a"}, "more": None}

@@ -343,6 +343,13 @@ def test_a_tape_is_right_about_writing_in_place_or_refuses(aliased):
         assert_close(Tape(backward, [x])([V])[0], 3 * x**2 * V, 1e-14)
 
 
+def test_a_tape_leaves_an_infinite_hessian_to_whoever_looks_at_its_columns():
+    model, x, y = make()
+    data = [(x.masked_fill(x > 1, torch.inf), y)]
+    op = HessianOperator(model, data, supervised_loss(nn.CrossEntropyLoss()), strategy="tape")
+    assert not torch.isfinite(op @ torch.ones(op.shape[0], 2, dtype=torch.float64)).all()
+
+
 def test_frozen_products_share_the_graph_of_a_single_batch():
     model, x, y = make()
     calls = []

@@ -92,6 +92,13 @@ def test_nothing_depends_on_the_block_size_but_rounding(recovery, rounds):
     torch.testing.assert_close(small.residual, large.residual, rtol=1e-6, atol=1e-9)
 
 
+def test_products_with_a_graph_are_taken_without_it():
+    H = torch.nn.Parameter(torch.diag(torch.linspace(1, 2, 60, dtype=torch.float64)))
+    result = seigh(aslinearoperator(H, self_adjoint=True), outer=3, inner=60)
+    assert float(result.eigenvalues[0]) == pytest.approx(2, rel=1e-10)
+    assert not result.eigenvectors.requires_grad
+
+
 def test_a_scaled_operator_has_scaled_eigenvalues():
     H, _ = matrix(SPECTRA["polynomial"])
     op = aslinearoperator(H, self_adjoint=True)
