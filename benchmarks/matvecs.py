@@ -286,7 +286,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     device = torch.device(options.device)
-    chunks, budget = (CHUNKS[-1:], 1.0) if options.quick else (CHUNKS, 45.0)
+    chunks, budget = (CHUNKS[-1:], 1.0) if options.quick else (CHUNKS, 20.0)
     figures: list[Figure] = []
     with Peer("curvlinops_products") as peer:
         print(f"{machine()}\n", flush=True)

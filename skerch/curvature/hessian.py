@@ -177,6 +177,8 @@ class HessianOperator(LinearOperator):
         if self.memory_format == "auto":
             convolves = any(p.ndim == 4 for p in self.model.parameters())
             formats = list(MEMORY_FORMATS) if convolves and has_images(batch) else ["preserve"]
+        if len(choices) == len(formats) == 1:
+            return replace(choices[0], memory_format=formats[0])
         times: dict[backends.Choice, float] = {}
         for memory_format in formats:
             _, params, grads = self._gradients(batch, memory_format)

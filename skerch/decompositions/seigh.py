@@ -91,13 +91,14 @@ def seigh(
         return _measure_all(op, manifest, stored_dtype, of_range)
 
     sizes = recipe.sizes(rounds, outer, inner, probes)
-    arrays = measure(1, sizes[0], None)
-    Y, G, P = arrays["leftouter"], None, None
-    for number, round_size in enumerate(sizes[1:], start=2):
-        G = gram(_rows(Y), size, known=G)
-        P = range_map(G, _rows(Y), size, round_size.columns, stored_dtype, P)
-        Q = _product(Y, P[:, -round_size.columns :], op.dtype)
-        Y = torch.cat([Y, measure(number, round_size, Q)["leftouter"]], dim=1)
+    with op.frozen():
+        arrays = measure(1, sizes[0], None)
+        Y, G, P = arrays["leftouter"], None, None
+        for number, round_size in enumerate(sizes[1:], start=2):
+            G = gram(_rows(Y), size, known=G)
+            P = range_map(G, _rows(Y), size, round_size.columns, stored_dtype, P)
+            Q = _product(Y, P[:, -round_size.columns :], op.dtype)
+            Y = torch.cat([Y, measure(number, round_size, Q)["leftouter"]], dim=1)
     columns = torch.cat([Y, arrays["probe"]], dim=1)
     small = {key: arrays[key].double().cpu() for key in arrays.keys() - {"leftouter", "probe"}}
     summary = summarise(
@@ -137,8 +138,7 @@ def _measure_all(
     """All blocks of an array, joined by name; tests before probes."""
     measurer = Measurer(manifest, op.device, of_range)
     parts: dict[str, list[Tensor]] = {}
-    with op.frozen():
-        for block in manifest.blocks():
-            for name, array in measurer.measure(op, block).items():
-                parts.setdefault(name, []).append(array.to(dtype))
+    for block in manifest.blocks():
+        for name, array in measurer.measure(op, block).items():
+            parts.setdefault(name, []).append(array.to(dtype))
     return {name: torch.cat(arrays, dim=-1) for name, arrays in parts.items()}
