@@ -72,4 +72,4 @@ $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) .peers build dist *.egg-info
