@@ -361,7 +361,7 @@ def draw(point: Callable[[str, int, int, int], Point], path: Path) -> None:
             label = f"{count} worker{'s' * (count > 1)}"
             axes.plot(SIZES, hours, line, color=colour, marker="o", label=label)
         axes.set(title=f"{network}, {inner} matvecs", xlabel="N", ylabel="hours")
-        axes.set(xscale="log", yscale="log", ylim=(1e-2, 1e3))
+        axes.set(xscale="log", yscale="log", ylim=(3e-3, 1e2))
     largest = [point("convolutional", N, most, count) for count in COUNTS]
     shares = {part: [100 * p.parts[part] / p.seconds for p in largest] for part in PARTS}
     shown = sorted(PARTS, key=lambda part: -max(shares[part]))[: len(looks)]
