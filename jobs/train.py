@@ -100,6 +100,10 @@ def train(
             session.train(progress, checkpoint_seconds)
         else:
             session.read_checkpoints(progress)
+    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
+
+    save(training_figure(session.state.log), run.training_figure)
+    # The last file: where it is, nothing is made again.
     recorded.write_parameters(
         run.parameters,
         session.model,
@@ -109,9 +113,6 @@ def train(
         session.state.log,
         session.checkpoints,
     )
-    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
-
-    save(training_figure(session.state.log), run.training_figure)
 
 
 @dataclass

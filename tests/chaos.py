@@ -288,7 +288,8 @@ class Chaos:
             if name.endswith(".tmp"):
                 self.fault("temporary files left", folder / name)
             elif found.get(name) != self.expected.get(name):
-                self.fault("files with other bytes", folder / name)
+                missing = "" if name in found else ", which is missing"
+                self.fault("files with other bytes", f"{folder / name}{missing}")
         for path, mark in kept.items():
             if now.get(path) != mark:
                 self.fault("finished files made again", path)

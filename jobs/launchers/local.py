@@ -127,7 +127,7 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
             "what is finished is kept: run the same command again to go on."
         ) from None
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        pool.shutdown(cancel_futures=True)
     return failures
 
 
