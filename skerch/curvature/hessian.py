@@ -104,6 +104,7 @@ class HessianOperator(LinearOperator):
                 "or a DataLoader."
             )
         backends.check_strategy(strategy)
+        backends.keep_freed_memory()
         if memory_format not in ("auto", *MEMORY_FORMATS):
             raise SkerchError(
                 f"Unknown memory format {short(memory_format)}; choose auto, "

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -25,6 +26,8 @@ from skerch.errors import SkerchError
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.addmm.default)
+CONSTANT = (aten.zeros_like.default, aten.ones_like.default)  # whatever they are like
+LINEAR = (aten._log_softmax_backward_data.default,)  # in the first argument, where only it depends
 WIDE = 64  # columns that make it worth a copy to have one large product instead of many
 
 
@@ -45,23 +48,30 @@ class _Step:
     keywords: dict[str, Any]
     outputs: list[_Slot | None]  # None for what is no tensor
     overwrites: bool = False  # the first argument, which nothing else needs
-    aligned: dict[int, Tensor] = field(default_factory=dict)  # constants in another layout
+    aligned: dict[int, Tensor] = field(default_factory=dict)  # constants in another form
 
-    @property
+    @cached_property
     def slots(self) -> list[_Slot]:
         """The arguments that depend on v."""
         return _slots(self.arguments)
 
-    def run(self, values: Mapping[_Slot, Tensor]) -> dict[_Slot, Tensor]:
-        """The outputs for the values of the slots, which have a leading dimension of c."""
-        rule = RULES.get(self.function)
-        if rule is None and torch.Tag.pointwise in self.function.tags:
-            rule = _pointwise
-        if rule is None or (self.keywords and rule is not _pointwise):
-            return self._vectorised(values)
-        (out,) = self.outputs
-        assert out is not None
-        return {out: rule(self, *_fill(self.arguments, values))}
+    @cached_property
+    def rule(self) -> Callable[..., Tensor] | None:
+        """What does it on blocks; None leaves it to `torch.vmap`."""
+        if torch.Tag.pointwise in self.function.tags:
+            return _pointwise
+        if self.keywords or (self.function in LINEAR and self.slots != self.arguments[:1]):
+            return None
+        return RULES.get(self.function)
+
+    def run(self, values: dict[_Slot, Tensor]) -> None:
+        """Add the outputs to the values of the slots, which have a leading dimension of c."""
+        if self.rule is None:
+            values.update(self._vectorised(values))
+        else:
+            out = self.outputs[0]
+            assert out is not None
+            values[out] = self.rule(self, *_fill(self.arguments, values))
 
     def _vectorised(self, values: Mapping[_Slot, Tensor]) -> dict[_Slot, Tensor]:
         slots = list(dict.fromkeys(self.slots))
@@ -109,7 +119,7 @@ class Tape:
         """The products with a block of c vectors, given and returned as (c, *shape) tensors."""
         values: dict[_Slot, Tensor] = {_Slot(i): vectors for i, vectors in enumerate(block, 1)}
         for step, last in zip(self._steps, self._last, strict=True):
-            values.update(step.run(values))
+            step.run(values)
             for slot in last:
                 values.pop(slot, None)
         count = len(block[0])
@@ -148,6 +158,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[_Step] = []
         self._slots: dict[int, _Slot] = {}
+        self._turned: dict[_Slot | None, _Slot] = {}  # from a transpose to what it is of
         self._alive: list[Tensor] = []  # an id is given again when its tensor dies
         self._holders: dict[int, set[int]] = {}  # of a piece of memory: the tensors of the tape
         for tensor in inputs:
@@ -172,15 +183,20 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         if func._schema.is_mutable:
             pure, before = self._pure(func, args)
         arguments = None
-        if any(self.slot(a) for a in tree_leaves(before)):
+        if func not in CONSTANT and any(self.slot(a) for a in tree_leaves(before)):
             arguments = [self._replace(a) for a in before]
         result = func(*args, **keywords)
-        if arguments is not None:
+        if func is aten.t.default and arguments and arguments[0] in self._turned:
+            self._hold(result)
+            self._slots[id(result)] = self._turned[arguments[0]]
+        elif arguments is not None:
             results = result if isinstance(result, tuple | list) else [result]
             outputs = [self._add(r) if isinstance(r, Tensor) else None for r in results]
             if not any(outputs):
                 raise _refusal(f"the result of {func} is no tensor")
             self.steps.append(_Step(pure, arguments, keywords, outputs))
+            if func is aten.t.default:
+                self._turned[outputs[0]] = arguments[0]
         return result
 
     def _pure(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
@@ -331,6 +347,12 @@ def _pointwise(step: _Step, *arguments: Any) -> Tensor:
     return result
 
 
+def _log_softmax_backward(step: _Step, g: Tensor, log_p: Tensor, dim: int, dtype: Any) -> Tensor:
+    """g - p Σ g."""
+    p = step.aligned.setdefault(1, log_p.exp())
+    return torch.addcmul(g, p, g.sum(dim % log_p.ndim + 1, keepdim=True), value=-1)
+
+
 def _raise(x: Tensor, ndim: int) -> Tensor:
     """x (c, …) with `ndim` dimensions behind the first, by ones there."""
     return x.reshape(len(x), *[1] * (ndim + 1 - x.ndim), *x.shape[1:])
@@ -344,4 +366,5 @@ RULES: dict[Any, Callable[..., Tensor]] = {
     aten._unsafe_view.default: _view,
     aten.expand.default: _expand,
     aten.sum.dim_IntList: _sum,
+    aten._log_softmax_backward_data.default: _log_softmax_backward,
 }

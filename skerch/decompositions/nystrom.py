@@ -98,9 +98,11 @@ class _Fit:
         resolved = self.m.abs() > self.epsilon * self.m[0].abs()
         return torch.where(resolved, self.m / (self.m**2 + delta**2), 0.0)
 
-    def misfit(self, delta: float) -> float:
-        approximation = self.YW @ (self.inverse(delta)[:, None] * self.probe_products)
-        return float(torch.linalg.norm(self.projected_probes - approximation))
+    def misfits(self, deltas: list[float]) -> list[float]:
+        """One large product for all of them, which is much faster than one for each."""
+        filtered = [self.inverse(delta)[:, None] * self.probe_products for delta in deltas]
+        fits = (self.YW @ torch.cat(filtered, dim=1)).chunk(len(deltas), dim=1)
+        return [float(torch.linalg.norm(self.projected_probes - fit)) for fit in fits]
 
     def best_filter(self, outer: int) -> float:
         """The δ of least misfit around |m_outer|, sought further where an end of the grid wins."""
@@ -108,10 +110,9 @@ class _Fit:
         if around == 0:
             return 1.0
         grid = [float(delta) * around for delta in GRID]
-        misfits = [self.misfit(delta) for delta in grid]
-        best, delta = min(zip(misfits, grid, strict=True))
+        best, delta = min(zip(self.misfits(grid), grid, strict=True))
         if delta in (grid[0], grid[-1]):
             factor = 0.5 if delta == grid[0] else 2.0
-            while (further := self.misfit(delta * factor)) < best * (1 - 1e-6):
+            while (further := self.misfits([delta * factor])[0]) < best * (1 - 1e-6):
                 best, delta = further, delta * factor
         return delta

@@ -60,7 +60,8 @@ def range_map(
     """
     if before is None:
         B = G.new_zeros(len(G), 0)
-        new = orthonormalise(G, rows, size, dtype, team=team).P[:, :columns]
+        ordered = columns < len(G)
+        new = orthonormalise(G, rows, size, dtype, ordered=ordered, team=team).P[:, :columns]
     else:
         B = pad(before, (0, 0, 0, len(G) - len(before)))
         E = torch.eye(len(G), dtype=G.dtype)[:, len(before) :]

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+FEW = 2  # slabs for which a thread costs more than it saves
 SIDE_BY_SIDE = 2**24  # bytes of slabs that are worked on at once, or one slab
 
 T = TypeVar("T")
@@ -60,6 +61,10 @@ def products(
     """
     import torch
 
+    if len(ranges) <= FEW:
+        work = worker()
+        yield from (work(rows(start, stop)) for start, stop in ranges)
+        return
     threads = torch.get_num_threads()
     pending: deque[Future[tuple[Tensor, ...]]] = deque()
     works: list[Work] = []

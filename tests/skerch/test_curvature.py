@@ -325,6 +325,21 @@ def test_a_tape_multiplies_matrices_of_all_shapes(examples, widths):
     assert_close(tape @ X, loop @ X, 1e-13)
 
 
+@pytest.mark.parametrize("dim", [0, 1, -1])
+def test_a_tape_knows_log_softmax_along_any_dimension(dim):
+    x, y = torch.randn(2, 4, 3, 5, dtype=torch.float64)
+    p = x.softmax(dim)
+
+    def backward(vectors: list[Tensor]) -> list[Tensor]:
+        z = x.clone().requires_grad_()
+        return list(torch.autograd.grad(z.log_softmax(dim), z, vectors[0] * y))
+
+    V = torch.randn(6, 4, 3, 5, dtype=torch.float64)
+    along = dim % 3 + 1
+    expected = V * y - p * (V * y).sum(along, keepdim=True)
+    assert_close(Tape(backward, [x])([V])[0], expected, 1e-14)
+
+
 @pytest.mark.parametrize("aliased", [False, True])
 def test_a_tape_is_right_about_writing_in_place_or_refuses(aliased):
     x = torch.tensor([0.5, -2.0, 3.0], dtype=torch.float64)
