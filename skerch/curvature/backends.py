@@ -25,8 +25,9 @@ from skerch.errors import SkerchError
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 CHUNK_SIZES = (8, 32, 64, 128, 256)
 ROUNDS = 12  # of timing all candidates, at most …
-BUDGET = 1.0  # … and none begins after so many seconds, which one chunk must not take either
-HOPELESS = 1.25  # times the best: what is slower after three rounds is given up
+BUDGET = 1.0  # … and none begins after so many seconds
+LONGEST = 0.25  # seconds of a chunk: vectors that take long one by one gain little side by side
+HOPELESS = 1.25  # times the best of its strategy: no chunk is larger than one that slow
 
 Tensors = Sequence[Tensor]
 Product = Callable[[Tensors], tuple[Tensor, ...]]
@@ -132,26 +133,31 @@ def fastest(
 ) -> tuple[Choice, float]:
     """The fastest choice by the clock, and its seconds a vector; the first is always possible.
 
-    They take turns, so that a machine that is slow for a while is so for all. Left out is what
-    would take longer than the budget, and what a model does not allow. What it takes to prepare a
-    product is shared by `vectors` vectors.
+    They take turns, so that a machine that is slow for a while is so for all, and with every turn
+    it takes less of a distance to the best to drop out. Left out are chunks that would take too
+    long, and what a model does not allow. What it takes to prepare a product is shared by
+    `vectors` vectors.
     """
     if not grads:
         return choices[0], 0.0
     trials = [_Trial(choices[0], grads, params, vectors)]
     for choice in choices[1:]:
-        if trials[0].cost * choice.chunk_size <= BUDGET:
-            with suppress(RuntimeError, SkerchError):
-                trials.append(_Trial(choice, grads, params, vectors))
+        if trials[0].cost * choice.chunk_size > LONGEST:
+            continue
+        smaller = [t.cost for t in trials if t.choice.strategy == choice.strategy]
+        if smaller and smaller[-1] > HOPELESS * min(smaller):
+            continue
+        with suppress(RuntimeError, SkerchError):
+            trials.append(_Trial(choice, grads, params, vectors))
     begin = time.perf_counter()
     for turn in range(ROUNDS):
-        for trial in trials:
-            trial.run()
         best = min(trials, key=lambda trial: trial.cost)
-        if turn >= 2:
-            trials = [trial for trial in trials if trial.cost <= HOPELESS * best.cost]
+        trials = [trial for trial in trials if trial.cost <= (1 + 1 / (turn + 1)) * best.cost]
         if time.perf_counter() > begin + BUDGET or (turn >= 2 and len(trials) == 1):
             break
+        for trial in trials:
+            trial.run()
+    best = min(trials, key=lambda trial: trial.cost)
     return best.choice, best.cost
 
 
@@ -162,7 +168,7 @@ class _Trial:
         self.choice = choice
         self._block = [p.detach().expand(choice.chunk_size, *p.shape).clone() for p in params]
         prepare = STRATEGIES[choice.strategy].prepare
-        prepare(grads, params)(self._block)
+        prepare(grads, params)([vectors[:2] for vectors in self._block])
         start = _now(params[0].device)
         self._product = prepare(grads, params)
         self._preparation = (_now(params[0].device) - start) / vectors
