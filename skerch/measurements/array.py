@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import resource
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from functools import cached_property
 from pathlib import Path
 
@@ -156,7 +156,8 @@ class StoredColumns:
             block.stop - block.start for _, block, name in self.sources if name == "leftouter"
         )
         self.width = sum(block.stop - block.start for _, block, _ in self.sources)
-        self._files: dict[Path, h5py.File] = {}
+        self._open = ExitStack()
+        self._kept: dict[Path, Dataset] = {}  # of files that stay open
         self._buffers = Buffers(self.dtype)
 
     def __call__(self, start: int, stop: int) -> Tensor:
@@ -164,30 +165,30 @@ class StoredColumns:
         slab = self._buffers(stop - start, self.width)
         column = 0
         for array, block, name in self.sources:
-            with self._opened(array, block) as file:
-                Dataset(file, name).read_into(slab, start, column)
+            with self._opened(array, block, name) as dataset:
+                dataset.read_into(slab, start, column)
             column += block.stop - block.start
         return slab
 
     @contextmanager
-    def _opened(self, array: MeasurementArray, block: Block) -> Iterator[h5py.File]:
+    def _opened(self, array: MeasurementArray, block: Block, name: str) -> Iterator[Dataset]:
         path = array.path(block.index)
-        file = self._files.get(path) or array.open(block)
-        if len(self._files) < OPEN_FILES:
-            self._files[path] = file
-        try:
-            yield file
-        finally:
-            if path not in self._files:
-                file.close()
+        if path in self._kept:
+            yield self._kept[path]
+            return
+        with ExitStack() as closing:
+            dataset = Dataset(closing.enter_context(array.open(block)), name)
+            if len(self._kept) < OPEN_FILES:
+                self._open.push(closing.pop_all())
+                self._kept[path] = dataset
+            yield dataset
 
     def __enter__(self) -> StoredColumns:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for file in self._files.values():
-            file.close()
-        self._files.clear()
+        self._kept.clear()
+        self._open.close()
 
 
 def _add_view(file: h5py.File, manifest: Manifest) -> None:

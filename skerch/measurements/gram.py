@@ -15,7 +15,8 @@ from torch import Tensor
 from skerch.measurements.team import ALONE, Range, Rows, Team, Use, Work
 
 SLAB_ROWS = 4096  # longer sums of products are less accurate
-PANEL = 128  # columns
+PIECE_ROWS = 512  # of a slab at a time, which stay in the processor's cache in float64
+PANEL = 96  # columns
 ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
 FLOOR = 1e-14  # of the largest: by which a second pass scales what the first could not resolve
 RESOLVED = 1e-8  # eigenvalues of the second pass below this are rounding; the others are near 1
@@ -37,18 +38,28 @@ def slabs(size: int) -> list[Range]:
     return _ranges(0, size, SLAB_ROWS)
 
 
+def _even(start: int, stop: int, most: int) -> list[Range]:
+    """The fewest ranges of at most so many, of even sizes: a narrow one would waste its pass."""
+    count = -(-(stop - start) // most)
+    return _ranges(start, stop, -(-(stop - start) // max(1, count)))
+
+
 def _ranges(start: int, stop: int, step: int) -> list[Range]:
     return [(begin, min(begin + step, stop)) for begin in range(start, stop, step)]
 
 
 class _Wide:
-    """Slabs in float64, times a matrix if there is one, in memory that the next slab overwrites."""
+    """Rows in float64, times a matrix if there is one, in memory that the next rows overwrite."""
 
     def __init__(self, factor: Tensor | None):
         self._factor = factor
         self._buffers: list[Tensor] = []
 
-    def __call__(self, slab: Tensor) -> Tensor:
+    def __call__(self, slab: Tensor) -> Iterator[Tensor]:
+        """Piece by piece."""
+        return map(self._piece, slab.split(PIECE_ROWS))  # type: ignore[no-untyped-call]
+
+    def _piece(self, slab: Tensor) -> Tensor:
         if not self._buffers:
             self._buffers = [slab.new_empty(0, dtype=torch.float64) for _ in range(2)]
             self._factor = None if self._factor is None else self._factor.to(slab.device)
@@ -76,10 +87,12 @@ def multiply(
 
         def product(slab: Tensor) -> tuple[Tensor]:
             nonlocal narrow
-            found = wide(slab)
             if narrow is None:
-                narrow = found.new_empty(0, dtype=dtype)
-            return (narrow.resize_(found.shape).copy_(found),)
+                narrow = slab.new_empty(0, dtype=dtype)
+            narrow.resize_(len(slab), factor.shape[1])
+            for start, piece in enumerate(wide(slab)):
+                narrow[start * PIECE_ROWS : (start + 1) * PIECE_ROWS] = piece
+            return (narrow,)
 
         return product
 
@@ -120,12 +133,13 @@ def gram(
 
         def product(slab: Tensor) -> tuple[Tensor, ...]:
             nonlocal panels, part
-            A = wide(slab)
-            if part is None:
-                panels = _ranges(first, A.shape[1], PANEL)
-                part = A.new_empty(sum((stop - start) * stop for start, stop in panels))
-            for start, stop, block in blocks(part):
-                torch.mm(A[:, start:stop].T, A[:, :stop], out=block)
+            for number, A in enumerate(wide(slab)):
+                if part is None:
+                    panels = _even(first, A.shape[1], PANEL)
+                    part = A.new_empty(sum((stop - start) * stop for start, stop in panels))
+                for start, stop, block in blocks(part):
+                    block.addmm_(A[:, start:stop].T, A[:, :stop], beta=min(1, number))
+            assert part is not None
             return (part,) if copy is None else (part, slab)
 
         return product
