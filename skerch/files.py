@@ -13,6 +13,8 @@ from typing import Any
 
 from skerch.errors import SkerchError
 
+FLUSH = 2**26  # bytes after which the disk is set to work, not only once memory is full
+
 
 class FileError(SkerchError):
     """A file that cannot be written or read; the message names it and the cause."""
@@ -98,9 +100,15 @@ class _Unfailing(FileIO):
     """A binary file that keeps the first error of writing, instead of raising it."""
 
     refusal: OSError | None = None
+    _new = 0  # bytes since the disk was last set to work
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
+        self._new += len(view)
+        if self._new >= FLUSH and hasattr(os, "posix_fadvise"):
+            begin = max(0, self.tell() - self._new)
+            os.posix_fadvise(self.fileno(), begin, self._new, os.POSIX_FADV_DONTNEED)
+            self._new = 0
         done = 0
         while done < len(view) and self.refusal is None:
             try:

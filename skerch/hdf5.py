@@ -49,17 +49,23 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
         raise FileError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
-def open_for_reading(path: Path, **options: Any) -> h5py.File:
-    """Open a file; raises FileError for one that is missing or damaged."""
+def open_for_reading(path: Path, *, in_order: bool = False, **options: Any) -> h5py.File:
+    """Open a file; raises FileError for one that is missing or damaged.
+
+    What is read `in_order` the system reads further ahead of us.
+    """
     with reading(path):
-        return h5py.File(path, "r", **options)
+        file = h5py.File(path, "r", **options)
+    if in_order and hasattr(os, "posix_fadvise"):
+        os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    return file
 
 
 class Reader:
     """A file that is open for reading, as a context manager: the base of our formats' readers."""
 
-    def __init__(self, path: Path):
-        self._file = open_for_reading(path)
+    def __init__(self, path: Path, *, in_order: bool = False):
+        self._file = open_for_reading(path, in_order=in_order)
 
     def __enter__(self) -> Self:
         return self

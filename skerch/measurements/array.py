@@ -125,7 +125,8 @@ class MeasurementArray:
 
 
 def _open_block(path: Path, manifest_hash: str, index: int) -> h5py.File:
-    file = open_for_reading(path, rdcc_nbytes=0)  # chunks are read once, and there are many files
+    # chunks are read once, and there are many files
+    file = open_for_reading(path, in_order=True, rdcc_nbytes=0)
     if (attribute(file, "manifest"), attribute(file, "block")) != (manifest_hash, index):
         file.close()
         raise BlockError(

@@ -141,6 +141,9 @@ def _fill(
 class MergedArray(Reader):
     """A merged file, open for reading: use as a context manager."""
 
+    def __init__(self, path: Path):
+        super().__init__(path, in_order=True)
+
     @property
     def manifests(self) -> list[str]:
         """The hashes of the manifests that it was merged from."""
