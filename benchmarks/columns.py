@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from figures import Figure, disk_rates, finish, least_seconds, machine, table
+from figures import Figure, finish, least_seconds, machine, table, write_rate
 from torch import Tensor
 
 from skerch.curvature import HessianOperator
@@ -99,7 +99,7 @@ def main() -> None:
     torch.set_num_threads(1)
     mini, cifar = {"name": "mnist_mini"}, {"name": "cifar10_3c3d", "synthetic": True}
     subjects = [
-        Subject(mini, 500, (1, 16, 16), 355, 710, 64, 5, 5 if quick else 15),
+        Subject(mini, 500, (1, 16, 16), 355, 710, 64, 6, 5 if quick else 15),
         Subject(cifar, 100, (3, 32, 32), 1000, 2000, *((4, 3, 1) if quick else (16, 3, 2))),
     ]
     cases = [(DEFAULT, "nystrom")]
@@ -109,7 +109,7 @@ def main() -> None:
     print(f"{machine()}.\n")
     figures = []
     with tempfile.TemporaryDirectory(prefix="skerch-columns-") as folder, ExitStack() as frozen:
-        memory, disk = memory_rate(), disk_rates(Path(folder), 2**28 if quick else 2**30)[0]
+        memory, disk = memory_rate(), write_rate(Path(folder) / "rate", 2**28 if quick else 2**30)
         for subject in subjects:
             op = subject.operator()
             frozen.enter_context(op.frozen())
@@ -161,8 +161,8 @@ def measure(subject: Subject, op: HessianOperator, kind: str, recovery: str, fol
 
     known = Known(op @ X)
     arrays = measurer.measure(known, blocks[0])
-    vector = least_seconds(lambda: measurer.test_vectors(blocks[0]), budget=3.0)
-    vector_and_sketch = least_seconds(lambda: measurer.measure(known, blocks[0]), budget=3.0)
+    vector = least_seconds(lambda: measurer.test_vectors(blocks[0]), budget=1.0)
+    vector_and_sketch = least_seconds(lambda: measurer.measure(known, blocks[0]), budget=1.0)
 
     def multiply() -> None:
         for _ in blocks:

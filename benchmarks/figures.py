@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
@@ -87,26 +86,27 @@ def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
     return 2 * size**3 / least_seconds(lambda: A @ A)
 
 
-def disk_rates(folder: Path, size: int = 2**30) -> tuple[float, float]:
-    """Bytes a second that are written to, and then read from, a file in `folder`.
-
-    It is flushed to the disk, and dropped from the page cache before it is read.
-    """
+def write_rate(path: Path, size: int = 2**30) -> float:
+    """Bytes a second that are written to a new file, until they are on the disk."""
     piece = os.urandom(2**24)
-    with tempfile.NamedTemporaryFile(dir=folder) as file:
-        start = time.perf_counter()
+    start = time.perf_counter()
+    with open(path, "wb", buffering=0) as file:
         for _ in range(size // len(piece)):
             file.write(piece)
-        file.flush()
         os.fsync(file.fileno())
-        written = time.perf_counter() - start
-        drop_cache(Path(file.name))
-        start = time.perf_counter()
-        with open(file.name, "rb", buffering=0) as again:
-            while again.read(len(piece)):
+    return size / (time.perf_counter() - start)
+
+
+def read_rate(paths: Sequence[Path]) -> float:
+    """Bytes a second that are read from files once the page cache has dropped them."""
+    for path in paths:
+        drop_cache(path)
+    start = time.perf_counter()
+    for path in paths:
+        with open(path, "rb", buffering=0) as file:
+            while file.read(2**24):
                 pass
-        read = time.perf_counter() - start
-    return size / written, size / read
+    return sum(path.stat().st_size for path in paths) / (time.perf_counter() - start)
 
 
 def drop_cache(path: Path) -> None:

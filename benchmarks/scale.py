@@ -30,13 +30,14 @@ import torch
 from costs import Machine, costs, work
 from figures import (
     Figure,
-    disk_rates,
     drop_cache,
     finish,
     gemm_rate,
     least_seconds,
     machine,
+    read_rate,
     table,
+    write_rate,
 )
 from scheduler import Recording, Spans, Workers, makespan, recording, replay, spans
 from slurm_overhead import CORES, say, squeue
@@ -210,7 +211,8 @@ def measure_machine() -> Machine:
     say("rates of this machine")
     n, N, columns = 1000, 10**6, 16
     A = torch.randn(n, n, dtype=torch.float64)
-    write, read = disk_rates(Path.cwd())
+    written = Path("rates")
+    write, read = write_rate(written), read_rate([written])
     wanted = load(f"sketch.block_size={columns}")
     manifest = array_manifest(wanted, wanted.sketch.round_sizes()[0], N)
     block, identity = manifest.blocks()[0], aslinearoperator(lambda X: X, shape=(N, N))
