@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FEW = 2  # slabs for which a thread costs more than it saves
+FEW = 2  # wide slabs, for which a thread costs more than it saves
 SIDE_BY_SIDE = 2**24  # bytes of slabs that are worked on at once, or one slab
 
 T = TypeVar("T")
@@ -61,13 +61,10 @@ def products(
     """
     import torch
 
-    if len(ranges) <= FEW:
-        work = worker()
-        yield from (work(rows(start, stop)) for start, stop in ranges)
-        return
     threads = torch.get_num_threads()
     pending: deque[Future[tuple[Tensor, ...]]] = deque()
     works: list[Work] = []
+    narrow = 1
     with ThreadPoolExecutor(threads) as pool:
         try:
             for number, (start, stop) in enumerate(ranges):
@@ -76,6 +73,9 @@ def products(
                     narrow = side_by_side(slab)
                     works = [worker() for _ in range(min(narrow, threads))]
                     torch.set_num_threads(1 if narrow > 1 else threads)
+                if narrow == 1 and len(ranges) <= FEW:
+                    yield works[0](slab)
+                    continue
                 if len(pending) == len(works):
                     yield pending.popleft().result()
                 pending.append(pool.submit(works[number % len(works)], slab))
