@@ -360,7 +360,7 @@ def main() -> None:
 
         Y = torch.randn(7030, 740, generator=torch.Generator().manual_seed(0))
         alone = least_seconds(lambda: gram(lambda start, stop: Y[start:stop], len(Y)))
-        floor = len(Y) * Y.shape[1] ** 2 / gemm
+        floor = len(Y) * Y.shape[1] ** 2 / gemm_rate(torch.float64)
         for_ranks = FOR_RANKS_QUICK if options.quick else FOR_RANKS
         folder = Path(scratch) / str(for_ranks.N)
         one, two = ranks(folder, for_ranks.outer)

@@ -213,6 +213,7 @@ def measure_machine() -> Machine:
     A = torch.randn(n, n, dtype=torch.float64)
     written = Path("rates")
     write, read = write_rate(written), read_rate([written])
+    written.unlink()
     wanted = load(f"sketch.block_size={columns}")
     manifest = array_manifest(wanted, wanted.sketch.round_sizes()[0], N)
     block, identity = manifest.blocks()[0], aslinearoperator(lambda X: X, shape=(N, N))

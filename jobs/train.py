@@ -79,6 +79,8 @@ def train(
             recorded.write_log(run.log, description["log"])
         if run.hessian_data.exists():
             return
+    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
+
     problem = load_problem(config.problem, config.problem_path)
     hessian, device = config.hessian, torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -100,8 +102,6 @@ def train(
             session.train(progress, checkpoint_seconds)
         else:
             session.read_checkpoints(progress)
-    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
-
     save(training_figure(session.state.log), run.training_figure)
     # The last file: where it is, nothing is made again.
     recorded.write_parameters(

@@ -104,17 +104,18 @@ class _Unfailing(FileIO):
 
     def write(self, data: Any) -> int:
         view = memoryview(data).cast("B")
-        self._new += len(view)
-        if self._new >= FLUSH and hasattr(os, "posix_fadvise"):
-            begin = max(0, self.tell() - self._new)
-            os.posix_fadvise(self.fileno(), begin, self._new, os.POSIX_FADV_DONTNEED)
-            self._new = 0
         done = 0
         while done < len(view) and self.refusal is None:
             try:
                 done += super().write(view[done:]) or 0
             except OSError as error:
                 self.refusal = error
+        self._new += done
+        if self._new >= FLUSH:
+            with suppress(OSError, AttributeError):  # no such advice on this system
+                begin = max(0, self.tell() - self._new)
+                os.posix_fadvise(self.fileno(), begin, self._new, os.POSIX_FADV_DONTNEED)
+            self._new = 0
         return len(view)
 
 

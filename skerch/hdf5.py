@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -52,12 +52,13 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
 def open_for_reading(path: Path, *, in_order: bool = False, **options: Any) -> h5py.File:
     """Open a file; raises FileError for one that is missing or damaged.
 
-    What is read `in_order` the system reads further ahead of us.
+    What is read `in_order` the system reads further ahead.
     """
     with reading(path):
         file = h5py.File(path, "r", **options)
-    if in_order and hasattr(os, "posix_fadvise"):
-        os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
+    if in_order:
+        with suppress(OSError, AttributeError):  # no such advice on this system
+            os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
     return file
 
 

@@ -117,6 +117,7 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
                 if error is not None:
                     failures[task.id] = error
                 following.ended(task, error)
+        pool.shutdown()  # a queue that its process ends first would lose what tells workers to
     except KeyboardInterrupt:
         for worker in multiprocessing.active_children():
             worker.terminate()
@@ -127,7 +128,7 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
             "what is finished is kept: run the same command again to go on."
         ) from None
     finally:
-        pool.shutdown(cancel_futures=True)
+        pool.shutdown(wait=False, cancel_futures=True)
     return failures
 
 

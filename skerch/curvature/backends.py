@@ -8,12 +8,10 @@ them in the same form. `STRATEGIES` has them by name; a new one is one entry.
 
 from __future__ import annotations
 
-import ctypes
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import cache
 from reprlib import repr as short
 
 import torch
@@ -22,7 +20,6 @@ from torch import Tensor
 from skerch.curvature.tape import Tape
 from skerch.errors import SkerchError
 
-M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 CHUNK_SIZES = (8, 32, 64, 128, 256)
 ROUNDS = 12  # of timing all candidates, at most …
 BUDGET = 1.0  # … and none begins after so many seconds
@@ -86,19 +83,6 @@ STRATEGIES = {
     "batched": Strategy(batched, 32),
     "tape": Strategy(tape, 64),
 }
-
-
-@cache
-def keep_freed_memory() -> None:
-    """Have glibc keep what large tensors free for the next ones, if this process has glibc.
-
-    It would give it back to the system, and each next block would come by page faults, which take
-    up to half of the time of a product.
-    """
-    with suppress(AttributeError, OSError, TypeError):  # musl, Windows
-        mallopt = ctypes.CDLL(None).mallopt
-        mallopt(M_MMAP_THRESHOLD, 2**25)  # the most that it takes
-        mallopt(M_TRIM_THRESHOLD, 2**30)
 
 
 def check_strategy(strategy: str) -> None:
@@ -168,11 +152,12 @@ class _Trial:
         self.choice = choice
         self._block = [p.detach().expand(choice.chunk_size, *p.shape).clone() for p in params]
         prepare = STRATEGIES[choice.strategy].prepare
-        prepare(grads, params)([vectors[:2] for vectors in self._block])
+        prepare(grads, params)([v[:2] for v in self._block])
         start = _now(params[0].device)
         self._product = prepare(grads, params)
         self._preparation = (_now(params[0].device) - start) / vectors
         self._least = float("inf")
+        self.run()  # which gets its memory
         self.run()
 
     @property

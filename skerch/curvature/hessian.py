@@ -18,6 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from skerch.curvature import backends
 from skerch.curvature.batching import channels_last, count_examples, has_images, to_device
 from skerch.curvature.losses import BatchWeight, LossFn
+from skerch.curvature.memory import keep_freed_memory
 from skerch.curvature.parameters import select_parameters
 from skerch.errors import SkerchError
 from skerch.linops.base import LinearOperator
@@ -56,7 +57,8 @@ class HessianOperator(LinearOperator):
     into batches. Products are exact: the gradient's graph of a batch is built once, applied to all
     vectors of the block (Pearlmutter 1994) and freed before the next batch. θ is ordered as in
     `skerch.curvature.parameters`; entries that the loss does not depend on, or only linearly, have
-    zero rows and columns.
+    zero rows and columns. On a CPU the process keeps the memory that it frees from then on
+    (`skerch.curvature.memory`).
 
     Args:
         model: used in the mode it is in; put it in eval mode for a loss without dropout and with
@@ -104,7 +106,6 @@ class HessianOperator(LinearOperator):
                 "or a DataLoader."
             )
         backends.check_strategy(strategy)
-        backends.keep_freed_memory()
         if memory_format not in ("auto", *MEMORY_FORMATS):
             raise SkerchError(
                 f"Unknown memory format {short(memory_format)}; choose auto, "
@@ -121,6 +122,8 @@ class HessianOperator(LinearOperator):
                 "convert the model or select some by param_filter."
             )
         ((dtype, device),) = kinds
+        if device.type == "cpu":
+            keep_freed_memory()
         size = sum(p.numel() for p in self.params.values())
         super().__init__((size, size), dtype, device)
         self.model = model

@@ -60,7 +60,8 @@ class _Step:
         """What does it on blocks; None leaves it to `torch.vmap`."""
         if torch.Tag.pointwise in self.function.tags:
             return _pointwise
-        if self.keywords or (self.function in LINEAR and self.slots != self.arguments[:1]):
+        others = any(isinstance(argument, _Slot) for argument in self.arguments[1:])
+        if self.keywords or (self.function in LINEAR and others):
             return None
         return RULES.get(self.function)
 
@@ -349,8 +350,10 @@ def _pointwise(step: _Step, *arguments: Any) -> Tensor:
 
 def _log_softmax_backward(step: _Step, g: Tensor, log_p: Tensor, dim: int, dtype: Any) -> Tensor:
     """g - p Σ g."""
-    p = step.aligned.setdefault(1, log_p.exp())
-    return torch.addcmul(g, p, g.sum(dim % log_p.ndim + 1, keepdim=True), value=-1)
+    if 1 not in step.aligned:
+        step.aligned[1] = log_p.exp()
+    total = g.sum(dim % log_p.ndim + 1, keepdim=True)
+    return torch.addcmul(g, step.aligned[1], total, value=-1).to(dtype)
 
 
 def _raise(x: Tensor, ndim: int) -> Tensor:

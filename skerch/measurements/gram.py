@@ -16,7 +16,7 @@ from skerch.measurements.team import ALONE, Range, Rows, Team, Use, Work
 
 SLAB_ROWS = 4096  # longer sums of products are less accurate
 PIECE_ROWS = 512  # of a slab at a time, which stay in the processor's cache in float64
-PANEL = 96  # columns
+PANEL = 96  # columns: less make slow products, more compute much of both triangles
 ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
 FLOOR = 1e-14  # of the largest: by which a second pass scales what the first could not resolve
 RESOLVED = 1e-8  # eigenvalues of the second pass below this are rounding; the others are near 1
@@ -41,7 +41,7 @@ def slabs(size: int) -> list[Range]:
 def _even(start: int, stop: int, most: int) -> list[Range]:
     """The fewest ranges of at most so many, of even sizes: a narrow one would waste its pass."""
     count = -(-(stop - start) // most)
-    return _ranges(start, stop, -(-(stop - start) // max(1, count)))
+    return _ranges(start, stop, max(1, -(-(stop - start) // max(1, count))))
 
 
 def _ranges(start: int, stop: int, step: int) -> list[Range]:
@@ -56,8 +56,9 @@ class _Wide:
         self._buffers: list[Tensor] = []
 
     def __call__(self, slab: Tensor) -> Iterator[Tensor]:
-        """Piece by piece."""
-        return map(self._piece, slab.split(PIECE_ROWS))  # type: ignore[no-untyped-call]
+        """The rows in pieces, each overwritten by the next."""
+        rows = PIECE_ROWS if slab.device.type == "cpu" else max(1, len(slab))
+        return map(self._piece, slab.split(rows))  # type: ignore[no-untyped-call]
 
     def _piece(self, slab: Tensor) -> Tensor:
         if not self._buffers:
@@ -90,8 +91,10 @@ def multiply(
             if narrow is None:
                 narrow = slab.new_empty(0, dtype=dtype)
             narrow.resize_(len(slab), factor.shape[1])
-            for start, piece in enumerate(wide(slab)):
-                narrow[start * PIECE_ROWS : (start + 1) * PIECE_ROWS] = piece
+            done = 0
+            for piece in wide(slab):
+                narrow[done : done + len(piece)] = piece
+                done += len(piece)
             return (narrow,)
 
         return product
@@ -155,7 +158,7 @@ def gram(
     team.each(slabs(size), rows, worker, add)
 
     def result() -> Tensor:
-        width = panels[-1][1]
+        width = max([first, *(stop for _, stop in panels)])
         G = total.new_zeros(width, width, device="cpu")
         if known is not None:
             G[:first, :first] = known

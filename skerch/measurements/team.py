@@ -52,12 +52,13 @@ class Team(Protocol):
 
 
 def products(
-    ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work]
+    ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], most: int
 ) -> Generator[tuple[Tensor, ...], None, None]:
     """`work(rows(start, stop))` for each range, in order; the next slab is read meanwhile.
 
-    Narrow slabs are worked on side by side, each on one thread: products of small matrices gain
-    little from several. What is yielded is overwritten once the next one is asked for.
+    Narrow slabs, of `most` rows in the whole array, are worked on side by side, each on one thread:
+    products of small matrices gain little from several. What is yielded is overwritten once the
+    next one is asked for.
     """
     import torch
 
@@ -65,12 +66,13 @@ def products(
     pending: deque[Future[tuple[Tensor, ...]]] = deque()
     works: list[Work] = []
     narrow = 1
-    with ThreadPoolExecutor(threads) as pool:
+    # a new thread multiplies with as many threads as are set only once it has asked
+    with ThreadPoolExecutor(threads, initializer=torch.get_num_threads) as pool:
         try:
             for number, (start, stop) in enumerate(ranges):
                 slab = rows(start, stop)
                 if not works:
-                    narrow = side_by_side(slab)
+                    narrow = side_by_side(slab, most)
                     works = [worker() for _ in range(min(narrow, threads))]
                     torch.set_num_threads(1 if narrow > 1 else threads)
                 if narrow == 1 and len(ranges) <= FEW:
@@ -98,14 +100,21 @@ class Buffers:
 
         if self._slabs is None:
             slab = torch.empty(rows, width, dtype=self._dtype)
-            others = (torch.empty_like(slab) for _ in range(side_by_side(slab)))
+            others = (torch.empty_like(slab) for _ in range(side_by_side(slab, rows)))
             self._slabs = cycle([slab, *others])
         return next(self._slabs).resize_(rows, width)
 
 
-def side_by_side(slab: Tensor) -> int:
-    """How many slabs like this one may be worked on at once, so that they take little memory."""
-    return max(1, SIDE_BY_SIDE // max(1, slab.nbytes)) if slab.device.type == "cpu" else 1
+def side_by_side(slab: Tensor, rows: int) -> int:
+    """How many slabs like this one, of so many rows, may be worked on at once in little memory."""
+    if slab.device.type != "cpu":
+        return 1
+    return max(1, SIDE_BY_SIDE // max(1, rows * slab.shape[1] * slab.element_size()))
+
+
+def tallest(ranges: Sequence[Range]) -> int:
+    """The rows of the largest range."""
+    return max((stop - start for start, stop in ranges), default=0)
 
 
 class Alone:
@@ -122,7 +131,7 @@ class Alone:
     def each(
         self, ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], use: Use
     ) -> None:
-        with closing(products(ranges, rows, worker)) as results:
+        with closing(products(ranges, rows, worker, tallest(ranges))) as results:
             for (start, stop), tensors in zip(ranges, results, strict=True):
                 use(start, stop, *tensors)
 

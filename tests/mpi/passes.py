@@ -16,6 +16,7 @@ from skerch.measurements.range_finder import range_map
 from skerch.measurements.team import ALONE
 
 grams.SLAB_ROWS = 64
+grams.PIECE_ROWS = 24
 N, M = 15 * 64 + 7, 20  # 16 slabs, the last one short: no multiple of 3
 
 generator = torch.Generator().manual_seed(0)

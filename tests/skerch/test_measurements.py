@@ -513,7 +513,7 @@ def test_the_gram_matrix_does_not_depend_on_who_asks_for_rows(op):
 def test_what_is_known_of_a_gram_matrix_is_taken_as_it_is():
     Y = torch.randn(2 * SLAB_ROWS + 5, 300, generator=torch.Generator().manual_seed(1))
     truth = Y.double().T @ Y.double()
-    for count in (1, 150, 299):
+    for count in (1, 150, 299, 300):
         known = torch.full((count, count), 7.0).double()
         G = gram(lambda start, stop: Y[start:stop], len(Y), known=known)
         assert torch.equal(G[:count, :count], known)
