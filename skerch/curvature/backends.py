@@ -131,7 +131,7 @@ def fastest(
         smaller = [t.cost for t in trials if t.choice.strategy == choice.strategy]
         if smaller and smaller[-1] > HOPELESS * min(smaller):
             continue
-        with suppress(RuntimeError, SkerchError):
+        with suppress(Exception):  # whatever a model's own backward pass may raise
             trials.append(_Trial(choice, grads, params, vectors))
     begin = time.perf_counter()
     for turn in range(ROUNDS):

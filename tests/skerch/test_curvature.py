@@ -358,6 +358,65 @@ def test_a_tape_is_right_about_writing_in_place_or_refuses(aliased):
         assert_close(Tape(backward, [x])([V])[0], 3 * x**2 * V, 1e-14)
 
 
+class Unpad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, g):
+        out = torch.zeros(len(g), 4)
+        out[:, :3] = g
+        return out
+
+    @staticmethod
+    def backward(ctx, h):
+        return h[:, :3].clone()
+
+
+class Pad(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x[:, :3].clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return Unpad.apply(g)
+
+
+def test_a_tape_refuses_what_is_written_into_a_part_of_a_tensor():
+    torch.manual_seed(0)
+    small, large = nn.Linear(3, 4), nn.Linear(3, 3)
+    x, y = torch.randn(2, 300, 3)
+
+    def loss_fn(model: nn.ModuleList, batch: tuple[Tensor, Tensor]) -> Tensor:
+        shown = Pad.apply(model[0](batch[0]).tanh()), 30 * model[1](batch[0])
+        return sum(nn.functional.mse_loss(z, batch[1]) for z in shown)
+
+    op = HessianOperator(nn.ModuleList([small, large]), [(x, y)], loss_fn, strategy="tape")
+    with pytest.raises(TapeError, match="cannot be recorded"):
+        op @ torch.ones(op.shape[0], 2)
+
+
+def test_a_tape_looks_at_each_parameter():
+    x = torch.ones(2), torch.ones(2)
+
+    def backward(vectors: list[Tensor]) -> list[Tensor]:
+        small = vectors[0].numpy().copy()  # which no recorder sees
+        return [vectors[0] * 0 + 1e-2 * torch.from_numpy(small), 30 * vectors[1]]
+
+    with pytest.raises(TapeError, match="it does other things for other vectors"):
+        Tape(backward, x)
+
+
+def test_a_tape_knows_gelu_of_any_dimension():
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.GELU(), nn.Linear(4, 2))
+    data = [(torch.randn(5, 6, 3), torch.randn(5, 6, 2))]
+    loop, tape = (
+        HessianOperator(model, data, supervised_loss(nn.MSELoss()), strategy=strategy)
+        for strategy in ("loop", "tape")
+    )
+    X = torch.randn(loop.shape[0], 3)
+    assert_close(tape @ X, loop @ X, 1e-5)
+
+
 def test_a_tape_leaves_an_infinite_hessian_to_whoever_looks_at_its_columns():
     model, x, y = make()
     data = [(x.masked_fill(x > 1, torch.inf), y)]
