@@ -98,7 +98,7 @@ class Size:
 
 
 FULL = [Size(895_210, 1000, 2000), Size(11_689_512, 100, 200)]
-QUICK = [Size(60_000, 500, 1000)]
+QUICK = [Size(40_000, 400, 800)]
 FOR_RANKS = Size(100_000, 800, 1600)  # of which the first round
 FOR_RANKS_QUICK = Size(50_000, 800, 1600)
 

@@ -86,7 +86,7 @@ def main() -> None:
         Path("scale.yaml").write_text(EXPERIMENT)
         shutil.copy(Path(__file__).with_name("quadratic.py"), folder)
         if options.quick:
-            figures = [on_threads(seconds=0.22)]
+            figures = [on_threads(seconds=0.12)]
         else:
             print(f"{machine()}\n")
             slurm, recorded = on_devcluster(seconds=2.0)

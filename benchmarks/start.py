@@ -85,7 +85,7 @@ def main() -> None:
         runs = [
             prepare(name, Path(folder) / name) for name in list(EXPERIMENTS)[: 1 if quick else 3]
         ]
-        turns = [[start(run) for run in runs] for _ in range(3 if quick else 5)]
+        turns = [[start(run) for run in runs] for _ in range(2 if quick else 5)]
     fastest = {
         run.path.name: min(starts, key=lambda start: start.seconds)
         for run, starts in zip(runs, zip(*turns, strict=True), strict=True)
