@@ -21,25 +21,34 @@ from skerch.jobs.run_dir import RunDir
 
 FAULTY = """
 import os, signal, time
+from contextlib import suppress
 from pathlib import Path
 from skerch.jobs.problems import Problem
 from skerch.jobs.problems.digits_mlp import digits_mlp
 
 FAULT = Path(__file__).with_name("fault")
 
+def ordered():
+    with suppress(FileNotFoundError):
+        fault, run = FAULT.read_text().split(maxsplit=1)
+        if any(Path(run).glob("seigh/*/measurements/*/blocks/block-*.h5")):
+            return fault
+
 def make():
     whole = digits_mlp()
 
     def loss(model, batch):
-        if os.environ.get("PMI_RANK") == "1" and FAULT.exists():
-            fault, run = FAULT.read_text().split(maxsplit=1)
-            if any(Path(run).glob("seigh/*/measurements/*/blocks/block-*.h5")):
-                FAULT.unlink()
-                if fault == "kill":
-                    os.kill(os.getpid(), signal.SIGKILL)
-                if fault == "sleep":
-                    time.sleep(600)
-                raise ValueError("a fault of rank 1")
+        # the others wait for rank 1, which may start late, so that it is left a block
+        end = time.monotonic() + 10
+        while ordered() and os.environ["PMI_RANK"] != "1" and time.monotonic() < end:
+            time.sleep(0.01)
+        if os.environ.get("PMI_RANK") == "1" and (fault := ordered()):
+            FAULT.unlink()
+            if fault == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            if fault == "sleep":
+                time.sleep(600)
+            raise ValueError("a fault of rank 1")
         return whole.loss_fn(model, batch)
 
     return Problem(whole.model, whole.data, loss)
