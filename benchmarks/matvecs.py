@@ -121,7 +121,12 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
 
 
 def measure(
-    case: Case, peer: Peer, device: torch.device, chunks: Sequence[int], budget: float
+    case: Case,
+    peer: Peer,
+    device: torch.device,
+    chunks: Sequence[int],
+    formats: Sequence[str],
+    budget: float,
 ) -> tuple[dict[str, float], Choice]:
     """The least seconds of a product by candidate, and of a forward pass; what `auto` chose."""
     few = min(8, case.block // 2)
@@ -155,7 +160,7 @@ def measure(
         LOOP: torch_only(retained.loop, V),
         BATCHED: torch_only(retained.batched, V),
     }
-    formats = MEMORY_FORMATS if case.convolves else ("preserve",)
+    formats = formats if case.convolves else ("preserve",)
     for name, strategy in STRATEGIES.items():
         sizes = {min(size, case.block) for size in (chunks if strategy.chunk_size > 1 else (1,))}
         for size in sorted(sizes):
@@ -286,7 +291,9 @@ def main() -> None:
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     options = parser.parse_args()
     device = torch.device(options.device)
-    chunks, budget = (CHUNKS[-1:], 1.0) if options.quick else (CHUNKS, 20.0)
+    chunks, formats, budget = CHUNKS, MEMORY_FORMATS, 20.0
+    if options.quick:
+        chunks, formats, budget = CHUNKS[-1:], MEMORY_FORMATS[:1], 1.0
     figures: list[Figure] = []
     with Peer("curvlinops_products") as peer:
         print(f"{machine()}\n", flush=True)
@@ -295,7 +302,7 @@ def main() -> None:
             say(case.name)
             peer.load(case.network, case.batch)
             check(case, peer, device)
-            least, choice = measure(case, peer, device, chunks, budget)
+            least, choice = measure(case, peer, device, chunks, formats, budget)
             report(case, least, choice)
             figures += compare(case, least)
     figures.append(memory(options.device))

@@ -22,6 +22,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from figures import (
@@ -98,9 +99,9 @@ class Size:
 
 
 FULL = [Size(895_210, 1000, 2000), Size(11_689_512, 100, 200)]
-QUICK = [Size(40_000, 400, 800)]
+QUICK = [Size(80_000, 300, 600)]
 FOR_RANKS = Size(100_000, 800, 1600)  # of which the first round
-FOR_RANKS_QUICK = Size(50_000, 800, 1600)
+FOR_RANKS_QUICK = Size(49_152, 800, 1600)  # of an even number of slabs, as there are so few
 
 
 class Reflected(LinearOperator):
@@ -171,8 +172,8 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def child(*arguments: object, ranks: int = 0) -> tuple[float, int]:
-    """Seconds and peak bytes of a part of this program in a process of its own.
+def child(*arguments: object, ranks: int = 0) -> tuple[list[Any], int]:
+    """Seconds by turn and peak bytes of a part of this program in a process of its own.
 
     It says its seconds and waits, so that its peak can be read; that of ranks is not.
     """
@@ -195,42 +196,56 @@ def child(*arguments: object, ranks: int = 0) -> tuple[float, int]:
         process.communicate()
     if process.returncode or not line:
         sys.exit(f"{' '.join(command)} failed")
-    return float(json.loads(line)), peak
+    return json.loads(line), peak
 
 
-def part(name: str, folder: Path, outer: int) -> None:
-    """What a child does: a stage, the blocks of a round, or a pass over them with other ranks."""
+def part(name: str, folder: Path, outer: int, turns: int) -> None:
+    """What a child does: a stage, the blocks of a round, or a pass over them with other ranks.
+
+    It says the least seconds of some turns, each of which begins with nothing in the page cache.
+    """
     files = Files(folder)
+    size = Size(int(folder.name), outer, 2 * outer)
+    found: list[Any] = []
     if name == "ranks":
-        seconds = pass_of_ranks(files)
-        if seconds is None:
+        found = pass_of_ranks(files, turns)
+        if not found:
             return
-    else:
+    for _ in range(turns if name in STAGES else 0):
+        for path in folder.rglob("*.h5"):
+            drop_cache(path)
         start = time.perf_counter()
-        if name in ("1", "2"):
-            size = Size(int(folder.name), outer, 2 * outer)
-            files.measure(Reflected(size.N), size, int(name))
-        else:
-            files.run(name, outer)
-        seconds = time.perf_counter() - start
-    print(json.dumps(seconds), flush=True)
+        files.run(name, outer)
+        found.append(time.perf_counter() - start)
+    if name in ("1", "2"):
+        files.measure(Reflected(size.N), size, int(name))
+    print(json.dumps(found), flush=True)
     sys.stdin.read()
 
 
-def pass_of_ranks(files: Files) -> float | None:
-    """Seconds that the ranks take for the Gram matrix of all columns; the first one says so."""
+def pass_of_ranks(files: Files, turns: int) -> list[tuple[float, float]]:
+    """Seconds of the first rank alone, while the others nap, and of all, turn by turn.
+
+    For the Gram matrix of all columns; the first rank says so.
+    """
     from mpi4py import MPI
 
     from skerch.jobs.launchers.ranks import Ranks
 
-    team: Team = Ranks(MPI.COMM_WORLD) if MPI.COMM_WORLD.size > 1 else ALONE
+    ranks = Ranks(MPI.COMM_WORLD)
     with StoredColumns(files.arrays(1)) as columns:
-        seconds = least_seconds(lambda: gram(columns, columns.size, team=team), repeat=3)
-    return seconds if team.writes else None
+
+        def seconds(team: Team) -> float:
+            start = time.perf_counter()
+            gram(columns, columns.size, team=team)
+            return time.perf_counter() - start
+
+        found = [(ranks.one(lambda: seconds(ALONE)), seconds(ranks)) for _ in range(turns + 1)]
+    return found[1:] if ranks.writes else []  # the first is for warmth
 
 
 def stages(
-    size: Size, folder: Path, gemm: float, write: float, names: Sequence[str]
+    size: Size, folder: Path, gemm: float, write: float, names: Sequence[str], turns: int
 ) -> Iterator[tuple[list[object], float, float]]:
     """Each stage's row of the table, its time over the floor, and its peak memory in GiB.
 
@@ -239,15 +254,14 @@ def stages(
     read = 0.0
     for name in ("1", "range_finder", "2", *names):
         say(f"{size}: {name if name in STAGES else f'the blocks of round {name}'}")
-        for path in folder.rglob("*.h5"):
-            drop_cache(path)
-        seconds, peak = child(name, folder, size.outer)
+        found, peak = child(name, folder, size.outer, turns)
         if name == "1":
             (array,) = Files(folder).arrays(1)
             read = read_rate([array.path(block.index) for block in array.manifest.blocks()])
             print(f"{size}: blocks are read at {read / 1e6:.0f} MB/s.\n")
         if name not in STAGES:
             continue
+        seconds = min(found)
         flops, least, written = size.work(name)
         floor = flops / gemm + least / read + written / write
         work = (f"{flops / 1e12:.2f}", f"{least / 1e9:.1f}", f"{written / 1e9:.1f}")
@@ -258,9 +272,9 @@ def stages(
 def ranks(folder: Path, outer: int) -> tuple[float, float]:
     """The least seconds of one rank and of two, of one thread each, for the same Gram matrix."""
     say("ranks")
-    child("1", folder, outer)
-    seconds = [[child("ranks", folder, 0, ranks=n)[0] for n in (1, 2)] for _ in range(2)]
-    one, two = map(min, zip(*seconds, strict=True))
+    child("1", folder, outer, 1)
+    turns, _ = child("ranks", folder, 0, 5, ranks=2)
+    one, two = map(min, zip(*turns, strict=True))
     return one, two
 
 
@@ -325,11 +339,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small size, in half a minute")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: TMPDIR")
-    parser.add_argument("--part", nargs=3, help=argparse.SUPPRESS)
+    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.part:
-        name, folder, outer = options.part
-        part(name, Path(folder), int(outer))
+        name, folder, *numbers = options.part
+        part(name, Path(folder), *map(int, numbers))
         return
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
@@ -346,9 +360,10 @@ def main() -> None:
         rows = []
         # so small, a pass of reading alone is shorter than its start
         names = [name for name in STAGES[1:] if not (options.quick and name == "merge_summary")]
+        turns = 3 if options.quick else 1  # short ones are noisy
         for size in QUICK if options.quick else FULL:
             folder = Path(scratch) / str(size.N)
-            for row, ratio, memory in stages(size, folder, gemm, write, names):
+            for row, ratio, memory in stages(size, folder, gemm, write, names, turns):
                 rows.append(row)
                 figures.append(Figure(f"{row[0]}, time over floor", ratio, "≤", 1.5))
                 memory -= size.small / GIB
