@@ -100,7 +100,7 @@ def main() -> None:
     mini, cifar = {"name": "mnist_mini"}, {"name": "cifar10_3c3d", "synthetic": True}
     subjects = [
         Subject(mini, 500, (1, 16, 16), 355, 710, 64, 6, 5 if quick else 15),
-        Subject(cifar, 100, (3, 32, 32), 1000, 2000, *((4, 3, 1) if quick else (16, 3, 2))),
+        Subject(cifar, 100, (3, 32, 32), 1000, 2000, *((4, 2, 1) if quick else (16, 3, 2))),
     ]
     cases = [(DEFAULT, "nystrom")]
     if not quick:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import os
 import shutil
 import subprocess
@@ -22,7 +23,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import torch
 from figures import (
@@ -99,9 +99,8 @@ class Size:
 
 
 FULL = [Size(895_210, 1000, 2000), Size(11_689_512, 100, 200)]
-QUICK = [Size(80_000, 300, 600)]
+QUICK = [Size(49_152, 400, 800)]  # slabs of even number, as there are few for two ranks
 FOR_RANKS = Size(100_000, 800, 1600)  # of which the first round
-FOR_RANKS_QUICK = Size(49_152, 800, 1600)  # of an even number of slabs, as there are so few
 
 
 class Reflected(LinearOperator):
@@ -172,68 +171,64 @@ def say(words: str) -> None:
     print(words, file=sys.stderr, flush=True)
 
 
-def child(*arguments: object, ranks: int = 0) -> tuple[list[Any], int]:
+def child(name: str, folder: Path, outer: int, turns: int) -> tuple[list[float], int]:
     """Seconds by turn and peak bytes of a part of this program in a process of its own.
 
-    It says its seconds and waits, so that its peak can be read; that of ranks is not.
+    It is forked from one that has imported everything and done nothing.
     """
-    command = [sys.executable, __file__, "--part", *map(str, arguments)]
-    environment = dict(os.environ)
-    if ranks:
-        beside = Path(sys.executable).with_name("mpiexec")
-        mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
-        command = [mpiexec or "mpiexec", "-n", str(ranks), *command]
-        environment["OMP_NUM_THREADS"] = "1"
-    with subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-    ) as process:
-        assert process.stdout is not None
-        line = process.stdout.readline()
-        peak = 0
-        if line and not ranks:
-            status = Path(f"/proc/{process.pid}/status").read_text().splitlines()
-            peak = next(int(x.split()[1]) for x in status if x.startswith("VmHWM:")) * 1024
-        process.communicate()
-    if process.returncode or not line:
-        sys.exit(f"{' '.join(command)} failed")
-    return json.loads(line), peak
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        found = pool.apply(part, (name, folder, outer, turns))
+        status = Path(f"/proc/{pool.apply(os.getpid)}/status").read_text().splitlines()
+    peak = next(int(line.split()[1]) for line in status if line.startswith("VmHWM:"))
+    return found, peak * 1024
 
 
-def part(name: str, folder: Path, outer: int, turns: int) -> None:
-    """What a child does: a stage, the blocks of a round, or a pass over them with other ranks.
-
-    It says the least seconds of some turns, each of which begins with nothing in the page cache.
-    """
+def part(name: str, folder: Path, outer: int, turns: int) -> list[float]:
+    """The blocks of a round, or a stage some times, each with nothing in the page cache."""
     files = Files(folder)
-    size = Size(int(folder.name), outer, 2 * outer)
-    found: list[Any] = []
-    if name == "ranks":
-        found = pass_of_ranks(files, turns)
-        if not found:
-            return
-    for _ in range(turns if name in STAGES else 0):
+    if name not in STAGES:
+        size = Size(int(folder.name), outer, 2 * outer)
+        files.measure(Reflected(size.N), size, int(name))
+        return []
+    found = []
+    for _ in range(turns):
         for path in folder.rglob("*.h5"):
             drop_cache(path)
         start = time.perf_counter()
         files.run(name, outer)
         found.append(time.perf_counter() - start)
-    if name in ("1", "2"):
-        files.measure(Reflected(size.N), size, int(name))
-    print(json.dumps(found), flush=True)
-    sys.stdin.read()
+    return found
 
 
-def pass_of_ranks(files: Files, turns: int) -> list[tuple[float, float]]:
-    """Seconds of the first rank alone, while the others nap, and of all, turn by turn.
+def ranks(folder: Path, turns: int) -> tuple[float, float]:
+    """The least seconds of one rank and of two, of one thread each, for the same Gram matrix."""
+    say("ranks")
+    beside = Path(sys.executable).with_name("mpiexec")
+    mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
+    program = [sys.executable, __file__, "--folder", str(folder), "--ranks", str(turns)]
+    done = subprocess.run(
+        [mpiexec or "mpiexec", "-n", "2", *program],
+        stdout=subprocess.PIPE,
+        text=True,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+    )
+    if done.returncode:
+        sys.exit(f"{' '.join(program)} failed")
+    one, two = map(min, zip(*json.loads(done.stdout), strict=True))
+    return one, two
 
-    For the Gram matrix of all columns; the first rank says so.
+
+def pass_of_ranks(files: Files, turns: int) -> None:
+    """The first rank prints its seconds alone, while the others nap, and those of all, by turns.
+
+    They are of the Gram matrix of all columns.
     """
     from mpi4py import MPI
 
     from skerch.jobs.launchers.ranks import Ranks
 
     ranks = Ranks(MPI.COMM_WORLD)
-    with StoredColumns(files.arrays(1)) as columns:
+    with StoredColumns(files.arrays(2 if files.merged.exists() else 1)) as columns:
 
         def seconds(team: Team) -> float:
             start = time.perf_counter()
@@ -241,7 +236,8 @@ def pass_of_ranks(files: Files, turns: int) -> list[tuple[float, float]]:
             return time.perf_counter() - start
 
         found = [(ranks.one(lambda: seconds(ALONE)), seconds(ranks)) for _ in range(turns + 1)]
-    return found[1:] if ranks.writes else []  # the first is for warmth
+    if ranks.writes:
+        print(json.dumps(found[1:]))  # the first is for warmth
 
 
 def stages(
@@ -267,15 +263,6 @@ def stages(
         work = (f"{flops / 1e12:.2f}", f"{least / 1e9:.1f}", f"{written / 1e9:.1f}")
         ratio, memory = seconds / floor, peak / GIB
         yield [f"{size}: {name}", *work, floor, seconds, ratio, memory], ratio, memory
-
-
-def ranks(folder: Path, outer: int) -> tuple[float, float]:
-    """The least seconds of one rank and of two, of one thread each, for the same Gram matrix."""
-    say("ranks")
-    child("1", folder, outer, 1)
-    turns, _ = child("ranks", folder, 0, 5, ranks=2)
-    one, two = map(min, zip(*turns, strict=True))
-    return one, two
 
 
 DECAYS: dict[str, Callable[[int, torch.dtype], Tensor]] = {
@@ -339,11 +326,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="a small size, in half a minute")
     parser.add_argument("--folder", type=Path, help="on the disk to be measured; default: TMPDIR")
-    parser.add_argument("--part", nargs=4, help=argparse.SUPPRESS)
+    parser.add_argument("--ranks", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.part:
-        name, folder, *numbers = options.part
-        part(name, Path(folder), *map(int, numbers))
+    if options.ranks:
+        pass_of_ranks(Files(options.folder), options.ranks)
         return
     figures: list[Figure] = []
     with tempfile.TemporaryDirectory(dir=options.folder) as scratch:
@@ -360,7 +346,7 @@ def main() -> None:
         rows = []
         # so small, a pass of reading alone is shorter than its start
         names = [name for name in STAGES[1:] if not (options.quick and name == "merge_summary")]
-        turns = 3 if options.quick else 1  # short ones are noisy
+        turns = 2 if options.quick else 1  # short ones are noisy
         for size in QUICK if options.quick else FULL:
             folder = Path(scratch) / str(size.N)
             for row, ratio, memory in stages(size, folder, gemm, write, names, turns):
@@ -369,19 +355,23 @@ def main() -> None:
                 memory -= size.small / GIB
                 name = f"{row[0]}, peak memory less the summary"
                 figures.append(Figure(name, memory, "≤", 1.0, " GiB"))
-            shutil.rmtree(folder)
+            if not options.quick:
+                shutil.rmtree(folder)
         heads = ("stage", "Tflop", "GB read", "GB written", "floor, s", "measured, s", "over floor")
         print(table([*heads, "peak, GiB"], rows), "\n", flush=True)
 
         Y = torch.randn(7030, 740, generator=torch.Generator().manual_seed(0))
         alone = least_seconds(lambda: gram(lambda start, stop: Y[start:stop], len(Y)))
         floor = len(Y) * Y.shape[1] ** 2 / gemm_rate(torch.float64)
-        for_ranks = FOR_RANKS_QUICK if options.quick else FOR_RANKS
-        folder = Path(scratch) / str(for_ranks.N)
-        one, two = ranks(folder, for_ranks.outer)
+        width = size.inner + PROBES
+        if not options.quick:
+            size, width = FOR_RANKS, FOR_RANKS.outer + PROBES
+            folder = Path(scratch) / str(size.N)
+            child("1", folder, size.outer, 1)
+        one, two = ranks(folder, 3)
         passes = [
             ["7,030 x 740 in memory", floor, alone, alone / floor],
-            [f"{for_ranks.N:,} x 830 in files, one rank of one thread", "", one, ""],
+            [f"{size.N:,} x {width} in files, one rank of one thread", "", one, ""],
             ["the same, two ranks", "", two, f"{one / two:.2f} times faster"],
         ]
         print(table(["Gram matrix", "floor, s", "measured, s", ""], passes), "\n", flush=True)

@@ -97,7 +97,7 @@ def test_every_stage_of_a_decomposition_is_found_on_the_clock(peers):
     import hessian
 
     case = hessian.digits(Path("nowhere"))
-    bench = hessian.Bench(case, peer=None, folder=None)
+    bench = hessian.Bench(case, products=None, peer=None, folder=None)
     found = hessian.stages(lambda: bench.ours(20, "loop"))
     assert all(seconds > 0 for seconds in found.values())
     assert found.keys() == hessian.floors(case, lambda dtype, operations: operations).keys()
