@@ -116,6 +116,11 @@ class Dataset:
             self._dataset.read_direct(slab.numpy(), np.s_[slice(*rows)], np.s_[:, slice(*columns)])
 
 
+def even(width: int, most: int) -> int:
+    """The width of the fewest chunks of at most `most` columns: what juts out takes room, too."""
+    return -(-width // max(1, -(-width // most)))
+
+
 def create_dataset(
     file: h5py.File, name: str, shape: tuple[int, ...], dtype: Any, columns: int | None = None
 ) -> h5py.Dataset:

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from reprlib import repr as short
 
 import torch
@@ -21,8 +22,9 @@ from skerch.curvature.tape import Tape
 from skerch.errors import SkerchError
 
 CHUNK_SIZES = (8, 32, 64, 128, 256)
-ROUNDS = 12  # of timing all candidates, at most …
-BUDGET = 1.0  # … and none begins after so many seconds
+ROUNDS = 12  # of timing all candidates …
+SPELL = 0.3  # … and for so many seconds, as a machine may be slow for a while …
+BUDGET = 1.0  # … but none begins after so many
 LONGEST = 0.25  # seconds of a chunk: vectors that take long one by one gain little side by side
 HOPELESS = 1.25  # times the best of its strategy: no chunk is larger than one that slow
 
@@ -134,10 +136,11 @@ def fastest(
         with suppress(Exception):  # whatever a model's own backward pass may raise
             trials.append(_Trial(choice, grads, params, vectors))
     begin = time.perf_counter()
-    for turn in range(ROUNDS):
+    for turn in count():
         best = min(trials, key=lambda trial: trial.cost)
         trials = [trial for trial in trials if trial.cost <= (1 + 1 / (turn + 1)) * best.cost]
-        if time.perf_counter() > begin + BUDGET or (turn >= 2 and len(trials) == 1):
+        seconds = time.perf_counter() - begin
+        if seconds > (SPELL if turn >= ROUNDS else BUDGET) or (turn >= 2 and len(trials) == 1):
             break
         for trial in trials:
             trial.run()

@@ -19,11 +19,14 @@ from skerch.hdf5 import (
     Reader,
     attribute,
     create_dataset,
+    even,
     write_arrays,
     write_hdf5,
 )
 from skerch.measurements.gram import Progress, multiply
 from skerch.measurements.team import ALONE, Rows, Team
+
+CHUNK = 64  # columns of a chunk at most
 
 
 def write_eigh(
@@ -47,7 +50,8 @@ def write_eigh(
             small = {"eigenvalues": solution.eigenvalues, "residual": solution.residual}
             health = {f"health_{name}": value for name, value in solution.health.items()}
             write_arrays(file, small, attributes | health)
-            vectors = create_dataset(file, "eigenvectors", (size, B.shape[1]), dtype, 64)
+            shape = size, B.shape[1]
+            vectors = create_dataset(file, "eigenvectors", shape, dtype, even(shape[1], CHUNK))
 
         def write(start: int, stop: int, slab: Tensor) -> None:
             vectors[start:stop] = slab.numpy()

@@ -19,6 +19,7 @@ from skerch.hdf5 import (
     Reader,
     attribute,
     create_dataset,
+    even,
     write_arrays,
     write_hdf5,
 )
@@ -95,8 +96,9 @@ def _fill(
     first, m, size = arrays[0], columns.columns, columns.size
     if consolidate and file is not None:
         width, dtype = first.manifest.block_size, first.manifest.dtype
-        stored = create_dataset(file, "leftouter", (size, m), dtype, width)
-        probes = create_dataset(file, "probe", (size, columns.width - m), dtype, width)
+        q = columns.width - m
+        stored = create_dataset(file, "leftouter", (size, m), dtype, even(m, width))
+        probes = create_dataset(file, "probe", (size, q), dtype, even(q, width))
 
     def copy(start: int, stop: int, slab: Tensor) -> None:
         whole, rows = slab.numpy(), np.s_[start:stop]

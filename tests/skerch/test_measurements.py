@@ -201,7 +201,9 @@ def test_a_merge_without_consolidation_keeps_the_summary_only(tmp_path, op):
             assert torch.equal(whole.rows(0, N), columns(0, N)[:, :INNER])
             with h5py.File(tmp_path / "True.h5") as file:
                 probes = torch.from_numpy(file["probe"][...])
+                on_disk = file["leftouter"].id.get_storage_size()
             assert torch.equal(probes, columns(0, N)[:, INNER:])
+    assert on_disk < 1.05 * 8 * N * INNER
     array.remove_blocks()
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"manifest.json", "True.h5", "False.h5"}
