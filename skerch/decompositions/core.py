@@ -53,7 +53,7 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
 
 def largest(C: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The `count` eigenpairs of largest magnitude of a small symmetric matrix, sorted."""
-    values, vectors = torch.linalg.eigh((C + C.T) / 2)
+    values, vectors = torch.linalg.eigh((C + C.T).div_(2))
     order = values.abs().argsort(descending=True, stable=True)[:count]
     return values[order], vectors[:, order]
 

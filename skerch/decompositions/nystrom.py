@@ -36,21 +36,26 @@ def recover(summary: Summary, outer: int) -> Core:
     `health` has the relative asymmetry of M, which is the matvec's own error, and the filter δ
     relative to the largest eigenvalue of M.
     """
+    C, health = _filtered(summary, outer)
+    if summary.range_map is not None:
+        C = _exact_on_range(C, summary, summary.range_map)
+    values, U = largest(C, outer)
+    return Core(values, summary.P @ U, health)
+
+
+def _filtered(summary: Summary, outer: int) -> tuple[Tensor, dict[str, float]]:
+    """R W f(M) WᵀRᵀ, which is the approximation in the basis Q, and the health figures."""
     scale = _scale(summary)
     M = scale[:, None] * _test_products(summary) * scale
     m, W = largest(M, len(M))
-    W = scale[:, None] * W
+    W *= scale[:, None]
     fit = _Fit(
         summary.R @ W, m, summary.epsilon, W.T @ summary.probe_products, summary.projected_probes
     )
     delta = fit.best_filter(outer)
-    C = (fit.YW * fit.inverse(delta)) @ fit.YW.T
-    if summary.range_map is not None:
-        C = _exact_on_range(C, summary, summary.range_map)
-    values, U = largest(C, outer)
     top = float(m[0].abs())
     health = {"asymmetry": asymmetry(M), "filter": delta / top if top > 0 else 0.0}
-    return Core(values, summary.P @ U, health)
+    return (fit.YW * fit.inverse(delta)) @ fit.YW.T, health
 
 
 def _scale(summary: Summary) -> Tensor:
@@ -80,7 +85,9 @@ def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> Tensor:
     T = summary.R[:, :earlier] @ P[:, known]
     D = summary.R[:, first:][:, known] - C @ T
     half = (D - T @ (T.T @ D) / 2) @ T.T
-    return C + half + half.T
+    C += half  # in place: these are as large as all else that is small
+    C += half.T
+    return C
 
 
 @dataclass(frozen=True)
