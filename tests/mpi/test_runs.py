@@ -21,28 +21,22 @@ from skerch.jobs.run_dir import RunDir
 
 FAULTY = """
 import os, signal, time
-from contextlib import suppress
 from pathlib import Path
 from skerch.jobs.problems import Problem
 from skerch.jobs.problems.digits_mlp import digits_mlp
 
 FAULT = Path(__file__).with_name("fault")
 
-def ordered():
-    with suppress(FileNotFoundError):
-        fault, run = FAULT.read_text().split(maxsplit=1)
-        if any(Path(run).glob("seigh/*/measurements/*/blocks/block-*.h5")):
-            return fault
-
 def make():
     whole = digits_mlp()
 
     def loss(model, batch):
-        # the others wait for rank 1, which may start late, so that it is left a block
-        end = time.monotonic() + 10
-        while ordered() and os.environ["PMI_RANK"] != "1" and time.monotonic() < end:
-            time.sleep(0.01)
-        if os.environ.get("PMI_RANK") == "1" and (fault := ordered()):
+        if os.environ.get("PMI_RANK") == "1" and FAULT.exists():
+            fault, run = FAULT.read_text().split(maxsplit=1)
+            end = time.monotonic() + 60
+            while not any(Path(run).glob("seigh/*/measurements/*/blocks/block-*.h5")):
+                assert time.monotonic() < end, "no other rank has written a block"
+                time.sleep(0.01)
             FAULT.unlink()
             if fault == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -105,7 +99,7 @@ def by_ranks(experiment, local, mpiexec, tmp_path):
 
 @pytest.fixture
 def fault(folder):
-    """A function that has rank 1 kill itself, sleep or raise once a block is there."""
+    """A function that has rank 1 kill itself, sleep or raise once another has written a block."""
 
     def order(kind, config):
         (folder / "fault").write_text(f"{kind} {config.run_dir}")
