@@ -24,7 +24,8 @@ from torch import Tensor
 from skerch.analysis.masks import magnitude_mask, random_order
 from skerch.errors import ShapeError, SkerchError
 
-SLAB_ENTRIES = 2**22  # read at a time: 32 MiB in float64
+SLAB_ENTRIES = 2**22  # read at a time: 16 MiB in float32
+PIECE_ENTRIES = 2**18  # of a slab at a time, which stay in the processor's cache
 
 
 class RowSlabs(Protocol):
@@ -97,14 +98,13 @@ def overlap(
     total = torch.zeros(K, dtype=torch.float64)
     squares = torch.zeros(K, dtype=torch.float64)
     for start in range(0, N, slab_rows):
-        slab = torch.as_tensor(
-            eigenvectors[start : start + slab_rows], dtype=torch.float64, device="cpu"
-        ).detach()
+        slab = torch.as_tensor(eigenvectors[start : start + slab_rows], device="cpu").detach()
         here = (masks >= start) & (masks < start + len(slab))
-        rows[here] = slab[masks[here] - start]
-        leverage = slab.square().cumsum(1)
-        total += leverage.sum(0)
-        squares += leverage.square().sum(0)
+        rows[here] = slab[masks[here] - start].double()
+        for piece in torch.split(slab, max(1, PIECE_ENTRIES // max(1, K))):
+            leverage = piece.double().square().cumsum(1)
+            total += leverage.sum(0)
+            squares += leverage.square().sum(0)
 
     k = torch.arange(1, K + 1, dtype=torch.float64)
     unfit = ~(total <= 1.01 * k)

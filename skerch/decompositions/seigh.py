@@ -12,12 +12,12 @@ from torch import Tensor
 
 from skerch.decompositions import recovery as recoveries
 from skerch.decompositions.core import solve
-from skerch.decompositions.recovery import RECOVERIES, RoundSize
+from skerch.decompositions.recovery import RECOVERIES
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops.base import LinearOperator
 from skerch.measurements.gram import gram, multiply
 from skerch.measurements.manifest import Manifest
-from skerch.measurements.measure import Columns, Measurer
+from skerch.measurements.measure import Measurer
 from skerch.measurements.range_finder import range_map
 from skerch.measurements.summary import summarise
 from skerch.measurements.team import Rows
@@ -72,40 +72,40 @@ def seigh(
     rounds = recoveries.check(recovery, rounds, outer, inner, probes)
     recoveries.check_size(size, inner)
     stored_dtype = op.dtype if dtype is None else dtype
-    recipe = RECOVERIES[recovery]
-
-    def measure(number: int, round_size: RoundSize, Q: Tensor | None) -> dict[str, Tensor]:
-        manifest = Manifest(
-            size=size,
-            dtype=str(op.dtype).removeprefix("torch."),
-            columns=round_size.columns,
-            stored=round_size.stored,
-            probes=round_size.probes,
-            block_size=block_size,
-            sketch=sketch,
-            seed=seed,
-            compresses=recipe.compresses,
-            round=number,
-        )
-        of_range = None if Q is None else lambda start, stop: Q[:, start:stop]
-        return _measure_all(op, manifest, stored_dtype, of_range)
-
-    sizes = recipe.sizes(rounds, outer, inner, probes)
+    sizes = RECOVERIES[recovery].sizes(rounds, outer, inner, probes)
+    stored = sum(round_size.stored for round_size in sizes)
+    columns = torch.empty(size, stored + probes, dtype=stored_dtype, device=op.device)
+    small: dict[str, Tensor] = {}
+    G = P = Q = None
+    done = 0
     with op.frozen():
-        arrays = measure(1, sizes[0], None)
-        Y, G, P = arrays["leftouter"], None, None
-        for number, round_size in enumerate(sizes[1:], start=2):
-            G = gram(_rows(Y), size, known=G)
-            P = range_map(G, _rows(Y), size, round_size.columns, stored_dtype, P)
-            Q = _product(Y, P[:, -round_size.columns :], op.dtype)
-            Y = torch.cat([Y, measure(number, round_size, Q)["leftouter"]], dim=1)
-    columns = torch.cat([Y, arrays["probe"]], dim=1)
-    small = {key: arrays[key].double().cpu() for key in arrays.keys() - {"leftouter", "probe"}}
+        for number, round_size in enumerate(sizes, start=1):
+            Y = columns[:, :done]
+            if number > 1:
+                G = gram(_rows(Y), size, known=G)
+                P = range_map(G, _rows(Y), size, round_size.columns, stored_dtype, P)
+                Q = _product(Y, P[:, -round_size.columns :], op.dtype)
+            manifest = Manifest(
+                size=size,
+                dtype=str(op.dtype).removeprefix("torch."),
+                columns=round_size.columns,
+                stored=round_size.stored,
+                probes=round_size.probes,
+                block_size=block_size,
+                sketch=sketch,
+                seed=seed,
+                compresses=RECOVERIES[recovery].compresses,
+                round=number,
+            )
+            into = {"leftouter": columns[:, done:], "probe": columns[:, stored:]}
+            small |= _measure_all(op, manifest, Q, into)
+            done += round_size.stored
+    Y = columns[:, :stored]
     summary = summarise(
         gram(_rows(columns), size, known=G),
         _rows(columns),
         size,
-        Y.shape[1],
+        stored,
         stored_dtype,
         cross=small["cross"],
         norm=small["norm"],
@@ -133,12 +133,18 @@ def _product(Y: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _measure_all(
-    op: LinearOperator, manifest: Manifest, dtype: torch.dtype, of_range: Columns | None
+    op: LinearOperator, manifest: Manifest, Q: Tensor | None, into: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """All blocks of an array, joined by name; tests before probes."""
-    measurer = Measurer(manifest, op.device, of_range)
+    """Put the columns of all blocks `into` arrays by name; the small arrays, in float64.
+
+    The test vectors are Q, if there is one.
+    """
+    measurer = Measurer(manifest, op.device, None if Q is None else lambda a, b: Q[:, a:b])
     parts: dict[str, list[Tensor]] = {}
     for block in manifest.blocks():
         for name, array in measurer.measure(op, block).items():
-            parts.setdefault(name, []).append(array.to(dtype))
+            if name in into:
+                into[name][:, block.start : block.stop] = array
+            else:
+                parts.setdefault(name, []).append(array.double().cpu())
     return {name: torch.cat(arrays, dim=-1) for name, arrays in parts.items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import cycle
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
@@ -54,7 +54,9 @@ class Team(Protocol):
 def products(
     ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], most: int
 ) -> Generator[tuple[Tensor, ...], None, None]:
-    """`work(rows(start, stop))` for each range, in order; the next slab is read meanwhile.
+    """`work(rows(start, stop))` for each range, in order.
+
+    The next slab is multiplied, and another is read, while what is yielded is used.
 
     Narrow slabs, of `most` rows in the whole array, are worked on side by side, each on one thread:
     products of small matrices gain little from several. What is yielded is overwritten once the
@@ -65,26 +67,26 @@ def products(
     threads = torch.get_num_threads()
     pending: deque[Future[tuple[Tensor, ...]]] = deque()
     works: list[Work] = []
-    narrow = 1
-    # a new thread multiplies with as many threads as are set only once it has asked
-    with ThreadPoolExecutor(threads, initializer=torch.get_num_threads) as pool:
-        try:
-            for number, (start, stop) in enumerate(ranges):
-                slab = rows(start, stop)
-                if not works:
-                    narrow = side_by_side(slab, most)
-                    works = [worker() for _ in range(min(narrow, threads))]
-                    torch.set_num_threads(1 if narrow > 1 else threads)
-                if narrow == 1 and len(ranges) <= FEW:
-                    yield works[0](slab)
-                    continue
-                if len(pending) == len(works):
-                    yield pending.popleft().result()
-                pending.append(pool.submit(works[number % len(works)], slab))
-            while pending:
+    with ExitStack() as stack:
+        stack.callback(torch.set_num_threads, threads)
+        for number, (start, stop) in enumerate(ranges):
+            slab = rows(start, stop)
+            if not works:
+                narrow = side_by_side(slab, most)
+                at_once = min(narrow, threads)
+                works = [worker() for _ in range(at_once + 1)]
+                torch.set_num_threads(1 if narrow > 1 else threads)
+                # a new thread multiplies with as many threads as are set only once it has asked
+                pool = ThreadPoolExecutor(at_once, initializer=torch.get_num_threads)
+                stack.enter_context(pool)
+            if narrow == 1 and len(ranges) <= FEW:
+                yield works[0](slab)
+                continue
+            pending.append(pool.submit(works[number % len(works)], slab))
+            if len(pending) == len(works):
                 yield pending.popleft().result()
-        finally:
-            torch.set_num_threads(threads)
+        while pending:
+            yield pending.popleft().result()
 
 
 class Buffers:
