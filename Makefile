@@ -43,11 +43,9 @@ bench: $(VENV)/.installed-dev
 	  | $(BIN)/python docs/insert.py docs/performance.md $$1 || failed=1; \
 	done; exit $$failed
 
-# The same figures from less work, in two minutes and a bit: does a change make something slow?
+# The same figures from less work, in two minutes: does a change make something slow?
 bench-quick: $(VENV)/.installed-dev
-	failed=0; for name in start columns matvecs hessian out_of_core scale; do \
-	  $(BIN)/python benchmarks/$$name.py --quick || failed=1; \
-	done; exit $$failed
+	$(BIN)/python benchmarks/quick.py
 
 # Slurm's part of the same document, on a Slurm of its own: four minutes on two cores.
 overhead: $(VENV)/.installed-dev

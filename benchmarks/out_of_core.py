@@ -201,13 +201,16 @@ def part(name: str, folder: Path, outer: int, turns: int) -> list[float]:
 
 
 def ranks(folder: Path, turns: int) -> tuple[float, float]:
-    """The least seconds of one rank and of two, of one thread each, for the same Gram matrix."""
+    """The least seconds of one rank and of two, of a core each, for the same Gram matrix.
+
+    They are bound to their cores, as srun binds its tasks.
+    """
     say("ranks")
     beside = Path(sys.executable).with_name("mpiexec")
     mpiexec = str(beside) if beside.exists() else shutil.which("mpiexec")
     program = [sys.executable, __file__, "--folder", str(folder), "--ranks", str(turns)]
     done = subprocess.run(
-        [mpiexec or "mpiexec", "-n", "2", *program],
+        [mpiexec or "mpiexec", "-bind-to", "core", "-n", "2", *program],
         stdout=subprocess.PIPE,
         text=True,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
@@ -368,11 +371,11 @@ def main() -> None:
             size, width = FOR_RANKS, FOR_RANKS.outer + PROBES
             folder = Path(scratch) / str(size.N)
             child("1", folder, size.outer, 1)
-        one, two = ranks(folder, 3)
+        one, two = ranks(folder, 5)
         passes = [
             ["7,030 x 740 in memory", floor, alone, alone / floor],
-            [f"{size.N:,} x {width} in files, one rank of one thread", "", one, ""],
-            ["the same, two ranks", "", two, f"{one / two:.2f} times faster"],
+            [f"{size.N:,} x {width} in files, one rank, on one core", "", one, ""],
+            ["the same, two ranks, on a core each", "", two, f"{one / two:.2f} times faster"],
         ]
         print(table(["Gram matrix", "floor, s", "measured, s", ""], passes), "\n", flush=True)
         figures.append(Figure("Gram matrix in memory, time over floor", alone / floor, "≤", 1.5))

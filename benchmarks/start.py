@@ -80,7 +80,6 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="mnist_mini only")
     quick = parser.parse_args().quick
-    os.environ["OMP_NUM_THREADS"] = "1"
     with tempfile.TemporaryDirectory(prefix="skerch-start-") as folder:
         runs = [
             prepare(name, Path(folder) / name) for name in list(EXPERIMENTS)[: 1 if quick else 3]
@@ -122,7 +121,8 @@ def start(run: RunDir) -> Start:
     print(f"{run.path.name}: a worker", file=sys.stderr, flush=True)
     begin = time.monotonic()
     command = [sys.executable, "-c", WORKER, str(run.path), "--tasks", "0"]
-    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, check=True, capture_output=True, text=True, env=env)
     *laps, processor = map(float, done.stdout.split())
     return Start(*(b - a for a, b in zip([begin, *laps], laps, strict=False)), processor)
 

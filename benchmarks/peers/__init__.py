@@ -83,5 +83,6 @@ class Peer:
         return self
 
     def __exit__(self, *_: object) -> None:
+        self._process.kill()
         self._process.communicate()
         self._folder.cleanup()
