@@ -6,6 +6,7 @@ In one process, as to import torch for each takes long. Exit status 1 if a targe
 """
 
 import sys
+import traceback
 from importlib import import_module
 
 import torch
@@ -23,6 +24,9 @@ def main() -> None:
             import_module(name).main()
         except SystemExit as end:
             failed |= bool(end.code)
+        except Exception:
+            traceback.print_exc()
+            failed = True
     sys.exit(failed)
 
 

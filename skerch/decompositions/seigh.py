@@ -137,8 +137,10 @@ def _measure_all(
 ) -> dict[str, Tensor]:
     """Put the columns of all blocks `into` arrays by name; the small arrays, in float64.
 
-    The test vectors are Q, if there is one.
+    The test vectors are Q, if there is one. All are rounded as in files: small arrays that resolve
+    what the columns do not would make a recovery divide by it.
     """
+    dtype = into["probe"].dtype
     measurer = Measurer(manifest, op.device, None if Q is None else lambda a, b: Q[:, a:b])
     parts: dict[str, list[Tensor]] = {}
     for block in manifest.blocks():
@@ -146,5 +148,5 @@ def _measure_all(
             if name in into:
                 into[name][:, block.start : block.stop] = array
             else:
-                parts.setdefault(name, []).append(array.double().cpu())
+                parts.setdefault(name, []).append(array.to(dtype).double().cpu())
     return {name: torch.cat(arrays, dim=-1) for name, arrays in parts.items()}

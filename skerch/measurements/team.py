@@ -56,11 +56,10 @@ def products(
 ) -> Generator[tuple[Tensor, ...], None, None]:
     """`work(rows(start, stop))` for each range, in order.
 
-    The next slab is multiplied, and another is read, while what is yielded is used.
-
-    Narrow slabs, of `most` rows in the whole array, are worked on side by side, each on one thread:
-    products of small matrices gain little from several. What is yielded is overwritten once the
-    next one is asked for.
+    Unless they are few, the next slab is multiplied while what is yielded is used, and while
+    another is read. Narrow slabs, of `most` rows in the whole array, are worked on side by side,
+    each on one thread: products of small matrices gain little from several. What is yielded is
+    overwritten once the next one is asked for.
     """
     import torch
 

@@ -66,13 +66,16 @@ def test_two_rounds_owe_nothing_to_the_filter_where_the_second_one_has_looked():
         torch.testing.assert_close(found[:10].abs(), exact, rtol=2e-7, atol=0)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("dtype", "stored"),
+    [(torch.float32, None), (torch.float64, None), (torch.float64, torch.float32)],
+)
 @pytest.mark.parametrize(("recovery", "rounds"), METHODS)
-def test_an_operator_of_low_rank_is_recovered_exactly(dtype, recovery, rounds):
+def test_an_operator_of_low_rank_is_recovered_exactly(dtype, stored, recovery, rounds):
     spectrum = torch.cat([torch.linspace(1, 2, 40), torch.zeros(N - 40)]).double()
     H, eigenvalues = matrix(spectrum)
     op = aslinearoperator(H.to(dtype), self_adjoint=True)
-    result = seigh(op, outer=100, inner=200, recovery=recovery, rounds=rounds)
+    result = seigh(op, outer=100, inner=200, recovery=recovery, rounds=rounds, dtype=stored)
     exact = eigenvalues[eigenvalues.abs().argsort(descending=True)][:40]
     found = result.eigenvalues[:40]
     torch.testing.assert_close(found.sort().values, exact.sort().values, rtol=0, atol=1e-6)
