@@ -11,6 +11,10 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+settings.register_profile("same", derandomize=True, database=None)  # in every run
+settings.load_profile("same")
 
 
 def pytest_addoption(parser):

@@ -51,7 +51,7 @@ give_up() { # DAEMON
 }
 
 expect() { # DAEMON COMMAND…: it is up once the command succeeds
-    wait_for 30 "${@:2}" || give_up "$1"
+    wait_for 120 "${@:2}" || give_up "$1"
 }
 
 start() { # DAEMON COMMAND…: the command goes to the background by itself

@@ -90,7 +90,7 @@ def test_workers_end_when_their_parent_is_stopped(small, number, status, words):
     )
     log = RunDir(config.run_dir).task_log("train")
     deadline = time.monotonic() + 60
-    while not log.exists() and time.monotonic() < deadline:
+    while not (log.exists() and "pid " in log.read_text()) and time.monotonic() < deadline:
         time.sleep(0.1)
     worker = int(log.read_text().split("pid ")[1])
     assert worker != parent.pid

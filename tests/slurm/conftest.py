@@ -76,7 +76,8 @@ def bring_up(devcluster):
     """`bring_up(folder, *options)` gives a Cluster in a folder; whoever calls it takes it down."""
 
     def up(folder, *options):
-        devcluster("up", *options, folder)
+        remembering = os.environ | {"DEVCLUSTER_MIN_JOB_AGE": "600"}
+        devcluster("up", *options, folder, env=remembering)
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
         return Cluster(Path(folder), env | {"SLURM_CONF": str(Path(folder, "slurm.conf"))})
 

@@ -15,7 +15,7 @@ import pytest
 ALLOCATE = "import time; block = bytearray(600_000_000); time.sleep(60)"
 
 
-def eventually(claim, seconds=30):
+def eventually(claim, seconds=120):
     """Waits until `claim()` is true, and returns what it gave."""
     end = time.monotonic() + seconds
     while not (value := claim()):
@@ -83,7 +83,7 @@ def test_down_leaves_no_process_of_daemons_or_jobs(awkward_cluster, devcluster):
 
     devcluster("down", cluster.directory)
 
-    eventually(lambda: not any(map(is_running, pids)), seconds=2)
+    eventually(lambda: not any(map(is_running, pids)), seconds=30)
     assert not short.exists()
     assert devcluster("status", cluster.directory, check=False).returncode == 1
     assert (cluster.directory / "log" / "slurmctld.log").stat().st_size
@@ -167,9 +167,8 @@ def test_an_urgent_job_preempts_and_the_preempted_one_runs_again(cluster, tmp_pa
     eventually(lambda: squeue(cluster, job, "State") == "RUNNING")
     done = cluster.run("sbatch", "-W", "-p", "urgent", *node, "--wrap", "true")
     assert done.returncode == 0
-    eventually(lambda: squeue(cluster, job, "State") == "PENDING")
-    assert squeue(cluster, job, "RestartCnt") == "1"
-    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now")
+    eventually(lambda: squeue(cluster, job, "RestartCnt") == "1")
+    cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)  # if it waits
     eventually(lambda: squeue(cluster, job, "State") == "RUNNING")
     assert "DUE TO PREEMPTION" in (tmp_path / job).read_text()
     cluster.run("scancel", job)
@@ -190,9 +189,11 @@ def test_a_job_outlives_its_slurmd(cluster, devcluster, tmp_path):
 
 
 def test_a_job_outlives_the_controller(cluster, tmp_path):
-    job = submit(cluster, "-o", "/dev/null", "-D", tmp_path, "--wrap", "sleep 2; touch went")
+    command = "until test -e go; do sleep 0.1; done; touch went"
+    job = submit(cluster, "-o", "/dev/null", "-D", tmp_path, "--wrap", command)
     eventually(lambda: squeue(cluster, job, "State") == "RUNNING")
     cluster.restart_controller("TERM")
+    (tmp_path / "go").touch()
     eventually(lambda: squeue(cluster, job, "State") == "COMPLETED")
     assert (tmp_path / "went").exists()
 
@@ -209,4 +210,4 @@ def test_accounting_remembers_jobs(needs, devcluster, bring_up, tmp_path):
         eventually(lambda: cluster.run(*question).stdout == "FAILED|3:0\n")
     finally:
         devcluster("down", tmp_path)
-    eventually(lambda: not any(map(is_running, pids)), seconds=2)
+    eventually(lambda: not any(map(is_running, pids)), seconds=30)
