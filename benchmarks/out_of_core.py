@@ -94,7 +94,7 @@ class Size:
         if stage == "range_finder":  # a pass for the Gram matrix of Y, another for Q = Y P
             return N * half**2 + 2 * N * half**2, 2 * 4 * N * half, 4 * N * half
         if stage == "decompose":
-            return 2 * N * m * k, 4 * N * m, 4 * N * k
+            return 2 * N * m * k + 8 * m**3, 4 * N * m, 4 * N * k  # two eigh, 4 m³ each
         return N * (w**2 - half**2), 4 * N * w, 4 * N * w * (stage == "merge")
 
 
@@ -349,7 +349,7 @@ def main() -> None:
         rows = []
         # so small, a pass of reading alone is shorter than its start
         names = [name for name in STAGES[1:] if not (options.quick and name == "merge_summary")]
-        turns = 2 if options.quick else 1  # short ones are noisy
+        turns = 3 if options.quick else 1  # short ones are noisy
         for size in QUICK if options.quick else FULL:
             folder = Path(scratch) / str(size.N)
             for row, ratio, memory in stages(size, folder, gemm, write, names, turns):

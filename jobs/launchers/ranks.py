@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from skerch.errors import SkerchError
 from skerch.files import refusals_named
 from skerch.jobs.launchers.local import sentence
-from skerch.measurements.team import Range, Rows, Use, Work, products, tallest
+from skerch.measurements.team import Range, Rows, Use, Work, products
 
 if TYPE_CHECKING:
     from mpi4py.MPI import Intracomm
@@ -59,8 +59,7 @@ class Ranks:
         """Every rank works on one range, then the first one receives and uses them in order."""
         rank, size = self._comm.rank, self._comm.size
         error: BaseException | None = None
-        most = tallest(ranges)
-        with closing(products(ranges[rank::size], rows, worker, most)) as results:
+        with closing(products(ranges[rank::size], rows, worker, ranges)) as results:
             for first in range(0, len(ranges), size):
                 batch = ranges[first : first + size]
                 mine: list[Tensor] = []

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FEW = 2  # wide slabs, for which a thread costs more than it saves
-SIDE_BY_SIDE = 2**24  # bytes of slabs that are worked on at once, or one slab
+FEW = 2  # slabs, for which a thread costs more than it saves
+SIDE_BY_SIDE = 2**25  # bytes of slabs that are worked on at once, or one slab
 
 T = TypeVar("T")
 Range = tuple[int, int]
@@ -52,14 +52,14 @@ class Team(Protocol):
 
 
 def products(
-    ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], most: int
+    ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], whole: Sequence[Range]
 ) -> Generator[tuple[Tensor, ...], None, None]:
-    """`work(rows(start, stop))` for each range, in order.
+    """`work(rows(start, stop))` for each of those of the whole array's ranges, in order.
 
-    Unless they are few, the next slab is multiplied while what is yielded is used, and while
-    another is read. Narrow slabs, of `most` rows in the whole array, are worked on side by side,
-    each on one thread: products of small matrices gain little from several. What is yielded is
-    overwritten once the next one is asked for.
+    Unless the whole's are few, the next slab is multiplied while what is yielded is used, and while
+    another is read; and narrow slabs are worked on side by side, each with its share of the
+    threads: products of small matrices gain little from many. What is yielded is overwritten once
+    the next one is asked for.
     """
     import torch
 
@@ -71,14 +71,15 @@ def products(
         for number, (start, stop) in enumerate(ranges):
             slab = rows(start, stop)
             if not works:
-                narrow = side_by_side(slab, most)
-                at_once = min(narrow, threads)
+                few = len(whole) <= FEW
+                tallest = max(stop - start for start, stop in whole)
+                at_once = 1 if few else min(side_by_side(slab, tallest), threads)
                 works = [worker() for _ in range(at_once + 1)]
-                torch.set_num_threads(1 if narrow > 1 else threads)
+                torch.set_num_threads(max(1, threads // at_once))
                 # a new thread multiplies with as many threads as are set only once it has asked
                 pool = ThreadPoolExecutor(at_once, initializer=torch.get_num_threads)
                 stack.enter_context(pool)
-            if narrow == 1 and len(ranges) <= FEW:
+            if few:
                 yield works[0](slab)
                 continue
             pending.append(pool.submit(works[number % len(works)], slab))
@@ -113,11 +114,6 @@ def side_by_side(slab: Tensor, rows: int) -> int:
     return max(1, SIDE_BY_SIDE // max(1, rows * slab.shape[1] * slab.element_size()))
 
 
-def tallest(ranges: Sequence[Range]) -> int:
-    """The rows of the largest range."""
-    return max((stop - start for start, stop in ranges), default=0)
-
-
 class Alone:
     """A team of one."""
 
@@ -132,7 +128,7 @@ class Alone:
     def each(
         self, ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], use: Use
     ) -> None:
-        with closing(products(ranges, rows, worker, tallest(ranges))) as results:
+        with closing(products(ranges, rows, worker, ranges)) as results:
             for (start, stop), tensors in zip(ranges, results, strict=True):
                 use(start, stop, *tensors)
 
