@@ -76,8 +76,8 @@ def bring_up(devcluster):
     """`bring_up(folder, *options)` gives a Cluster in a folder; whoever calls it takes it down."""
 
     def up(folder, *options):
-        remembering = os.environ | {"DEVCLUSTER_MIN_JOB_AGE": "600"}
-        devcluster("up", *options, folder, env=remembering)
+        patient = {"DEVCLUSTER_MIN_JOB_AGE": "600", "DEVCLUSTER_REQUEUE_WAIT": "20"}
+        devcluster("up", *options, folder, env=os.environ | patient)
         env = {k: v for k, v in os.environ.items() if not k.startswith(("SLURM", "SBATCH"))}
         return Cluster(Path(folder), env | {"SLURM_CONF": str(Path(folder, "slurm.conf"))})
 
@@ -174,7 +174,7 @@ class Run:
         mine = f"{self.path}|"
         return [line.removeprefix(mine) for line in lines if line.startswith(mine)]
 
-    def wait(self, claim, what, seconds=90):
+    def wait(self, claim, what, seconds=180):
         """Wait until `claim()` is true, and return what it gave."""
         end = time.monotonic() + seconds
         while not (value := claim()):
@@ -185,7 +185,7 @@ class Run:
             time.sleep(0.1)
         return value
 
-    def wait_for_end(self, seconds=90):
+    def wait_for_end(self, seconds=180):
         """Wait until no job waits or runs."""
         self.wait(lambda: not self.queue(), "the end of all jobs", seconds)
 

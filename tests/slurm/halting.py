@@ -7,8 +7,10 @@ one for each batch, as the graph of a single one would serve all blocks.
 
 from __future__ import annotations
 
+import math
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from itertools import count
 from pathlib import Path
@@ -18,15 +20,22 @@ from skerch.jobs.problems.digits_mlp import digits_mlp
 calls = count(1)
 
 
+def first_of(halt):
+    """The block to stop at: none while there is no file, or one that is not written yet."""
+    with suppress(FileNotFoundError, ValueError):
+        return int(halt.read_text())
+    return math.inf
+
+
 def digits():
     """The problem."""
     problem = digits_mlp()
 
     def loss_fn(model, batch):
         index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), (next(calls) + 1) // 2
-        halt, halted = Path(f"halt.{index}"), Path(f"halted.{index}")
-        if halt.exists() and number >= int(halt.read_text()):
-            halted.write_text(str(os.getpid()))
+        halt = Path(f"halt.{index}")
+        if number >= first_of(halt):
+            Path(f"halted.{index}").write_text(str(os.getpid()))
             while halt.exists():
                 time.sleep(0.05)
         if Path("raise").exists():

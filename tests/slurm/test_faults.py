@@ -104,7 +104,7 @@ def test_at_the_time_limit_a_task_goes_on_later_some_times(trained, ends_well, c
     trained.halted(0)
     trained.wait(lambda: f"{second}|PENDING|BeginTime" in trained.queue(), "Slurm's signal")
     trained.go_on(1)
-    trained.wait(lambda: trained.status()["measure-1.0"]["state"] == "failed", "a limit", 120)
+    trained.wait(lambda: trained.status()["measure-1.0"]["state"] == "failed", "a limit", 300)
     status, kept = trained.status(), trained.blocks()
     assert has(status["measure-1.0"], reason="TIMEOUT")
     log = Path(status["measure-1.0"]["log"]).read_text()
