@@ -204,13 +204,18 @@ def test_a_killed_controller_is_not_missed(trained, ends_well, cluster):
 def test_jobs_that_a_killed_controller_has_forgotten_are_lost(trained, ends_well, cluster):
     """Its state is that of before, so that it gives the same ids again."""
     old = shutil.copy(saved_state(trained), trained.path)
+
+    def sockets():  # of the job steps that slurmd takes for running
+        return cluster.directory.glob("spool/*/n?_*.*")
+
     trained.halt(3)
     trained.submit()
-    pids = trained.halted()
+    trained.halted()
+    assert any(sockets())
     job = trained.job("merge")
     shutil.copy(old, saved_state(trained))
     cluster.restart_controller()
-    trained.wait(lambda: not running(pids), "the end of workers whose jobs are unknown")
+    trained.wait(lambda: not any(sockets()), "the end of workers whose jobs are unknown")
     for task in trained.status().values():
         assert task["state"] == ("done" if task["stage"] in ("train", "layout") else "lost")
     kept = trained.blocks()
