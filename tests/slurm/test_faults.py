@@ -212,7 +212,7 @@ def test_jobs_that_a_killed_controller_has_forgotten_are_lost(trained, ends_well
     trained.submit()
     trained.halted()
     assert any(sockets())
-    job = trained.job("merge")
+    job = trained.job("measure-1.0")  # the first to be submitted
     shutil.copy(old, saved_state(trained))
     cluster.restart_controller()
     trained.wait(lambda: not any(sockets()), "the end of workers whose jobs are unknown")
@@ -221,7 +221,7 @@ def test_jobs_that_a_killed_controller_has_forgotten_are_lost(trained, ends_well
     kept = trained.blocks()
     trained.halt(1)
     trained.submit()
-    assert trained.job("merge") == job
+    assert trained.job("measure-1.0") == job
     assert " 0 jobs, and 6 were live" in trained.submit().stdout
     trained.go_on()
     ends_well(trained, kept)
