@@ -117,7 +117,7 @@ def cases(device: torch.device, quick: bool) -> list[Case]:
         for name, network, count, shape, block in (
             ("mnist_mini", mini, 100, (1, 16, 16), 64),
             ("mnist_mini", mini, 500, (1, 16, 16), 64),
-            ("cifar10_3c3d", deep, 50 if quick else 100, (3, 32, 32), 4 if quick else 8),
+            ("cifar10_3c3d", deep, 100, (3, 32, 32), 4 if quick else 8),
             ("batch norm", batch_norm(), images, (3, 32, 32), 16),
             ("attention", attention(), images, (16, 16), 16),
         )
