@@ -6,6 +6,7 @@ The same measurements, summary and recoveries as the pipeline's, with the array 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,6 +15,7 @@ from skerch.decompositions import recovery as recoveries
 from skerch.decompositions.core import solve
 from skerch.decompositions.recovery import RECOVERIES
 from skerch.errors import ShapeError, SkerchError
+from skerch.linops.adapters import as_operand
 from skerch.linops.base import LinearOperator
 from skerch.measurements.gram import gram, multiply
 from skerch.measurements.manifest import Manifest
@@ -34,7 +36,7 @@ class EighResult:
 
 
 def seigh(
-    op: LinearOperator,
+    op: Any,
     *,
     outer: int,
     inner: int | None = None,
@@ -48,6 +50,10 @@ def seigh(
 ) -> EighResult:
     """The `outer` eigenpairs of largest magnitude of a symmetric operator (N, N).
 
+    `op` is a `LinearOperator` or what `skerch.aslinearoperator` makes one of, by itself: a tensor,
+    a NumPy array, a SciPy or curvlinops operator. An operator has to declare that it is symmetric;
+    a matrix (dense, or SciPy's sparse) is looked at.
+
     Spends `inner` matvecs (default: twice `outer`, at most N) in blocks of `block_size`, and
     `probes` more for the error estimate. `recovery` is "nystrom" (in one to four `rounds`,
     by default two), "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of
@@ -55,15 +61,17 @@ def seigh(
     Eigenvalues below rounding, eps |λ_1|, are left out, so that fewer pairs come back from an H of
     lower rank.
 
-    Raises ShapeError for an operator that is not square, SkerchError for one that is not declared
-    self-adjoint and for sizes that do not fit.
+    Raises ShapeError for an operator that is not square, SkerchError for one that is not
+    symmetric or not declared so, and for sizes that do not fit.
     """
+    op = as_operand(op)
     size = op.shape[0]
     if op.shape[1] != size:
         raise ShapeError(f"seigh needs a square operator, not one of shape {op.shape}; see ssvd.")
     if not op.self_adjoint:
         raise SkerchError(
-            f"seigh needs a symmetric operator, and {op} is not declared so; if it is, wrap it by "
+            f"seigh needs a symmetric operator, and {op} is neither a symmetric matrix nor "
+            "declared symmetric; take (A + A.T) / 2 or ssvd, or, if it is, wrap it by "
             "aslinearoperator(..., self_adjoint=True)."
         )
     if block_size < 1:

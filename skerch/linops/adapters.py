@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from skerch.errors import ShapeError, SkerchError
+from skerch.linops.arrays import as_tensor, is_array
 from skerch.linops.base import LinearOperator
 
 Matmul = Callable[[Tensor], Tensor]
@@ -20,7 +21,10 @@ class DenseOperator(LinearOperator):
 
     def __init__(self, matrix: Tensor, *, self_adjoint: bool = False):
         if matrix.ndim != 2:
-            raise ShapeError(f"A matrix has shape (m, n), not {tuple(matrix.shape)}.")
+            raise ShapeError(
+                f"A matrix has shape (m, n), not {tuple(matrix.shape)}; the matrix of a diagonal d "
+                "of shape (n,) is skerch.linops.DiagonalOperator(d)."
+            )
         super().__init__((matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.device)
         self.matrix, self.self_adjoint = matrix, self_adjoint
 
@@ -76,7 +80,7 @@ class SciPyOperator(LinearOperator):
         from scipy.sparse.linalg import aslinearoperator as as_scipy_operator
 
         self.operator = as_scipy_operator(operator)
-        own_dtype = torch.from_numpy(np.empty(0, self.operator.dtype)).dtype
+        own_dtype = as_tensor(np.empty(0, self.operator.dtype)).dtype
         super().__init__(self.operator.shape, dtype or own_dtype, device)
         self.self_adjoint = self_adjoint
 
@@ -92,8 +96,7 @@ class SciPyOperator(LinearOperator):
             raise SkerchError(f"{self!r} has no adjoint product in SciPy ({error}).") from error
 
     def _call(self, multiply: Callable[[Any], Any], X: Tensor) -> Tensor:
-        Y = np.ascontiguousarray(multiply(X.detach().cpu().numpy()))
-        return torch.from_numpy(Y).to(self.dtype).to(self.device)
+        return as_tensor(multiply(_shown(X)), self.dtype, self.device)
 
 
 class CurvlinopsOperator(LinearOperator):
@@ -128,7 +131,7 @@ def aslinearoperator(
 
     obj: one of
         a `LinearOperator`, returned as it is;
-        a torch tensor or NumPy array of shape (m, n), converted to `dtype` and `device`;
+        a tensor, NumPy array or list of shape (m, n), converted to `dtype` and `device`;
         a SciPy sparse array or `scipy.sparse.linalg.LinearOperator`, its results converted to them;
         a curvlinops operator;
         a callable X ↦ A X, which needs `shape`; float32 on the CPU unless told.
@@ -145,18 +148,17 @@ def aslinearoperator(
     operator: LinearOperator
     if isinstance(obj, LinearOperator):
         operator = obj
-    elif isinstance(obj, Tensor):
-        operator = DenseOperator(obj.to(device=device, dtype=dtype), self_adjoint=declared)
-    elif isinstance(obj, np.ndarray):
-        matrix = torch.from_numpy(np.require(obj, requirements=["C", "W"]))
-        operator = DenseOperator(matrix.to(device=device, dtype=dtype), self_adjoint=declared)
+    elif is_array(obj):
+        operator = DenseOperator(as_tensor(obj, dtype, device), self_adjoint=declared)
     elif isinstance(getattr(obj, "dtype", None), torch.dtype) and hasattr(obj, "__matmul__"):
         operator = CurvlinopsOperator(obj, self_adjoint=self_adjoint)
     elif _is_scipy(obj):
         operator = SciPyOperator(obj, dtype, device or "cpu", self_adjoint=declared)
     elif callable(obj):
         if shape is None:
-            raise SkerchError("A callable does not say its shape; pass shape=(m, n).")
+            raise SkerchError(
+                "A callable does not say its shape; pass shape=(m, n) to skerch.aslinearoperator."
+            )
         operator = FunctionOperator(
             obj,
             shape,
@@ -173,6 +175,33 @@ def aslinearoperator(
         )
     _check_declarations(operator, shape, dtype, device, self_adjoint)
     return operator
+
+
+def as_operand(
+    obj: Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
+) -> LinearOperator:
+    """`obj` as `aslinearoperator` has it; a matrix that is its own transpose is self-adjoint.
+
+    A tensor, an array or a SciPy sparse matrix shows it: ‖(A - Aᵀ) g‖ ≤ √eps ‖A g‖ for a Gaussian
+    vector g. Any other operator has to declare it.
+    """
+    import scipy.sparse
+
+    operator = aslinearoperator(obj, dtype=dtype, device=device)
+    if is_array(obj) or scipy.sparse.issparse(obj):
+        operator.self_adjoint = _is_symmetric(operator)
+    return operator
+
+
+def _is_symmetric(operator: LinearOperator) -> bool:
+    m, n = operator.shape
+    if m != n:
+        return False
+    g = torch.from_numpy(np.random.default_rng(0).standard_normal(n))
+    g = g.to(operator.device, operator.dtype)
+    product, difference = (operator @ g).double(), (operator @ g - operator.T @ g).double()
+    tolerance = torch.finfo(operator.dtype).eps ** 0.5 * torch.linalg.norm(product)
+    return not bool(torch.linalg.norm(difference) > tolerance)  # nor with a NaN, which comes later
 
 
 def _is_scipy(obj: Any) -> bool:
@@ -203,20 +232,22 @@ def _check_declarations(
         raise ShapeError(f"{operator!r} is not square: it cannot be self-adjoint.")
 
 
-def to_scipy(operator: LinearOperator) -> Any:
+def to_scipy(operator: Any) -> Any:
     """The same operator as a `scipy.sparse.linalg.LinearOperator`, for NumPy vectors and blocks.
 
     It has matvec, matmat, rmatvec and rmatmat; half precisions are shown as float32. Operands are
-    converted to the operator's dtype.
+    converted to the operator's dtype, the real and the imaginary part of complex ones apart.
     """
     from scipy.sparse.linalg import LinearOperator as SciPyLinearOperator
 
-    shown = torch.promote_types(operator.dtype, torch.float32)
+    operator = aslinearoperator(operator)
 
     def product(factor: LinearOperator) -> Callable[[Any], Any]:
         def multiply(X: Any) -> Any:
-            block = torch.as_tensor(np.ascontiguousarray(X)).to(factor.dtype).to(factor.device)
-            return (factor @ block).detach().to(shown).cpu().numpy()
+            block = as_tensor(X)
+            if block.is_complex():
+                return multiply(block.real) + 1j * multiply(block.imag)
+            return _shown(factor @ block.to(factor.device, factor.dtype))
 
         return multiply
 
@@ -226,5 +257,10 @@ def to_scipy(operator: LinearOperator) -> Any:
         matmat=product(operator),
         rmatvec=product(operator.T),
         rmatmat=product(operator.T),
-        dtype=torch.empty(0, dtype=shown).numpy().dtype,
+        dtype=_shown(torch.empty(0, dtype=operator.dtype)).dtype,
     )
+
+
+def _shown(X: Tensor) -> Any:
+    """A tensor as a NumPy array, in at least single precision."""
+    return X.to(torch.promote_types(X.dtype, torch.float32)).numpy(force=True)

@@ -4,27 +4,36 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from contextlib import AbstractContextManager, nullcontext
-from typing import overload
+from numbers import Number, Real
+from typing import Any, overload
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from skerch.errors import ShapeError, SkerchError
+from skerch.linops.arrays import as_tensor, is_array
 
 
 class LinearOperator(ABC):
     """A real linear map A of shape (m, n) that is known by its products only.
 
     `A @ x` takes a tensor of shape (n,) or (n, b), of the operator's dtype, and returns (m,) or
-    (m, b). Subclasses implement `_matmul` on blocks, and `_rmatmul` where an adjoint exists;
-    those that equal their own adjoint set `self_adjoint` and need no `_rmatmul`. `A + B`, `A - B`,
-    `-A`, `2.0 * A`, `A @ B` and `A.T` are operators again (`skerch.linops.algebra`).
+    (m, b); `x @ A` likewise, by the adjoint. A complex x has A Re x + i A Im x. NumPy arrays and
+    lists are converted to the operator's dtype and device, and the result is a tensor.
 
-    Raises `SkerchError` for a dtype that is not real floating point, and `ShapeError` for operands
-    or results of another shape or dtype than the contract's.
+    Subclasses implement `_matmul` on blocks, and `_rmatmul` where an adjoint exists; those that
+    equal their own adjoint set `self_adjoint` and need no `_rmatmul`.
+
+    `A + B`, `A - B`, `-A`, `2.0 * A`, `A / 2`, `A @ B` and `A.T` are operators again
+    (`skerch.linops.algebra`). B may be another library's operator, and in sums a matrix too.
+
+    Raises `SkerchError` for a dtype that is not real floating point and for operands without a
+    meaning, and `ShapeError` for operands or results of another shape or dtype than the contract's.
     """
 
     self_adjoint: bool = False
+    __array_ufunc__ = None  # NumPy leaves `array + A`, `array @ A`, … to the methods below
 
     def __init__(
         self,
@@ -54,20 +63,38 @@ class LinearOperator(ABC):
         )
 
     @overload
+    def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
+    @overload
     def __matmul__(self, other: Tensor) -> Tensor: ...
     @overload
-    def __matmul__(self, other: LinearOperator) -> LinearOperator: ...
-    def __matmul__(self, other: Tensor | LinearOperator) -> Tensor | LinearOperator:
-        if isinstance(other, LinearOperator):
-            from skerch.linops.algebra import ProductOperator
+    def __matmul__(self, other: Any) -> Any: ...
+    def __matmul__(self, other: Any) -> Any:
+        if is_array(other):
+            return self._apply(self._operand(other), adjoint=False)
+        from skerch.linops.adapters import aslinearoperator
+        from skerch.linops.algebra import ProductOperator
 
-            return ProductOperator(self, other)
-        if not isinstance(other, Tensor):
-            return NotImplemented
-        return self._apply(other, adjoint=False)
+        return ProductOperator(self, aslinearoperator(other))
+
+    def __rmatmul__(self, other: Any) -> Any:
+        if is_array(other):
+            return _transposed(self._apply(_transposed(self._operand(other)), adjoint=True))
+        from skerch.linops.adapters import aslinearoperator
+        from skerch.linops.algebra import ProductOperator
+
+        return ProductOperator(aslinearoperator(other), self)
+
+    def _operand(self, array: Any) -> Tensor:
+        """A tensor as it is; another array in the dtype and on the device of the operator."""
+        if isinstance(array, Tensor):
+            return array
+        X = as_tensor(array, device=self.device)
+        return X.to(self.dtype.to_complex() if X.is_complex() else self.dtype)
 
     def _apply(self, X: Tensor, adjoint: bool) -> Tensor:
         """Check a vector or block against the contract, and multiply it."""
+        if X.is_complex():
+            return torch.complex(self._apply(X.real, adjoint), self._apply(X.imag, adjoint))
         result_rows, rows = self.shape[::-1] if adjoint else self.shape
         name = f"{type(self).__name__}{' (adjoint)' if adjoint else ''}"
         if X.ndim not in (1, 2) or X.shape[0] != rows:
@@ -105,23 +132,71 @@ class LinearOperator(ABC):
 
         return AdjointOperator(self)
 
-    def __add__(self, other: LinearOperator) -> LinearOperator:
+    def __add__(self, other: Any) -> LinearOperator:
+        if isinstance(other, Real) and other == 0:  # where sum() starts
+            return self
         from skerch.linops.algebra import SumOperator
 
-        return SumOperator(self, other)
+        return SumOperator(self, self._summand(other))
 
-    def __mul__(self, scale: float) -> LinearOperator:
-        from skerch.linops.algebra import ScaledOperator
+    __radd__ = __add__
 
-        return ScaledOperator(self, scale)
+    def __sub__(self, other: Any) -> LinearOperator:
+        return self + -self._summand(other)
 
-    __rmul__ = __mul__
+    def __rsub__(self, other: Any) -> LinearOperator:
+        return (-self).__add__(other)
 
     def __neg__(self) -> LinearOperator:
         return self * -1.0
 
-    def __sub__(self, other: LinearOperator) -> LinearOperator:
-        return self + -other
+    def __mul__(self, scale: Any) -> LinearOperator:
+        from skerch.linops.algebra import ScaledOperator
+
+        return ScaledOperator(self, self._number(scale))
+
+    __rmul__ = __mul__
+
+    def __truediv__(self, divisor: Any) -> LinearOperator:
+        if self._number(divisor) == 0:
+            raise SkerchError(f"{self!r} / 0 is no operator; divide by another number.")
+        return self * (1 / self._number(divisor))
+
+    def __rtruediv__(self, other: Any) -> LinearOperator:
+        raise SkerchError(
+            f"{self!r} has no inverse; solve A x = b by SciPy's solvers on skerch.to_scipy(A)."
+        )
+
+    def __pow__(self, exponent: Any) -> LinearOperator:
+        raise SkerchError(f"A power of {self!r} is a product; write A @ A for A².")
+
+    def _summand(self, other: Any) -> LinearOperator:
+        if isinstance(other, Number):
+            raise SkerchError(
+                f"{self!r} ± {other!r}: a number is no operator; for a damping term c I, add "
+                f"skerch.linops.DiagonalOperator(torch.full((n,), c, dtype={self.dtype}))."
+            )
+        from skerch.linops.adapters import as_operand
+
+        if hasattr(other, "dtype") and isinstance(other.dtype, torch.dtype):
+            return as_operand(other)
+        return as_operand(other, dtype=self.dtype, device=self.device)
+
+    def _number(self, scale: Any) -> float:
+        is_scalar = isinstance(scale, Tensor | np.ndarray) and scale.ndim == 0
+        value = scale.tolist() if is_scalar else scale
+        if not isinstance(value, Real):
+            raise SkerchError(
+                f"{self!r} is multiplied and divided by real numbers only, not by "
+                f"{type(scale).__name__}; write A @ B for a product, and take the real and "
+                "imaginary parts of a complex multiple apart."
+            )
+        return float(value)
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}(shape={self.shape}, dtype={self.dtype})"
+
+
+def _transposed(X: Tensor) -> Tensor:
+    """Xᵀ for X of any number of dimensions; a vector stays as it is."""
+    return X.permute(tuple(range(X.ndim))[::-1])
