@@ -32,7 +32,7 @@ class DenseOperator(LinearOperator):
         return self.matrix @ X
 
     def _rmatmul(self, X: Tensor) -> Tensor:
-        return self.matrix.T @ X
+        return self.matrix.mT @ X  # of sparse ones too, which have no .T
 
 
 class FunctionOperator(LinearOperator):
@@ -93,7 +93,10 @@ class SciPyOperator(LinearOperator):
         try:
             return self._call(self.operator.rmatmat, X)
         except (NotImplementedError, TypeError) as error:  # SciPy's own words for a missing rmatvec
-            raise SkerchError(f"{self!r} has no adjoint product in SciPy ({error}).") from error
+            raise SkerchError(
+                f"{self!r} has no adjoint product in SciPy ({error}); give its LinearOperator an "
+                "rmatvec."
+            ) from error
 
     def _call(self, multiply: Callable[[Any], Any], X: Tensor) -> Tensor:
         return as_tensor(multiply(_shown(X)), self.dtype, self.device)

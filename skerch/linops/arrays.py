@@ -16,7 +16,8 @@ PLAIN = (np.ndarray, np.matrix, np.memmap, np.ma.MaskedArray)
 
 def is_array(obj: Any) -> bool:
     """Whether `obj` is a tensor, a NumPy array, a list, or something that NumPy reads as one."""
-    return isinstance(obj, Tensor | list | tuple) or hasattr(obj, "__array__")
+    opts_out = getattr(obj, "__array_ufunc__", True) is None  # as our operators do
+    return isinstance(obj, Tensor | list | tuple) or (hasattr(obj, "__array__") and not opts_out)
 
 
 def as_tensor(
@@ -27,6 +28,11 @@ def as_tensor(
     Raises `SkerchError` for what would lose its meaning: arrays that are more than their numbers
     (masked ones), dtypes that torch lacks, and complex numbers where `dtype` is real.
     """
+    if isinstance(array, torch.masked.MaskedTensor) or np.ma.is_masked(array):
+        raise SkerchError(
+            "A masked array has entries without a value; give them one, by array.filled(value) in "
+            "NumPy or tensor.to_tensor(value) in torch."
+        )
     tensor = array if isinstance(array, Tensor) else _from_numpy(array)
     if tensor.is_complex() and dtype is not None and not dtype.is_complex:
         raise SkerchError(
@@ -37,10 +43,6 @@ def as_tensor(
 
 
 def _from_numpy(array: Any) -> Tensor:
-    if np.ma.is_masked(array):
-        raise SkerchError(
-            "A masked array has entries without a value; say which one by array.filled(value)."
-        )
     if isinstance(array, np.ndarray) and type(array) not in PLAIN:
         raise SkerchError(
             f"An array of type {type(array).__name__} is more than its numbers; pass those alone, "

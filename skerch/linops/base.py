@@ -80,14 +80,19 @@ class LinearOperator(ABC):
         if is_array(other):
             return _transposed(self._apply(_transposed(self._operand(other)), adjoint=True))
         from skerch.linops.adapters import aslinearoperator
-        from skerch.linops.algebra import ProductOperator
 
-        return ProductOperator(aslinearoperator(other), self)
+        return aslinearoperator(other) @ self
+
+    def __array__(self, *_: Any, **__: Any) -> Any:
+        raise SkerchError(
+            f"{self!r} is no array; its entries are A @ torch.eye(n), SciPy takes "
+            "skerch.to_scipy(A), and SciPy's B multiplies it as skerch.aslinearoperator(B) @ A."
+        )
 
     def _operand(self, array: Any) -> Tensor:
         """A tensor as it is; another array in the dtype and on the device of the operator."""
         if isinstance(array, Tensor):
-            return array
+            return as_tensor(array)
         X = as_tensor(array, device=self.device)
         return X.to(self.dtype.to_complex() if X.is_complex() else self.dtype)
 
@@ -178,7 +183,7 @@ class LinearOperator(ABC):
             )
         from skerch.linops.adapters import as_operand
 
-        if hasattr(other, "dtype") and isinstance(other.dtype, torch.dtype):
+        if isinstance(getattr(other, "dtype", None), torch.dtype):
             return as_operand(other)
         return as_operand(other, dtype=self.dtype, device=self.device)
 

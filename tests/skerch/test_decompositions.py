@@ -8,7 +8,6 @@ import torch
 from skerch import synthmat
 from skerch.decompositions.recovery import RECOVERIES
 from skerch.decompositions.seigh import seigh
-from skerch.decompositions.ssvd import ssvd
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops import aslinearoperator
 
@@ -233,37 +232,3 @@ def test_an_operator_without_structure_is_not_made_worse_than_nothing():
     # the best filter is found from a small |m_outer| too
     filters = [seigh(op, outer=k, inner=INNER, rounds=1).health["filter"] for k in (1, INNER)]
     assert 0.5 < filters[1] / filters[0] < 2
-
-
-def test_ssvd_refuses_sizes_that_do_not_fit_and_takes_twice_outer():
-    A = synthmat.general(synthmat.exponential_decay(50, 5, 0.1), (60, 50), seed=0)[0].float()
-    op = aslinearoperator(A)
-    sizes = r"shape \(60, 50\) needs 1 ≤ outer ≤ inner ≤ 50 and at least 2 probes, not outer="
-    for wrong in ({"outer": 0}, {"outer": 9, "inner": 8}, {"outer": 9, "inner": 51}):
-        with pytest.raises(SkerchError, match=sizes):
-            ssvd(op, **wrong)
-    with pytest.raises(SkerchError, match=r"outer=9, inner=18, probes=1"):
-        ssvd(op, outer=9, probes=1)
-    default, explicit = ssvd(op, outer=9), ssvd(op, outer=9, inner=18, probes=30, seed=0)
-    assert torch.equal(default.left, explicit.left)
-    assert (default.left.dtype, default.right.dtype) == (torch.float32, torch.float32)
-    whole = ssvd(op, outer=50, inner=50, probes=2)
-    torch.testing.assert_close(whole.values, torch.linalg.svdvals(A).double(), rtol=0, atol=1e-3)
-    assert len(ssvd(op, outer=1, probes=2).values) == 1
-    assert len(ssvd(op, outer=30).values) == 30  # inner is at most 50
-
-
-def test_ssvd_finds_singular_triplets_and_knows_its_residual():
-    A, values = synthmat.general(synthmat.exponential_decay(200, 5, 0.1), (300, 200), seed=0)
-    s, k = 81, 40
-    result = ssvd(aslinearoperator(A), outer=k, inner=s)
-    for rank in (0, 20, k):
-        U, V = result.left[:, :rank], result.right[:, :rank]
-        truth = float(torch.linalg.norm(A - (U * result.values[:rank]) @ V.T))
-        assert abs(float(result.residual[rank]) / truth - 1) < 0.1
-    tails = values.square().flip(0).cumsum(0).flip(0)
-    bound = min(float(tails[r]) * (k + r - 1) / (k - r - 1) for r in range(k - 1))
-    assert truth**2 < (s - 1) / (s - k - 1) * bound  # TYUC 2019, theorem 5.1
-    torch.testing.assert_close(result.values[:5], values[:5], rtol=1e-2, atol=0)
-    for W in (result.left, result.right):
-        torch.testing.assert_close(W.T @ W, torch.eye(k).double(), rtol=0, atol=1e-12)
