@@ -63,7 +63,9 @@ class FunctionOperator(LinearOperator):
         return super()._rmatmul(X) if self.adjoint is None else self._call(self.adjoint, X)
 
     def _call(self, function: Matmul, X: Tensor) -> Tensor:
-        return torch.stack([function(x) for x in X.T], dim=1) if self.vectorwise else function(X)
+        if not self.vectorwise:
+            return as_tensor(function(X), device=self.device)
+        return torch.stack([as_tensor(function(x), device=self.device) for x in X.T], dim=1)
 
 
 class SciPyOperator(LinearOperator):

@@ -7,10 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
+from typing import Any
 
 from torch import Tensor
 
 from skerch.errors import ShapeError
+from skerch.linops.arrays import as_tensor
 from skerch.linops.base import LinearOperator
 
 
@@ -109,31 +111,35 @@ class ProductOperator(LinearOperator):
 
 
 class DiagonalOperator(LinearOperator):
-    """diag(d), of shape (n, n), for d of shape (n,). Raises `ShapeError` if d is no vector."""
+    """diag(d), of shape (n, n), for d of shape (n,), a tensor or array.
+
+    Raises `ShapeError` if d is no vector.
+    """
 
     self_adjoint = True
 
-    def __init__(self, diagonal: Tensor):
+    def __init__(self, diagonal: Any):
+        diagonal = as_tensor(diagonal)
         if diagonal.ndim != 1:
             raise ShapeError(f"A diagonal has shape (n,), not {tuple(diagonal.shape)}.")
         super().__init__((len(diagonal), len(diagonal)), diagonal.dtype, diagonal.device)
-        self.diagonal = diagonal
+        self.diagonal: Tensor = diagonal
 
     def _matmul(self, X: Tensor) -> Tensor:
         return self.diagonal[:, None] * X
 
 
 class LowRankOperator(LinearOperator):
-    """U diag(values) Vᵀ, of shape (m, n), for U (m, k), values (k,), V (n, k).
+    """U diag(values) Vᵀ, of shape (m, n), for tensors or arrays U (m, k), values (k,), V (n, k).
 
     Without V it is U diag(values) Uᵀ, which is self-adjoint: an eigendecomposition, as the other
     is a singular value decomposition. The factors need not be orthonormal. Raises `ShapeError`
     for factors whose shapes, dtypes or devices do not fit.
     """
 
-    def __init__(self, U: Tensor, values: Tensor, V: Tensor | None = None):
+    def __init__(self, U: Any, values: Any, V: Any = None):
         self.self_adjoint = V is None
-        V = U if V is None else V
+        U, values, V = as_tensor(U), as_tensor(values), as_tensor(U if V is None else V)
         shapes = tuple(U.shape), tuple(values.shape), tuple(V.shape)
         if [len(shape) for shape in shapes] != [2, 1, 2] or len({s[-1] for s in shapes}) != 1:
             raise ShapeError(
@@ -147,7 +153,9 @@ class LowRankOperator(LinearOperator):
                 f"and {V.device}; they must agree."
             )
         super().__init__((shapes[0][0], shapes[2][0]), U.dtype, U.device)
-        self.U, self.values, self.V = U, values, V
+        self.U: Tensor = U
+        self.V: Tensor = V
+        self.values: Tensor = values
 
     def _matmul(self, X: Tensor) -> Tensor:
         return self.U @ (self.values[:, None] * (self.V.T @ X))

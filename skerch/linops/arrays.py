@@ -50,8 +50,8 @@ def _from_numpy(array: Any) -> Tensor:
         )
     try:
         found = np.asarray(array)
-    except ValueError as error:
-        raise SkerchError(f"{type(array).__name__} is no array ({error}).") from error
+    except (ValueError, TypeError, RuntimeError) as error:  # ragged, or tensors that NumPy refuses
+        raise SkerchError(f"A {type(array).__name__} is no array here ({error}).") from error
     try:
         plain = np.require(found, found.dtype.newbyteorder("="), ["C", "W"])
         return torch.from_numpy(plain)

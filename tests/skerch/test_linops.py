@@ -73,6 +73,16 @@ OPERATORS = {
         ),
         A,
     ),
+    "callable on arrays": lambda: (
+        aslinearoperator(
+            lambda x: A @ x.numpy(),
+            shape=(7, 5),
+            dtype=torch.float64,
+            adjoint=lambda x: x.numpy() @ A,
+            vectorwise=True,
+        ),
+        A,
+    ),
     "adjoint": lambda: (op(A).T, A.T),
     "sum": lambda: (op(A) + op(B), A + B),
     "difference": lambda: (op(A) - op(B), A - B),
@@ -91,6 +101,8 @@ OPERATORS = {
     "operator @ scipy matrix": lambda: (op(A).T @ scipy.sparse.csr_array(SPARSE), A.T @ SPARSE),
     "product": lambda: (op(A) @ op(C), A @ C),
     "diagonal": lambda: (DiagonalOperator(T(VALUES)), np.diag(VALUES)),
+    "diagonal array": lambda: (DiagonalOperator(VALUES.astype(">f8")), np.diag(VALUES)),
+    "eigenpairs in arrays": lambda: (LowRankOperator(U, VALUES), U @ np.diag(VALUES) @ U.T),
     "eigenpairs": lambda: (LowRankOperator(T(U), T(VALUES)), U @ np.diag(VALUES) @ U.T),
     "singular triplets": lambda: (
         LowRankOperator(T(U), T(VALUES), T(V)),
@@ -232,7 +244,7 @@ HIDDEN = np.ma.masked_greater(A, 1)
         (A.astype(np.longdouble), r"float128.*\.astype"),
         (A.astype(object), r"object.*\.astype"),
         (A.astype("U4"), r"<U4.*\.astype"),
-        ([[1.0, 2.0], [3.0]], "list is no array"),
+        ([[1.0, 2.0], [3.0]], "A list is no array"),
     ],
     ids=["masked", "masked tensor", "subclass", "longdouble", "object", "string", "ragged"],
 )
@@ -360,6 +372,8 @@ def test_mismatches_are_errors_that_say_both_sides(mistake, words):
         (lambda: B * op(A), "ndarray; write A @ B"),
         (lambda: np.complex64(2) * op(A), "complex64.*real and imaginary parts"),
         (lambda: op(A) * torch.tensor(1j), "real and imaginary parts"),
+        (lambda: DiagonalOperator(np.ma.masked_array(VALUES, mask=[0, 1, 0])), r"\.filled"),
+        (lambda: op(A) @ ([torch.ones(1, requires_grad=True)] * 5), "A list is no array here"),
         (lambda: op(A) / torch.tensor(0), "divide by another number"),
         (lambda: A / op(A), "no inverse; solve"),
         (lambda: op(S) ** 2, "A @ A"),
