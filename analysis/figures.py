@@ -19,7 +19,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.markers import CARETDOWNBASE, CARETUPBASE
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 from numpy.typing import ArrayLike
 from torch import Tensor
 
@@ -60,21 +60,26 @@ def eigenvalue_panel(axes: Axes, eigenvalues: Values, exact: Values | None = Non
                 label=name,
             )
     if exact is not None:
-        truth = np.abs(_array(exact))[: len(values)]
-        axes.plot(index[: len(truth)], truth, color=BLACK, linewidth=1, label="exact")
+        _exact(axes, index, np.abs(_array(exact)))
     _log_scale(axes, "y", np.abs(values))
+    _whole_numbers(axes)
     _style(axes, "Eigenvalues", "index, by decreasing magnitude", "magnitude of the eigenvalue")
     axes.legend(**LEGEND)
 
 
 def scree_panel(
-    axes: Axes, residual: Values, lower: Values | None = None, upper: Values | None = None
+    axes: Axes,
+    residual: Values,
+    lower: Values | None = None,
+    upper: Values | None = None,
+    exact: Values | None = None,
 ) -> None:
     """Draw the relative residual ‖H - H_r‖_F / ‖H‖_F, (k + 1,), against the rank r = 0 … k.
 
     The plane is shaded between `lower` and `upper`, (k + 1,) each, in the unit of the residual: the
     bounds of the best residual that a matrix of rank r could have (the scree; TYUC 2019, 6.5). As
-    the lower one falls to 0 at rank k, the scale ends at half the least residual.
+    the lower one falls to 0 at rank k, the scale ends at half the least residual. The `exact`
+    eigenpairs' own residual, (k + 1,), is laid over as a line.
     """
     values = _array(residual)
     rank = np.arange(len(values))
@@ -89,17 +94,23 @@ def scree_panel(
             label="best possible, bounds",
         )
     axes.plot(rank, values, color=BLUE, linewidth=2, label="sketched, estimate")
+    if exact is not None:
+        _exact(axes, rank, exact)
     _log_scale(axes, "y", values)
     if (values > 0).any():
         axes.set_ylim(bottom=0.5 * values[values > 0].min())
+    _whole_numbers(axes)
     _style(axes, "Residual by rank", "rank", "relative residual, Frobenius norm")
     axes.legend(**LEGEND)
 
 
-def overlap_panel(axes: Axes, result: OverlapResult, *, log_x: bool = False) -> None:
+def overlap_panel(
+    axes: Axes, result: OverlapResult, *, exact: Values | None = None, log_x: bool = False
+) -> None:
     """Draw overlap(k) against k = 1 … K, beside k / N and random masks, k on a log scale if asked.
 
-    The band is two standard deviations to either side of k / N.
+    The band is two standard deviations to either side of k / N. The overlap (K,) of the `exact`
+    eigenvectors is laid over as a line.
     """
     overlap, baseline, deviation = map(_array, (result.overlap, result.baseline, result.deviation))
     k = np.arange(1, len(overlap) + 1)
@@ -117,9 +128,13 @@ def overlap_panel(axes: Axes, result: OverlapResult, *, log_x: bool = False) -> 
         axes.plot(k, curve, color=GREY, linewidth=0.8, alpha=0.9, label=label)
     axes.plot(k, baseline, "--", color=BLACK, linewidth=1.2, label="chance, k / N")
     axes.plot(k, overlap, color=BLUE, linewidth=2, label="magnitude mask")
+    if exact is not None:
+        _exact(axes, k, exact)
     axes.set_ylim(bottom=0)
     if log_x:
         _log_scale(axes, "x", k)
+    else:
+        _whole_numbers(axes)
     _style(axes, "Overlap with the largest parameters", "k eigenvectors, k parameters", "overlap")
     handles, labels = axes.get_legend_handles_labels()
     axes.legend(handles[::-1], labels[::-1], **LEGEND)
@@ -132,15 +147,19 @@ def hessian_figure(
     overlap: OverlapResult,
     title: str,
     exact: Values | None = None,
+    exact_residual: Values | None = None,
+    exact_overlap: Values | None = None,
 ) -> Figure:
     """One Hessian at a glance: its eigenvalues, relative residuals and overlap, side by side.
 
-    Takes what the three panels take; the title names the problem, the step and the split.
+    Takes what the three panels take; the title names the problem, the step and the split. What is
+    exact is of the exact eigenpairs: their eigenvalues, relative residual (k + 1,), overlap (K,).
     """
     figure, (first, second, third) = _panels(3, title)
+    lower, upper = bounds or (None, None)
     eigenvalue_panel(first, eigenvalues, exact)
-    scree_panel(second, residual, *(bounds or ()))
-    overlap_panel(third, overlap)
+    scree_panel(second, residual, lower, upper, exact_residual)
+    overlap_panel(third, overlap, exact=exact_overlap)
     return figure
 
 
@@ -172,6 +191,7 @@ def training_figure(log: Sequence[Mapping[str, Any]], title: str = "Training") -
                 markersize=4.5,
                 label=split,
             )
+        _whole_numbers(axes)
         _style(axes, quantity.capitalize(), "training step", quantity)
         axes.legend(**LEGEND)
     return figure
@@ -216,6 +236,17 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color("0.4")
     axes.margins(x=0.02)
+
+
+def _exact(axes: Axes, x: np.ndarray, values: Values) -> None:
+    """The line of exact values, as far as there are sketched ones."""
+    y = _array(values)[: len(x)]
+    axes.plot(x[: len(y)], y, color=BLACK, linewidth=1, label="exact")
+
+
+def _whole_numbers(axes: Axes) -> None:
+    """Ticks of x at whole numbers only, also where few of them are in view."""
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _log_scale(axes: Axes, direction: Literal["x", "y"], values: np.ndarray) -> None:

@@ -123,6 +123,30 @@ def test_hessian_figure_has_the_three_panels_and_its_title(result, tmp_path):
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_what_is_exact_is_laid_over_in_each_panel_as_far_as_it_was_sketched(result):
+    spectrum = torch.arange(40.0, 0.0, -1.0)
+    residual, overlaps = torch.linspace(1, 0, 41), torch.linspace(0, 1, 40)
+    drawn = hessian_figure(
+        EIGENVALUES, RESIDUAL, None, result, "title", spectrum, residual, overlaps
+    ).axes
+    for axes, exact, first in zip(drawn, (spectrum, residual, overlaps), (1, 0, 1), strict=True):
+        x, y = lines(axes)["exact"]
+        assert x == list(range(first, 7))
+        assert y == exact[: len(x)].tolist()
+
+
+@pytest.mark.parametrize("k", [1, 2, 3, 100])
+def test_indices_ranks_and_k_have_ticks_at_whole_numbers_only(k):
+    generator = torch.Generator().manual_seed(0)
+    W, _ = torch.linalg.qr(torch.randn(150, k, generator=generator, dtype=torch.float64))
+    found = overlap(W, torch.rand(150, generator=generator), random_masks=0)
+    for axes in hessian_figure(torch.ones(k), torch.ones(k + 1), None, found, "").axes:
+        low, high = axes.get_xlim()
+        shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
+        assert shown
+        assert all(tick == round(tick) for tick in shown)
+
+
 def test_training_figure_draws_every_split_where_it_was_recorded():
     log = [
         {"step": 0, "train": {"loss": 2.0, "accuracy": 0.1}, "test": {"loss": 2.5}},
