@@ -107,25 +107,21 @@ def scree_panel(
 def overlap_panel(
     axes: Axes, result: OverlapResult, *, exact: Values | None = None, log_x: bool = False
 ) -> None:
-    """Draw overlap(k) against k = 1 … K, beside k / N and random masks, k on a log scale if asked.
+    """Draw overlap(k) against k = 1 … K, beside k / N and random masks; k on a log scale if asked.
 
-    The band is two standard deviations to either side of k / N. The overlap (K,) of the `exact`
-    eigenvectors is laid over as a line.
+    The band holds 95 % of the random masks. The overlap (K,) of the `exact` eigenvectors is laid
+    over as a line.
     """
-    overlap, baseline, deviation = map(_array, (result.overlap, result.baseline, result.deviation))
+    overlap, baseline = _array(result.overlap), _array(result.baseline)
     k = np.arange(1, len(overlap) + 1)
     axes.fill_between(
-        k,
-        np.maximum(baseline - 2 * deviation, 0),
-        baseline + 2 * deviation,
+        _array(result.grid),
+        *_array(result.quantiles),
         color=GREY,
         alpha=0.25,
         linewidth=0,
-        label="chance, ± 2 std. dev.",
+        label="95 % of random masks",
     )
-    for i, curve in enumerate(_array(result.random)):
-        label = "random masks" if i == 0 else None
-        axes.plot(k, curve, color=GREY, linewidth=0.8, alpha=0.9, label=label)
     axes.plot(k, baseline, "--", color=BLACK, linewidth=1.2, label="chance, k / N")
     axes.plot(k, overlap, color=BLUE, linewidth=2, label="magnitude mask")
     if exact is not None:

@@ -46,6 +46,22 @@ def magnitude_mask(parameters: Tensor, k: int) -> Tensor:
     return order[:k]
 
 
-def random_order(n: int, seed: int, index: int) -> Tensor:
-    """A uniformly random order (n,) of n parameters: the `index`-th of those of a seed."""
-    return torch.from_numpy(stream(seed, "synthetic", index, n).permutation(n))
+def ties(parameters: Tensor, mask: Tensor) -> Tensor:
+    """How many parameters have the least magnitude in mask_j: within it, and in all, (2, k).
+
+    mask_j is the first j = 1 … k of a magnitude mask (k,) of the parameters (N,). Where fewer are
+    within, their indices alone decide which, and mask_j is one of several of the j largest.
+    """
+    magnitudes = parameters.detach().cpu().abs()
+    values, group, inside = magnitudes[mask].unique_consecutive(
+        return_inverse=True, return_counts=True
+    )
+    larger = (inside.cumsum(0) - inside)[group]
+    alike = inside.clone()
+    alike[-1:] = torch.isin(magnitudes, values[-1:]).sum()  # others are all within the mask
+    return torch.stack([torch.arange(1, len(mask) + 1) - larger, alike[group]])
+
+
+def random_mask(n: int, k: int, seed: int, index: int) -> Tensor:
+    """Indices (k,) of k of n parameters: the `index`-th of the uniformly random masks of a seed."""
+    return torch.from_numpy(stream(seed, "synthetic", index, n).choice(n, k, replace=False))

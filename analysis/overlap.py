@@ -11,21 +11,27 @@ A uniformly random mask adds up k of the N leverage scores d_i = ‖W[i, :k]‖�
 without replacement. Its overlap therefore has, exactly (Cochran 1977, Sampling Techniques, 2.5),
 
     mean k / N,    variance σ²(d) (N - k) / ((N - 1) k),    σ²(d) = Σ d_i² / N - (Σ d_i / N)².
+
+Leverage is heavy-tailed, as few parameters have most of it, and so chance is skewed: its quantiles
+are taken over masks that are drawn.
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from skerch.analysis.masks import magnitude_mask, random_order
+from skerch.analysis.masks import magnitude_mask, random_mask, ties
 from skerch.errors import ShapeError, SkerchError
 
 SLAB_ENTRIES = 2**22  # read at a time: 16 MiB in float32
 PIECE_ENTRIES = 2**18  # of a slab at a time, which stay in the processor's cache
+GRID = 32  # values of k at most at which the quantiles are taken, in geometric steps
+QUANTILES = (0.025, 0.975)
 
 
 class RowSlabs(Protocol):
@@ -44,8 +50,10 @@ class OverlapResult:
     overlap: Tensor  # (K,) with the magnitude mask
     baseline: Tensor  # (K,) k / N, the mean over random masks
     deviation: Tensor  # (K,) the standard deviation over random masks
-    random: Tensor  # (R, K) with R random masks
+    grid: Tensor  # (G,) some values of k, from 1 to K
+    quantiles: Tensor  # (2, G) of random masks there: 2.5 % are below, 2.5 % above
     mask: Tensor  # (K,) indices of the largest parameters, the largest first
+    ties: Tensor  # (2, K) how many have the least magnitude in the mask: within it, and in all
 
     @property
     def multiple(self) -> Tensor:
@@ -72,14 +80,15 @@ def overlap(
     eigenvectors: RowSlabs,
     parameters: Tensor,
     *,
-    random_masks: int = 5,
+    random_masks: int = 1000,
     seed: int = 0,
     slab_rows: int | None = None,
 ) -> OverlapResult:
     """Overlap of eigenvectors (N, K) with the magnitude masks of parameters (N,), and with chance.
 
     The eigenvectors may be larger than memory: they are read once, in slabs of `slab_rows` rows
-    (default: `SLAB_ENTRIES` entries), of which the masks' rows are kept: (1 + random_masks) K².
+    (default: `SLAB_ENTRIES` entries), of which K² entries are kept, the magnitude mask's rows. Of
+    a random mask, only the sums of leverage at the grid's values of k are.
 
     Raises `ShapeError` where the two do not belong together, and `SkerchError` where a parameter or
     an eigenvector is not finite or the eigenvectors are not normalised.
@@ -91,20 +100,20 @@ def overlap(
         )
     N, K = eigenvectors.shape
     slab_rows = slab_rows or max(1, SLAB_ENTRIES // max(1, K))
-    chance = [random_order(N, seed, index)[:K].clone() for index in range(random_masks)]
-    masks = torch.stack([magnitude_mask(parameters, K), *chance])
-
-    rows = torch.empty(*masks.shape, K, dtype=torch.float64)
+    mask = magnitude_mask(parameters, K)
+    chance = _Chance(N, K, seed, random_masks)
+    rows = torch.empty(K, K, dtype=torch.float64)
     total = torch.zeros(K, dtype=torch.float64)
     squares = torch.zeros(K, dtype=torch.float64)
     for start in range(0, N, slab_rows):
         slab = torch.as_tensor(eigenvectors[start : start + slab_rows], device="cpu").detach()
-        here = (masks >= start) & (masks < start + len(slab))
-        rows[here] = slab[masks[here] - start].double()
+        here = (mask >= start) & (mask < start + len(slab))
+        rows[here] = slab[mask[here] - start].double()
         for piece in torch.split(slab, max(1, PIECE_ENTRIES // max(1, K))):
             leverage = piece.double().square().cumsum(1)
             total += leverage.sum(0)
             squares += leverage.square().sum(0)
+            chance.add(leverage)
 
     k = torch.arange(1, K + 1, dtype=torch.float64)
     unfit = ~(total <= 1.01 * k)
@@ -116,11 +125,42 @@ def overlap(
             "(N, K), finite and of unit length."
         )
     variance = (squares / N - (total / N).square()).clamp(min=0.0)
-    curves = torch.stack([overlap_curve(sorted_rows) for sorted_rows in rows])
     return OverlapResult(
-        overlap=curves[0],
+        overlap=overlap_curve(rows),
         baseline=k / N,
         deviation=(variance * (N - k) / (max(1, N - 1) * k)).sqrt(),
-        random=curves[1:],
-        mask=masks[0],
+        grid=chance.grid,
+        quantiles=chance.quantiles(),
+        mask=mask,
+        ties=ties(parameters, mask),
     )
+
+
+class _Chance:
+    """The overlaps of random masks, added up as the rows of leverage come by."""
+
+    def __init__(self, N: int, K: int, seed: int, masks: int):
+        steps = torch.logspace(0, math.log10(max(1, K)), GRID, dtype=torch.float64)
+        self.grid = steps.round().long().unique() if masks and K else torch.empty(0).long()
+        drawn = [random_mask(N, K, seed, index) for index in range(masks)]
+        self._rows, place = torch.cat([torch.empty(0).long(), *drawn]).sort()
+        self._mask, self._rank = place // max(1, K), place % max(1, K)
+        self._sums = torch.zeros(masks, len(self.grid), dtype=torch.float64)
+        self._row = self._next = 0
+
+    def add(self, leverage: Tensor) -> None:
+        """Add the leverage scores ‖W[i, :k]‖² for k = 1 … K, (n, K), of the next n parameters."""
+        end = self._row + len(leverage)
+        last = int(torch.searchsorted(self._rows, end))
+        here = slice(self._next, last)
+        scores = leverage[:, self.grid - 1][self._rows[here] - self._row]
+        inside = self._rank[here, None] < self.grid
+        self._sums.index_add_(0, self._mask[here], scores * inside)
+        self._row, self._next = end, last
+
+    def quantiles(self) -> Tensor:
+        """The quantiles of the masks' overlaps at the grid's values of k, (2, G)."""
+        if not len(self._sums):
+            return torch.empty(2, 0, dtype=torch.float64)
+        probabilities = torch.tensor(QUANTILES, dtype=torch.float64)
+        return (self._sums / self.grid).quantile(probabilities, dim=0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
+from skerch.analysis.results import HessianResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.jobs import overlap_file
 from skerch.jobs.operators import load_inputs
@@ -22,29 +23,29 @@ def run(context: Context) -> None:
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
     lower, upper = interval(eigenvalues, residual, probes)
     scree = scree_bounds(eigenvalues, residual)
-    content = {
-        "manifests": manifests,
-        "parameters": len(parameters),
-        "eigenvalues": eigenvalues.tolist(),
-        "residual": residual.tolist(),
-        "residual_bounds": [lower.tolist(), upper.tolist()],
-        "scree_bounds": [bound.tolist() for bound in scree],
-        "overlap": result.overlap.tolist(),
-        "baseline": result.baseline.tolist(),
-        "deviation": result.deviation.tolist(),
-        "random": result.random.tolist(),
-        "mask": result.mask.tolist(),
-    }
-    title = f"{_problem_name(config.problem)}, step {context.step}, {context.split} split"
+    results = HessianResults(
+        parameters=len(parameters),
+        eigenvalues=eigenvalues.tolist(),
+        residual=residual.tolist(),
+        residual_bounds=[lower.tolist(), upper.tolist()],
+        scree_bounds=[bound.tolist() for bound in scree],
+        **{name: values.tolist() for name, values in vars(result).items()},
+    )
     relative = residual / residual[0].clamp(min=1e-300)
     below, above = (bound.sqrt() for bound in scree)
-    figure = hessian_figure(eigenvalues, relative, (below, above), result, title)
+    figure = hessian_figure(eigenvalues, relative, (below, above), result, _title(context, results))
     save(figure, context.run.figure(context.name, context.step, context.split))
-    overlap_file.write(directory.overlap, content)
+    overlap_file.write(directory.overlap, results, manifests)
 
 
-def _problem_name(problem: dict[str, str]) -> str:
-    return problem.get("name") or problem["factory"]
+def _title(context: Context, results: HessianResults) -> str:
+    """Which Hessian it is, and what was spent on it."""
+    problem = context.config.problem.get("name") or context.config.problem["factory"]
+    return (
+        f"{problem}, step {context.step}, {context.split} split\n"
+        f"{context.name}: {len(results.eigenvalues)} eigenpairs of N = {results.parameters:,} "
+        f"from {context.config.sketch.inner} matvecs"
+    )
 
 
 if __name__ == "__main__":

@@ -19,7 +19,7 @@ RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")
 
 def mount(app: typer.Typer) -> None:
     """Add the subcommands to the command line."""
-    for command in (run, submit, plan, status, logs, cancel, check, exhaustive):
+    for command in (run, submit, plan, status, logs, results, cancel, check, exhaustive):
         app.command(command.__name__)(command)
 
 
@@ -57,6 +57,19 @@ def logs(
     from skerch.jobs.logs import print_logs
 
     print_logs(run_dir, task, follow=follow)
+
+
+def results(
+    run_dir: RunPath,
+    name: Annotated[str | None, typer.Option(help="A method's folder; default: all.")] = None,
+    json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+    csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
+) -> None:
+    """What is found so far, of each step and split, and what is missing."""
+    from skerch.jobs.results import print_results
+    from skerch.jobs.run_dir import RunDir
+
+    print_results(RunDir(run_dir), name, json=json, csv=csv)
 
 
 def cancel(run_dir: RunPath) -> None:

@@ -4,34 +4,44 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
+from skerch.analysis.results import HessianResults
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
 from skerch.jobs.run_dir import StepDir
 
 
-def write(path: Path, content: dict[str, Any]) -> None:
-    """Write numbers and lists by name, and the hashes of the `manifests`, atomically."""
+def write(path: Path, results: HessianResults, manifests: Sequence[str]) -> None:
+    """Write results, and the hashes of the manifests of their measurements, atomically."""
+    content = {"manifests": list(manifests), **asdict(results)}
     whole = json.dumps(content | {"hash": _hash(content)})
     write_atomically(path, lambda temporary: temporary.write_text(whole))
 
 
-def read(path: Path) -> dict[str, Any]:
-    """What `write` wrote; refused if anything changed since, or if it is of other measurements."""
+def read(path: Path) -> HessianResults:
+    """What `write` wrote, or an older version: what that did not know of is left empty.
+
+    Refused if anything changed since, or if it is of other measurements.
+    """
     try:
         content: dict[str, Any] = json.loads(path.read_text())
         intact = content.pop("hash") == _hash(content)
+    except FileNotFoundError:
+        raise SkerchError(f"{path} is missing; run the same command again to make it.") from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         intact = False
     if not intact:
         raise SkerchError(f"{path} is damaged; delete it, and the same command makes it again.")
-    if not StepDir(path.parent).measured(content.pop("manifests", [])):
+    if not StepDir(path.parent).measured(content.get("manifests", [])):
         raise SkerchError(
             f"{path} is of other measurements than are there now; delete it and run again."
         )
-    return content
+    known = {field.name for field in fields(HessianResults)}
+    return HessianResults(**{name: value for name, value in content.items() if name in known})
 
 
 def _hash(content: dict[str, Any]) -> str:

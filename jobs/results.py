@@ -4,17 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from pathlib import Path
+from collections.abc import Iterator, Mapping
+from csv import DictWriter
+from json import dumps
+from typing import Any, TypeAlias
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
+from skerch.analysis.results import HessianResults
 from skerch.files import sweep
 from skerch.jobs import console, launchers, overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.submitted import refuse_live
+
+Hessians: TypeAlias = Mapping[tuple[int, str], HessianResults | None]  # by step and split
 
 
 def complete(config: Config, launch: launchers.Launch | None = None) -> dict[str, str]:
@@ -53,43 +58,113 @@ def complete(config: Config, launch: launchers.Launch | None = None) -> dict[str
     return failures
 
 
+def found(run: RunDir, config: Config) -> Hessians:
+    """What a method's Hessians have come to, by step and split; None for one that is missing."""
+    name = method_name(config)
+    paths = {
+        (step, split): run.step(name, step, split).overlap
+        for step in config.training.record_steps or []
+        for split in config.hessian.splits
+    }
+    return {key: overlap_file.read(path) if path.exists() else None for key, path in paths.items()}
+
+
+def print_results(
+    run: RunDir, name: str | None = None, *, json: bool = False, csv: bool = False
+) -> None:
+    """Print what was found, of one method or of all of a run, as tables, JSON or CSV."""
+    latest = run.load(name)
+    configs = [latest] if name else [run.load(each) for each in run.methods] or [latest]
+    if not json and not csv:
+        for config in configs:
+            print_table(config)
+        return
+    rows = [
+        {"name": method_name(config), "step": step, "split": split} | _row(results)
+        for config in configs
+        for (step, split), results in found(run, config).items()
+    ]
+    if json:
+        print(dumps(rows, indent=1))
+    else:
+        writer = DictWriter(sys.stdout, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
 def print_table(config: Config) -> None:
-    """Eigenvalues, residual and overlap of each finished Hessian, stage times, where files are."""
+    """Print each Hessian's results in a row, what is missing, times, and where files are."""
     run, name = RunDir(config.run_dir), method_name(config)
     sketch = config.sketch
-    title = f"{name}: {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
-    table = Table(title=escape(title))
-    for heading in ("step", "split", "top eigenvalues", "relative residual", "overlap"):
-        table.add_column(heading, justify="left" if heading == "split" else "right")
-    for step in config.training.record_steps or []:
-        for split in config.hessian.splits:
-            path = run.step(name, step, split).overlap
-            if path.exists():
-                table.add_row(str(step), split, *_cells(path))
-    if not table.row_count:
-        return
+    hessians = found(run, config)
+    table = Table("step", "split", "top eigenvalues", "relative\nresidual", "overlap")
+    for column in table.columns:
+        column.justify = "left" if column.header == "split" else "right"
+    for (step, split), results in hessians.items():
+        if results:
+            table.add_row(str(step), split, *_cells(results))
     output = Console()
     if not output.is_terminal:
         output.width = 100  # a file has no columns to fold at
-    output.print(table)
-    for line in (
+    lines = [
+        *_ties(hessians),
+        *_missing(hessians),
         _times(config, run),
         f"files    {run.method(name)}",
         f"figures  {run.figures}",
-    ):
+    ]
+    title = f"{name}: {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
+    output.print(title, markup=False, highlight=False, soft_wrap=True)
+    if table.row_count:
+        output.print(table)
+    for line in lines:
         output.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
-def _cells(path: Path) -> list[str]:
-    """Top eigenvalues, residual and overlap, in words, from an overlap file."""
-    found = overlap_file.read(path)
-    residual, k = found["residual"], len(found["overlap"])
-    multiple = found["overlap"][-1] / found["baseline"][-1]
+def _cells(results: HessianResults) -> list[str]:
+    """Top eigenvalues, residual and overlap, in words."""
+    k, distance = len(results.overlap), results.distance
+    sigmas = "" if distance is None else f", {distance:+.1f} σ"
     return [
-        ", ".join(f"{value:.4g}" for value in found["eigenvalues"][:3]),
-        f"{residual[-1] / residual[0]:.2%}",
-        f"{found['overlap'][-1]:.4f}, {multiple:.2f} times k/N (k = {k})",
+        ", ".join(f"{value:.4g}" for value in results.eigenvalues[:3]),
+        f"{results.relative_residual:.2%}",
+        f"{results.overlap[-1]:.4f}, {results.multiple:.2f} × k/N{sigmas} (k = {k})",
     ]
+
+
+def _row(results: HessianResults | None) -> dict[str, Any]:
+    """The same as numbers; None where there are none."""
+    top = [*(results.eigenvalues if results else ()), None, None, None]
+    within, alike = (results and results.tie) or (None, None)
+    return {
+        "parameters": results and results.parameters,
+        "k": results and len(results.overlap),
+        **{f"eigenvalue_{i + 1}": top[i] for i in range(3)},
+        "relative_residual": results and results.relative_residual,
+        "overlap": results and results.overlap[-1],
+        "chance": results and results.baseline[-1],
+        "sigmas_from_chance": results and results.distance,
+        "tied_in_mask": within,
+        "tied_in_all": alike,
+    }
+
+
+def _ties(hessians: Hessians) -> Iterator[str]:
+    """A line on each step whose mask is one of several of the largest parameters."""
+    ties = {step: results.tie for (step, _), results in hessians.items() if results}
+    for step, tie in ties.items():
+        if tie:
+            yield (
+                f"ties     step {step}: {tie[0]} of the largest parameters are any of {tie[1]} of "
+                "one magnitude"
+            )
+
+
+def _missing(hessians: Hessians) -> Iterator[str]:
+    """A line on what is not there, if anything is not."""
+    missing = [f"step {step} {split}" for (step, split), there in hessians.items() if not there]
+    if missing:
+        yield f"missing  {len(missing)} of {len(hessians)} Hessians: {', '.join(missing)}"
 
 
 def _times(config: Config, run: RunDir) -> str:

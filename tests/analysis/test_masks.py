@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from skerch.analysis.masks import magnitude_mask, magnitude_order, random_order
+from skerch.analysis.masks import magnitude_mask, magnitude_order, random_mask, ties
 from skerch.errors import ShapeError, SkerchError
 
 
@@ -44,15 +44,36 @@ def test_parameters_without_an_order_are_refused():
         magnitude_order(torch.zeros(2, 3))
 
 
-def test_random_orders_are_permutations_fixed_by_seed_and_index():
-    orders = [random_order(50, seed, index) for seed in (0, 1) for index in (0, 1)]
-    for order in orders:
-        assert sorted(order.tolist()) == list(range(50))
-    assert len({tuple(order.tolist()) for order in orders}) == 4
-    assert torch.equal(orders[1], random_order(50, 0, 1))
+def test_a_mask_that_cuts_through_equal_magnitudes_counts_them():
+    weights = torch.tensor([5.0, 1.0, -1.0, 2.0, 1.0, 0.0, -2.0, 1.0])
+    within, alike = ties(weights, magnitude_mask(weights, 5)).tolist()
+    assert within == [1, 1, 2, 1, 2]
+    assert alike == [1, 2, 2, 4, 4]
 
 
-def test_random_orders_are_uniform():
-    firsts = torch.stack([random_order(5, 0, index)[0] for index in range(4000)])
-    share = firsts.bincount(minlength=5) / 4000
-    assert (share - 0.2).abs().max() < 5 * (0.2 * 0.8 / 4000) ** 0.5
+@pytest.mark.parametrize("k", [0, 1, 40, 300])
+def test_ties_are_those_that_counting_finds(k):
+    magnitudes = np.random.default_rng(1).integers(0, 30, size=300)
+    weights = torch.tensor(magnitudes * np.random.default_rng(2).choice([-1.0, 1.0], size=300))
+    ranked = sorted(magnitudes, reverse=True)
+    expected = [
+        (ranked[:j].count(ranked[j - 1]), ranked.count(ranked[j - 1])) for j in range(1, k + 1)
+    ]
+    assert list(zip(*ties(weights, magnitude_mask(weights, k)).tolist(), strict=True)) == expected
+
+
+def test_random_masks_are_subsets_fixed_by_seed_and_index():
+    masks = [random_mask(50, 20, seed, index) for seed in (0, 1) for index in (0, 1)]
+    for mask in masks:
+        assert len(set(mask.tolist())) == 20
+        assert set(mask.tolist()) <= set(range(50))
+    assert len({tuple(mask.tolist()) for mask in masks}) == 4
+    assert torch.equal(masks[1], random_mask(50, 20, 0, 1))
+
+
+@pytest.mark.parametrize("n", [5, 20_000])  # NumPy draws from many in another way than from few
+def test_random_masks_are_uniform_and_in_random_order(n):
+    for place in (0, 2):
+        drawn = torch.stack([random_mask(n, 3, 0, index)[place] for index in range(4000)])
+        share = (drawn * 5 // n).bincount(minlength=5) / 4000
+        assert (share - 0.2).abs().max() < 5 * (0.2 * 0.8 / 4000) ** 0.5

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from skerch.analysis.masks import random_order
+from skerch.analysis.masks import random_mask
 from skerch.analysis.overlap import overlap, overlap_curve
 from skerch.errors import ShapeError, SkerchError
 
@@ -47,13 +47,40 @@ def test_overlap_equals_its_definition_for_every_k(tied):
     assert torch.allclose(result.multiple * result.baseline, result.overlap)
 
 
-def test_random_curves_are_the_overlap_with_the_masks_of_the_seed():
-    W, parameters = orthonormal(60, 20), torch.rand(60)
-    result = overlap(W, parameters, random_masks=3, seed=7)
-    for index, curve in enumerate(result.random):
-        ranks = np.empty(60)
-        ranks[random_order(60, 7, index)] = np.arange(60, 0, -1)
-        np.testing.assert_allclose(curve, by_definition(W.numpy(), ranks), rtol=0, atol=1e-12)
+def heavy_tailed(n: int, k: int) -> torch.Tensor:
+    """An orthonormal basis (n, k) whose leverage is mostly on few of its rows."""
+    weights = torch.exp(3 * torch.randn(n, 1, generator=torch.Generator().manual_seed(5)).double())
+    return torch.linalg.qr(orthonormal(n, k) * weights).Q
+
+
+def test_quantiles_are_those_of_the_masks_of_the_seed():
+    W = heavy_tailed(60, 20)
+    result = overlap(W, torch.rand(60), random_masks=30, seed=7)
+    curves = []
+    for index in range(30):
+        ranks = np.zeros(60)
+        ranks[random_mask(60, 20, 7, index)] = np.arange(20, 0, -1)
+        curves.append(by_definition(W.numpy(), ranks))
+    assert result.grid.tolist() == sorted(set(result.grid.tolist()))
+    assert (result.grid[0], result.grid[-1]) == (1, 20)
+    expected = np.quantile(np.array(curves)[:, result.grid - 1], [0.025, 0.975], axis=0)
+    np.testing.assert_allclose(result.quantiles, expected, rtol=0, atol=1e-12)
+
+
+def test_one_random_mask_in_forty_is_beyond_each_quantile_however_skewed_chance_is():
+    W = heavy_tailed(400, 30)
+    result = overlap(W, torch.rand(400))
+    leverage = W.square().cumsum(1).numpy()
+    generator = np.random.default_rng(0)
+    draws = np.array([generator.permutation(400)[:30] for _ in range(20_000)])
+    share = 0.025 * 0.975
+    error = 5 * (share / 1000 + share / 20_000) ** 0.5
+    for k, (low, high) in zip(result.grid.tolist(), result.quantiles.T.tolist(), strict=True):
+        chance = leverage[:, k - 1][draws[:, :k]].sum(1) / k
+        assert abs((chance < low).mean() - 0.025) < error
+        assert abs((chance > high).mean() - 0.025) < error
+    normal = float(result.baseline[-1] - 1.96 * result.deviation[-1])
+    assert (chance < normal).mean() < 0.01
 
 
 @pytest.mark.parametrize("slab_rows", [1, 17, 299, 300, 1000])
@@ -65,7 +92,7 @@ def test_slabs_and_hdf5_change_no_bit_of_the_curves(tmp_path, slab_rows, dtype):
         dataset = file.create_dataset("eigenvectors", data=W.numpy(), chunks=(64, 40))
         streamed = overlap(dataset, parameters, slab_rows=slab_rows)
     assert torch.equal(streamed.overlap, whole.overlap)
-    assert torch.equal(streamed.random, whole.random)
+    assert torch.equal(streamed.quantiles, whole.quantiles)
     assert torch.equal(streamed.mask, whole.mask)
     assert torch.allclose(streamed.deviation, whole.deviation, rtol=1e-10, atol=0)
 
@@ -99,7 +126,8 @@ def test_overlap_is_one_where_the_eigenvectors_span_the_mask_and_zero_off_it():
 
 def test_mean_over_haar_random_eigenvectors_is_k_over_n():
     parameters = torch.randn(40, generator=torch.Generator().manual_seed(0))
-    curves = torch.stack([overlap(orthonormal(40, 10, s), parameters).overlap for s in range(600)])
+    results = [overlap(orthonormal(40, 10, s), parameters, random_masks=0) for s in range(600)]
+    curves = torch.stack([result.overlap for result in results])
     error = curves.std(0) / 600**0.5
     assert ((curves.mean(0) - torch.arange(1.0, 11.0) / 40).abs() < 4 * error).all()
 
@@ -112,6 +140,14 @@ def test_mean_and_deviation_are_those_over_all_masks(k):
     assert len(values) == comb(7, k)
     assert float(result.baseline[k - 1]) == pytest.approx(np.mean(values), abs=1e-12)
     assert float(result.deviation[k - 1]) == pytest.approx(np.std(values), abs=1e-8)
+
+
+def test_equal_weights_of_which_the_mask_has_only_some_are_counted():
+    W, parameters = orthonormal(200, 20), torch.rand(200)
+    parameters[10:170] = 1.0  # as those of a layer norm
+    within, alike = overlap(W, parameters).ties
+    assert within.tolist() == list(range(1, 21))
+    assert set(alike.tolist()) == {160}
 
 
 def test_networks_that_do_not_fit_are_refused():

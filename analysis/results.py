@@ -1,0 +1,55 @@
+"""What the analysis of one Hessian found, in plain numbers: a file holds it, tables take it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class HessianResults:
+    """Eigenvalues, residual and overlap of one Hessian, from k of its eigenpairs.
+
+    The last three are empty where an older version found the rest.
+    """
+
+    parameters: int  # N
+    eigenvalues: Sequence[float]  # (k,) by decreasing magnitude
+    residual: Sequence[float]  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
+    residual_bounds: Sequence[Sequence[float]]  # (2, k + 1) its interval
+    scree_bounds: Sequence[Sequence[float]]  # (2, k + 1) of the best residual, squared, over ‖H‖²
+    overlap: Sequence[float]  # (k,) and the rest as in `skerch.analysis.overlap.OverlapResult`
+    baseline: Sequence[float]  # (k,)
+    deviation: Sequence[float]  # (k,)
+    mask: Sequence[int]  # (k,)
+    grid: Sequence[int] = ()  # (G,)
+    quantiles: Sequence[Sequence[float]] = ()  # (2, G)
+    ties: Sequence[Sequence[int]] = ()  # (2, k)
+
+    @property
+    def relative_residual(self) -> float:
+        """‖H - H_k‖ / ‖H‖ in the Frobenius norm, as estimated."""
+        return self.residual[-1] / self.residual[0]
+
+    @property
+    def multiple(self) -> float:
+        """The overlap at k as a multiple of k / N."""
+        return self.overlap[-1] / self.baseline[-1]
+
+    @property
+    def distance(self) -> float | None:
+        """The overlap at k less k / N, in standard deviations over random masks.
+
+        None where all masks of k parameters have the same overlap, as for k = N.
+        """
+        deviation = self.deviation[-1]
+        return (self.overlap[-1] - self.baseline[-1]) / deviation if deviation else None
+
+    @property
+    def tie(self) -> tuple[int, int] | None:
+        """How many of the mask of k are some of how many parameters of one magnitude, if any are.
+
+        Which of them are in the mask, their indices alone decide.
+        """
+        within, alike = (counts[-1] for counts in self.ties or ([0], [0]))
+        return (within, alike) if within < alike else None
