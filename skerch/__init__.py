@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from skerch.errors import SkerchError
     from skerch.linops import LinearOperator, aslinearoperator, to_scipy
 
+    load: Any
+
 __version__ = "0.1.0.dev0"
 
 _HOMES = {
@@ -27,6 +29,7 @@ _HOMES = {
     "LinearOperator": "skerch.linops",
     "aslinearoperator": "skerch.linops",
     "to_scipy": "skerch.linops",
+    "load": "skerch.jobs.loading",  # the one name of a floor above
 }
 __all__ = [
     "EighResult",
@@ -35,6 +38,7 @@ __all__ = [
     "SkerchError",
     "SvdResult",
     "aslinearoperator",
+    "load",
     "seigh",
     "ssvd",
     "to_scipy",

@@ -107,7 +107,7 @@ class Dataset:
 
     def __getitem__(self, key: Any) -> Tensor:
         with reading(self._dataset.file.filename):
-            return torch.from_numpy(self._dataset[key])
+            return torch.from_numpy(np.asarray(self._dataset[key]))  # one entry is no array
 
     def read_into(self, slab: Tensor, start: int, column: int = 0) -> None:
         """Read rows from `start` on into all rows of a slab, from its column `column` on."""

@@ -14,6 +14,7 @@ from typing import get_type_hints
 
 import pytest
 
+import skerch
 from skerch.jobs.schema import Config
 
 ROOT = Path(__file__).parents[1]
@@ -58,6 +59,11 @@ def test_imports_point_down_the_floors(folder):
                 assert floor <= FLOORS[folder], f"{path} imports {name}"
                 if room is not None and other is not None:
                     assert other <= room, f"{path} imports {name}"
+
+
+def test_load_is_the_one_name_of_the_library_that_lives_on_a_floor_above():
+    above = [name for name, home in skerch._HOMES.items() if place(home.split(".")[1:])[0] > 0]
+    assert above == ["load"]
 
 
 def test_every_package_is_shipped():
