@@ -160,7 +160,7 @@ class _Chance:
 
     def quantiles(self) -> Tensor:
         """The quantiles of the masks' overlaps at the grid's values of k, (2, G)."""
-        if not len(self._sums):
+        if not self._sums.numel():
             return torch.empty(2, 0, dtype=torch.float64)
         probabilities = torch.tensor(QUANTILES, dtype=torch.float64)
         return (self._sums / self.grid).quantile(probabilities, dim=0)

@@ -97,7 +97,10 @@ def print_table(config: Config) -> None:
     run, name = RunDir(config.run_dir), method_name(config)
     sketch = config.sketch
     hessians = found(run, config)
-    table = Table("step", "split", "top eigenvalues", "relative\nresidual", "overlap")
+    ks = sorted({len(results.overlap) for results in hessians.values() if results})
+    overlap = f"overlap (k = {' or '.join(map(str, ks))})"
+    headings = ("step", "split", "top eigenvalues", "relative\nresidual", overlap)
+    table = Table(*headings, pad_edge=False)  # so that it fits into 80 columns
     for column in table.columns:
         column.justify = "left" if column.header == "split" else "right"
     for (step, split), results in hessians.items():
@@ -123,12 +126,12 @@ def print_table(config: Config) -> None:
 
 def _cells(results: HessianResults) -> list[str]:
     """Top eigenvalues, residual and overlap, in words."""
-    k, distance = len(results.overlap), results.distance
+    distance = results.distance
     sigmas = "" if distance is None else f", {distance:+.1f} σ"
     return [
         ", ".join(f"{value:.4g}" for value in results.eigenvalues[:3]),
         f"{results.relative_residual:.2%}",
-        f"{results.overlap[-1]:.4f}, {results.multiple:.2f} × k/N{sigmas} (k = {k})",
+        f"{results.overlap[-1]:.4f}, {results.multiple:.2f} × k/N{sigmas}",
     ]
 
 
@@ -151,12 +154,13 @@ def _row(results: HessianResults | None) -> dict[str, Any]:
 
 def _ties(hessians: Hessians) -> Iterator[str]:
     """A line on each step whose mask is one of several of the largest parameters."""
-    ties = {step: results.tie for (step, _), results in hessians.items() if results}
-    for step, tie in ties.items():
-        if tie:
+    by_step = {step: results for (step, _), results in hessians.items() if results}
+    for step, results in by_step.items():
+        if results.tie:
+            within, alike = results.tie
             yield (
-                f"ties     step {step}: {tie[0]} of the largest parameters are any of {tie[1]} of "
-                "one magnitude"
+                f"ties     step {step}: {within} of the mask's {len(results.mask)} parameters are "
+                f"any of {alike} that are equally large"
             )
 
 

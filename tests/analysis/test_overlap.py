@@ -150,6 +150,12 @@ def test_equal_weights_of_which_the_mask_has_only_some_are_counted():
     assert set(alike.tolist()) == {160}
 
 
+@pytest.mark.parametrize(("k", "masks"), [(0, 10), (3, 0)])
+def test_without_eigenvectors_or_masks_there_are_no_quantiles(k, masks):
+    result = overlap(orthonormal(10, k), torch.rand(10), random_masks=masks)
+    assert (len(result.overlap), result.quantiles.shape) == (k, (2, 0))
+
+
 def test_networks_that_do_not_fit_are_refused():
     with pytest.raises(ShapeError, match=r"\(10, 3\) and \(9,\)"):
         overlap(orthonormal(10, 3), torch.rand(9))

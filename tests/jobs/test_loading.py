@@ -76,8 +76,9 @@ def test_vectors_by_name_have_the_places_of_the_networks_own_parameters(run, net
 
 def test_the_operator_has_the_eigenpairs_and_keeps_to_its_residual(run):
     h = run[60, "test"]
-    H, W = h.operator(), h.eigenvectors[:]
-    errors = (H @ W - W * h.eigenvalues.float()).norm(dim=0)
+    H = h.operator()
+    W, values = h.eigenvectors[:].to(H.device), h.eigenvalues.to(H.device, H.dtype)
+    errors = (H @ W - W * values).norm(dim=0)
     assert errors[0] < 0.02 * h.eigenvalues[0]
     assert errors.square().sum().sqrt() < h.residual[-1]  # as ‖(H - H_k) W‖ is less than ‖H - H_k‖
 
