@@ -66,9 +66,12 @@ def results(
     csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
 ) -> None:
     """What is found so far, of each step and split, and what is missing."""
+    from skerch.errors import UsageError
     from skerch.jobs.results import print_results
     from skerch.jobs.run_dir import RunDir
 
+    if json and csv:
+        raise UsageError("--json and --csv are two forms of the same; give one of them.")
     print_results(RunDir(run_dir), name, json=json, csv=csv)
 
 

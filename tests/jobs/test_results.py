@@ -13,8 +13,10 @@ from io import StringIO
 import pytest
 
 from skerch.jobs import overlap_file, results
+from skerch.jobs.analyze import _title
 from skerch.jobs.binding import bind
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stage import Context
 
 
 @pytest.fixture
@@ -84,6 +86,12 @@ def test_every_method_is_shown_or_the_one_that_is_asked_for(copy, small, skerch)
     assert "there is narrow, seigh" in skerch("results", copy.path, "--name", "wide")[2]
 
 
+def test_two_forms_at_once_are_refused(reference, skerch):
+    status, _, error = skerch("results", reference.run_dir, "--json", "--csv")
+    assert status == 2
+    assert "give one" in error
+
+
 def test_a_damaged_file_is_no_result(copy, skerch):
     path = copy.step("seigh", 20, "test").overlap
     path.write_text(path.read_text().replace("1930", "1931"))
@@ -136,3 +144,10 @@ def test_results_are_printed_without_torch(reference):
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert "20 eigenpairs from 40" in done.stdout
+
+
+def test_a_figures_title_says_which_hessian_it_is_and_what_was_spent(copy, reference):
+    found = overlap_file.read(copy.step("seigh", 60, "test").overlap)
+    assert _title(Context(copy, reference, "seigh", 60, "test"), found) == (
+        "digits_mlp, step 60, test split\nseigh: 20 eigenpairs of N = 1,930 from 40 matvecs"
+    )
