@@ -15,6 +15,7 @@ from typing import Any
 from skerch.errors import SkerchError
 from skerch.files import cause
 from skerch.jobs import config as configs
+from skerch.jobs.checkpoints import checkpoint_files
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.recorded import check_checkpoints, describe, load_column
 from skerch.jobs.run_dir import RunDir, method_name
@@ -80,7 +81,7 @@ def check_bound(run: RunDir, config: Config) -> None:
     _check(run, "training", _training_identity(run), config)
     _check(run, "method", _method_identity(run, method_name(config)), config)
     if run.parameters.exists() and config.training.checkpoints is not None:
-        check_checkpoints(run, configs.checkpoint_files(config.training.checkpoints))
+        check_checkpoints(run, checkpoint_files(config.training.checkpoints))
     _check_measurements(run, config)
 
 

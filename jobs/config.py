@@ -29,12 +29,12 @@ from yaml import YAMLError
 from skerch.decompositions.recovery import RECOVERIES
 from skerch.files import cause, write_atomically
 from skerch.jobs import validation
+from skerch.jobs.checkpoints import checkpoint_files, matches
 from skerch.jobs.schema import Config, ConfigError, unknown
 
 __all__ = [
     "Config",
     "ConfigError",
-    "checkpoint_files",
     "difference",
     "identity",
     "load",
@@ -126,25 +126,6 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     ]
 
 
-def checkpoint_files(pattern: str) -> dict[int, Path]:
-    """The files of a glob by training step, the last integer in each file's name, ascending."""
-    found: dict[int, Path] = {}
-    for path in map(Path, sorted(glob.glob(pattern))):
-        numbers = re.findall(r"\d+", path.stem)
-        if not numbers:
-            raise ConfigError(
-                f"training.checkpoints: {path} has no step in its name; name it like ckpt_300.pt."
-            )
-        step = int(numbers[-1])
-        if step in found:
-            raise ConfigError(
-                f"training.checkpoints: {found[step].name} and {path.name} both have step {step}; "
-                "narrow the pattern."
-            )
-        found[step] = path
-    return dict(sorted(found.items()))
-
-
 def _find(name: str) -> Path:
     """An experiment file here, a run directory's, or the one of that name that skerch has."""
     if os.path.isfile(os.path.join(name, "config.yaml")):
@@ -206,7 +187,8 @@ def _parse_override(override: str) -> DictConfig:
             "training.lr=0.1."
         )
     time = key.startswith("resources.") and re.fullmatch(r"\d+(:\d+)+", value)
-    if time or value.startswith("*"):  # where YAML would see a number, or an alias
+    marks = ("*", "?", "[", "{") if key == "training.checkpoints" else ("*",)
+    if time or value.startswith(marks):  # where YAML would see a number, an alias, a collection
         value = json.dumps(value)
     return OmegaConf.from_dotlist([f"{key}={value}"])
 
@@ -327,7 +309,7 @@ def _absolute_pattern(pattern: str, folder: Path) -> str:
     bases = list(dict.fromkeys([os.getcwd(), str(folder)]))
     for base in bases:
         absolute = os.path.join(glob.escape(base), expanded)
-        if "\0" not in pattern and glob.glob(absolute):
+        if "\0" not in pattern and matches(absolute):
             return absolute
     raise ConfigError(
         f"training.checkpoints: no file matches {short(pattern)} in {' or in '.join(bases)}."

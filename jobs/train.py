@@ -9,13 +9,10 @@ from __future__ import annotations
 
 import json
 import math
-import pickle
 import time
-import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from inspect import unwrap
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,13 +21,15 @@ from torch import Tensor, nn
 from skerch.curvature.batching import count_examples, to_device
 from skerch.errors import SkerchError
 from skerch.jobs import datapoints, recorded
-from skerch.jobs.config import checkpoint_files, difference, identity
+from skerch.jobs.checkpoints import recorded_files
+from skerch.jobs.config import difference, identity
 from skerch.jobs.operators import resolve_device
 from skerch.jobs.problems import Problem, build_model, load_data, load_problem
 from skerch.jobs.recorded import Column
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.schema import Config, ConfigError, Training, unknown
 from skerch.jobs.stage import Context, main
+from skerch.jobs.state_dicts import load_into
 from skerch.randomness import stream
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
@@ -62,8 +61,8 @@ def train(
 
     Raises:
         ConfigError: the problem, the optimizer or the datapoints cannot be had.
-        TrainingError: a loss is not finite, a state dict does not fit, or what is there is of
-            another training.
+        StateDictError: a file of `training.checkpoints` cannot be read, or does not fit.
+        TrainingError: a loss is not finite, or what is there is of another training.
     """
     wanted = identity(config, "training")
     trained = run.parameters.exists()
@@ -177,25 +176,13 @@ class _Session:
 
     def read_checkpoints(self, progress: Progress | None) -> None:
         """Record the state dicts of a training done elsewhere."""
-        files = checkpoint_files(self.training.checkpoints)
-        steps = self.training.record_steps
-        for index, step in enumerate(steps):
-            if step not in files:
-                raise TrainingError(
-                    f"training.checkpoints {self.training.checkpoints} has no file of step {step}."
-                )
-            self.checkpoints[step] = recorded.file_hash(files[step])
-            state_dict = _read_state_dict(files[step])
-            try:
-                self.model.load_state_dict(state_dict)
-            except RuntimeError as error:
-                raise TrainingError(
-                    f"{files[step]} does not fit the problem's network: "
-                    f"{' '.join(str(error).split())}"
-                ) from error
+        files = recorded_files(self.training)
+        for index, (step, path) in enumerate(files.items()):
+            self.checkpoints[step] = recorded.file_hash(path)
+            load_into(self.model, path)
             self.record(step)
             if progress is not None:
-                progress(index + 1, len(steps), "checkpoints")
+                progress(index + 1, len(files), "checkpoints")
 
     def record(self, step: int) -> None:
         """Take a column, and log the losses and accuracies of all splits."""
@@ -203,9 +190,11 @@ class _Session:
         for split, dataset in self.data.items():
             entry[split] = figures = self._evaluate(split, dataset)
             if not math.isfinite(figures["loss"]):
+                elsewhere = self.training.checkpoints is not None
+                lower = "" if elsewhere else f"lower training.lr (now {self.training.lr}), or "
                 raise TrainingError(
-                    f"The {split} loss is {figures['loss']} at step {step}; lower training.lr (now "
-                    f"{self.training.lr}), or look at the problem's data and loss."
+                    f"The {split} loss is {figures['loss']} at step {step}; {lower}look at the "
+                    "problem's data and loss."
                 )
         self.state.columns[step] = recorded.column(self.model)
         self.state.log.append(entry)
@@ -358,32 +347,6 @@ def _correct(outputs: Iterable[Any], batch: Any) -> Tensor | None:
     if logits[0].ndim != 2 or len(logits[0]) != len(labels):
         return None
     return logits[0].argmax(dim=1) == labels
-
-
-def _read_state_dict(path: Path) -> dict[str, Tensor]:
-    """A state dict, alone or wrapped in a dict as `state_dict` or `model`."""
-    try:
-        if zipfile.is_zipfile(path):  # whose checksums torch does not look at
-            with zipfile.ZipFile(path) as archive:
-                if archive.testzip() is not None:
-                    raise TrainingError(f"{path} is damaged; bring back a sound copy.")
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except SkerchError:
-        raise
-    except pickle.UnpicklingError as error:
-        raise TrainingError(
-            f"{path} holds more than tensors, or is damaged; save model.state_dict() alone, with "
-            "torch.save."
-        ) from error
-    except Exception as error:  # a damaged file leads the unpickler anywhere
-        raise TrainingError(f"{path} cannot be read: {recorded.first_line(error)}.") from error
-    for wrapper in ("state_dict", "model"):
-        if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-            content = content[wrapper]
-    if not isinstance(content, dict) or not all(isinstance(name, str) for name in content):
-        raise TrainingError(f"{path} holds a {type(content).__name__}, not a state dict.")
-    nn.modules.utils.consume_prefix_in_state_dict_if_present(content, "module.")
-    return content
 
 
 if __name__ == "__main__":

@@ -122,7 +122,7 @@ def test_what_is_no_text_is_refused(experiment):
 
 def test_checkpoints_give_the_recorded_steps(experiment):
     for step in (0, 50, 300):
-        (experiment.parent / f"v2_ckpt_{step}.pt").touch()
+        (experiment.parent / f"v_ckpt_{step}.pt").touch()
 
     def load(*more: str) -> Config:
         return configs.load(experiment, ["training.checkpoints=*ckpt_*.pt", *more])

@@ -17,7 +17,8 @@ from skerch.jobs import pipeline, recorded, validation
 from skerch.jobs.binding import bind
 from skerch.jobs.config import ConfigError
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.train import TrainingError, train
+from skerch.jobs.state_dicts import StateDictError
+from skerch.jobs.train import train
 
 
 class Payload:
@@ -77,7 +78,7 @@ def test_no_pickle_is_executed_in_place_of_a_checkpoint(write, small, nothing_ex
 def test_no_pickle_is_executed_in_place_of_a_state_dict(write, small, nothing_executed):
     write(Path("net_1.pt"))
     config = small("training.checkpoints=net_*.pt", "training.record_steps=null")
-    with pytest.raises(TrainingError, match=r"net_1\.pt holds more than tensors"):
+    with pytest.raises(StateDictError, match=r"net_1\.pt holds more than tensors"):
         train(RunDir(config.run_dir), config)
 
 
@@ -93,7 +94,7 @@ def test_any_bytes_in_place_of_a_state_dict_are_refused_by_name(small):
     def replace(content, start, piece):
         start %= len(content)
         Path("net_1.pt").write_bytes(content[:start] + piece + content[start + len(piece) :])
-        with pytest.raises(TrainingError, match=r"net_1\.pt"):
+        with pytest.raises(StateDictError, match=r"net_1\.pt"):
             train(RunDir(config.run_dir), config)
 
     replace()
