@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from operator import index
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
 
+from skerch.jobs.problems import user_code
 from skerch.jobs.schema import ConfigError, Hessian
+
+LABELS = (
+    "label",
+    "labels",
+    "target",
+    "y",
+)  # keys of a class, in samples that are mappings
+MOST_READ = 100_000  # samples whose classes are looked for one by one
 
 
 def count(dataset: Any, split: str) -> int:
@@ -60,18 +70,61 @@ def hessian_batch(dataset: Any, split: str, hessian: Hessian) -> Any:
 
 
 def _labels(dataset: Any, split: str) -> Tensor:
-    if not hasattr(dataset, "targets"):
-        raise ConfigError(
-            f"hessian.subset is balanced, but the problem's data({split!r}) has no `targets` with "
-            "the class of each sample; add them, or set hessian.subset=first."
-        )
-    labels = torch.as_tensor(dataset.targets)
-    if labels.ndim != 1 or labels.is_floating_point():
-        raise ConfigError(
-            f"hessian.subset is balanced, but the `targets` of data({split!r}) are not one integer "
-            f"a sample (shape {tuple(labels.shape)}, {labels.dtype}); set hessian.subset=first."
-        )
-    return labels
+    """The class of each sample (n,): stored in the dataset, or else read sample by sample."""
+    refusal = f"hessian.subset is balanced, but the problem's data({split!r}) has no `targets` with"
+    way_out = "give it such `targets`, or set hessian.subset=first."
+    with user_code(f"problem: the classes of data({split!r}) cannot be read"):
+        labels = _stored_labels(dataset)
+        if labels is not None:
+            return labels
+        if len(dataset) > MOST_READ:
+            raise ConfigError(
+                f"{refusal} an integer for each sample, and {len(dataset):,} samples are too many "
+                f"to read them one by one (at most {MOST_READ:,}); {way_out}"
+            )
+        found = []
+        for position in range(len(dataset)):
+            found.append(_label_of(dataset[position]))
+            if found[-1] is None:
+                raise ConfigError(
+                    f"{refusal} an integer for each sample, and sample {position} has none as its "
+                    f"second part or under {', '.join(LABELS)}; {way_out}"
+                )
+    return torch.tensor(found)
+
+
+def _stored_labels(dataset: Any) -> Tensor | None:
+    """The classes that a dataset holds beside its samples, one integer for each."""
+    candidates = [getattr(dataset, name, None) for name in ("targets", "labels")]
+    if isinstance(dataset, TensorDataset):
+        candidates += reversed(dataset.tensors[1:])
+    elif isinstance(dataset, Subset):
+        whole = _stored_labels(dataset.dataset)
+        candidates.append(None if whole is None else whole[torch.as_tensor(dataset.indices)])
+    elif isinstance(dataset, ConcatDataset):
+        parts = [part for part in map(_stored_labels, dataset.datasets) if part is not None]
+        candidates.append(torch.cat(parts) if len(parts) == len(dataset.datasets) else None)
+    for candidate in candidates:
+        try:
+            labels = torch.as_tensor(candidate)
+        except (TypeError, ValueError, RuntimeError):
+            continue
+        whole_numbers = not (labels.is_floating_point() or labels.is_complex())
+        if whole_numbers and labels.shape == (len(dataset),):
+            return labels.cpu().long()
+    return None
+
+
+def _label_of(sample: Any) -> int | None:
+    """The integer class of a sample: its second part, or under one of the usual keys."""
+    if isinstance(sample, Mapping):
+        label = next((sample[key] for key in LABELS if key in sample), None)
+    else:
+        label = sample[1] if isinstance(sample, tuple | list) and len(sample) > 1 else None
+    try:
+        return index(label)
+    except TypeError:
+        return None
 
 
 def _balanced(labels: Tensor, split: str, wanted: int) -> Tensor:
