@@ -34,10 +34,11 @@ class Pace:
     device: str
     threads: int
     strategy: str
+    origin: str  # whose parameters, in words
 
 
 def measure_pace(config: Config) -> Pace:
-    """Time a block of the last recorded step, or of the initial network before any training.
+    """Time a block of the last step's parameters, as far as `sample_inputs` finds them.
 
     All is as a worker would do it, with the strategy and threads of the layout if there is one, and
     else the CPUs of `resources.measure`; nothing is written.
@@ -68,4 +69,5 @@ def measure_pace(config: Config) -> Pace:
             ends.append(time.perf_counter())
     seconds = statistics.median(after - before for before, after in pairwise(ends))
     start = max(0.0, ends[1] - begin - seconds)
-    return Pace(seconds / columns, start, op.device.type, torch.get_num_threads(), strategy)
+    device, threads = op.device.type, torch.get_num_threads()
+    return Pace(seconds / columns, start, device, threads, strategy, inputs.origin)

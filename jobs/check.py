@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import torch
 from rich.console import Console
 
 from skerch.curvature.hessian import HessianOperator
 from skerch.errors import SkerchError
+from skerch.jobs.checkpoints import recorded_files
 from skerch.jobs.config import Config
 from skerch.jobs.datapoints import hessian_batch
 from skerch.jobs.operators import Inputs, hessian_operator, load_inputs
 from skerch.jobs.problems import load_data, load_problem, user_code
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.stage import Context
+from skerch.jobs.state_dicts import load_into
 from skerch.jobs.train import initial_model
 from skerch.randomness import stream
 
@@ -28,8 +31,9 @@ class CheckError(SkerchError):
 def print_check(config: Config) -> bool:
     """Print each finding on the config's model; true if it is fit."""
     output = Console()
-    fit = True
-    for passed, finding in findings(hessian_operator(config, sample_inputs(config))):
+    fit, inputs = True, sample_inputs(config)
+    output.print(f"of    {inputs.origin}", markup=False, highlight=False, soft_wrap=True)
+    for passed, finding in findings(hessian_operator(config, inputs)):
         fit = fit and passed
         output.print("[green]ok[/green]    " if passed else "[red]unfit[/red] ", end="")
         output.print(finding, markup=False, highlight=False, soft_wrap=True)
@@ -89,12 +93,21 @@ def check_loss(op: HessianOperator) -> None:
 
 
 def sample_inputs(config: Config) -> Inputs:
-    """The trained network at its last recorded step if there is one, or else the initial one."""
+    """The network at the last of the steps to record, or else the initial one; `origin` says which.
+
+    It is read from the run, where that has its training, or from `training.checkpoints`.
+    """
     run, split = RunDir(config.run_dir), config.hessian.splits[-1]
-    steps = config.training.record_steps or []
+    training = config.training
     if run.parameters.exists() and run.hessian_data.exists():
-        return load_inputs(Context(run, config, method_name(config), steps[-1], split))
+        step = (training.record_steps or [])[-1]
+        recorded = load_inputs(Context(run, config, method_name(config), step, split))
+        return replace(recorded, origin=f"recorded step {step} of {run.path}")
     problem = load_problem(config.problem, config.problem_path)
-    model = initial_model(problem, config.training.seed).eval()
-    data = load_data(problem, split)
-    return Inputs(problem, model, hessian_batch(data, split, config.hessian))
+    model, origin = initial_model(problem, training.seed).eval(), "the initial network"
+    if training.checkpoints is not None:
+        step, path = list(recorded_files(training).items())[-1]
+        load_into(model, path)
+        origin = f"parameters of {path}, step {step}"
+    data = hessian_batch(load_data(problem, split), split, config.hessian)
+    return Inputs(problem, model, data, origin=origin)

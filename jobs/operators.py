@@ -61,6 +61,7 @@ class Inputs:
     model: torch.nn.Module  # in eval mode
     data: Any  # one batch of all datapoints
     hashes: dict[str, str] = field(default_factory=dict)  # what a manifest records of them
+    origin: str = ""  # whose parameters these are, in words
 
 
 def load_inputs(context: Context) -> Inputs:
