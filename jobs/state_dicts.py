@@ -6,7 +6,8 @@ import pickle
 import re
 import zipfile
 from argparse import Namespace
-from collections.abc import Collection, Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -151,7 +152,7 @@ def _entries(content: Any, entry: str = "") -> Iterator[tuple[str, Mapping[str, 
     wrapped = [
         found
         for name, value in content.items()
-        if WRAPPER.fullmatch(name)
+        if WRAPPER.fullmatch(name) and entry.count(".") < 2  # a file may hold itself
         for found in _entries(value, f"{entry}.{name}" if entry else name)
     ]
     yield from wrapped
@@ -180,9 +181,10 @@ def _short(names: Collection[str]) -> dict[str, str]:
     return short if len(short) == len(names) else {name: name for name in names}
 
 
-def _prefixes(names: Iterable[str]) -> dict[str, None]:
-    dots = ((name, match.end()) for name in names for match in re.finditer(r"\.", name))
-    return dict.fromkeys(name[:end] for name, end in dots)
+def _prefixes(names: Collection[str]) -> list[str]:
+    """The dotted beginnings that half of the names or more have in common."""
+    counts = Counter(name[: dot.end()] for name in names for dot in re.finditer(r"\.", name))
+    return [prefix for prefix, count in counts.items() if 2 * count >= len(names)]
 
 
 def _share_tied(path: Path, model: nn.Module, state: dict[str, Any]) -> None:
