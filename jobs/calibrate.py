@@ -34,7 +34,6 @@ class Pace:
     device: str
     threads: int
     strategy: str
-    origin: str  # whose parameters, in words
 
 
 def measure_pace(config: Config) -> Pace:
@@ -69,5 +68,4 @@ def measure_pace(config: Config) -> Pace:
             ends.append(time.perf_counter())
     seconds = statistics.median(after - before for before, after in pairwise(ends))
     start = max(0.0, ends[1] - begin - seconds)
-    device, threads = op.device.type, torch.get_num_threads()
-    return Pace(seconds / columns, start, device, threads, strategy, inputs.origin)
+    return Pace(seconds / columns, start, op.device.type, torch.get_num_threads(), strategy)

@@ -10,11 +10,12 @@ from rich.console import Console
 
 from skerch.curvature.hessian import HessianOperator
 from skerch.errors import SkerchError
-from skerch.jobs.checkpoints import recorded_files
+from skerch.jobs.checkpoints import files_of
 from skerch.jobs.config import Config
 from skerch.jobs.datapoints import hessian_batch
 from skerch.jobs.operators import Inputs, hessian_operator, load_inputs
 from skerch.jobs.problems import load_data, load_problem, user_code
+from skerch.jobs.recorded import describe
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.stage import Context
 from skerch.jobs.state_dicts import load_into
@@ -95,18 +96,20 @@ def check_loss(op: HessianOperator) -> None:
 def sample_inputs(config: Config) -> Inputs:
     """The network at the last of the steps to record, or else the initial one; `origin` says which.
 
-    It is read from the run, where that has its training, or from `training.checkpoints`.
+    It is taken from the run as far as that is trained, or from `training.checkpoints`.
     """
     run, split = RunDir(config.run_dir), config.hessian.splits[-1]
-    training = config.training
+    training, steps = config.training, config.training.record_steps or []
     if run.parameters.exists() and run.hessian_data.exists():
-        step = (training.record_steps or [])[-1]
-        recorded = load_inputs(Context(run, config, method_name(config), step, split))
-        return replace(recorded, origin=f"recorded step {step} of {run.path}")
+        there = describe(run)
+        known = [step for step in steps if step in there["steps"] and split in there["datapoints"]]
+        if known and (training.checkpoints is None or known[-1] == steps[-1]):
+            recorded = load_inputs(Context(run, config, method_name(config), known[-1], split))
+            return replace(recorded, origin=f"recorded step {known[-1]} of {run.path}")
     problem = load_problem(config.problem, config.problem_path)
     model, origin = initial_model(problem, training.seed).eval(), "the initial network"
     if training.checkpoints is not None:
-        step, path = list(recorded_files(training).items())[-1]
+        ((step, path),) = files_of(training, steps[-1:]).items()
         load_into(model, path)
         origin = f"parameters of {path}, step {step}"
     data = hessian_batch(load_data(problem, split), split, config.hessian)

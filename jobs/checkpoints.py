@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import glob
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
 
@@ -40,13 +40,13 @@ def checkpoint_files(pattern: str) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def recorded_files(training: Training) -> dict[int, Path]:
-    """The file of each of `training.record_steps`.
+def files_of(training: Training, steps: Sequence[int]) -> dict[int, Path]:
+    """The file of each of some steps.
 
     Raises ConfigError where one is no longer there.
     """
     assert training.checkpoints is not None
-    files, steps = checkpoint_files(training.checkpoints), training.record_steps or []
+    files = checkpoint_files(training.checkpoints)
     for step in steps:
         if step not in files:
             raise ConfigError(
@@ -58,9 +58,11 @@ def recorded_files(training: Training) -> dict[int, Path]:
 
 def listing(training: Training) -> Iterator[str]:
     """A line on each file that is to be recorded; on none that is no longer there."""
+    steps = training.record_steps or []
     for step, path in checkpoint_files(training.checkpoints or "").items():
-        if step in (training.record_steps or []):
-            yield f"step     {step:,} from {path}"
+        if step in steps:
+            note = ", which check and --calibrate look at" if step == steps[-1] else ""
+            yield f"step     {step:,} from {path}{note}"
 
 
 def _marked(path: Path, pattern: Path) -> int:

@@ -92,7 +92,7 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
     for line in checkpoints.listing(config.training):
         output.print(line, markup=False, highlight=False, soft_wrap=True)
     if footnote is not None:
-        output.print(footnote, markup=False, soft_wrap=True)
+        output.print(footnote, soft_wrap=True)
 
 
 def _add_times(table: Table, config: Config, measuring: list[Task], hessians: int) -> str:
@@ -112,9 +112,9 @@ def _add_times(table: Table, config: Config, measuring: list[Task], hessians: in
         elapsed = duration(task * waves)
         table.add_row(f"time: measuring, throttle {throttle}", elapsed, elapsed)
     return (
-        f"time     of blocks measured here, of {pace.origin}: {pace.device}, threads "
-        f"{pace.threads}, strategy {pace.strategy}. Training, queue, disk, range finder, merge and "
-        "the start of Python are not in it; throttled, all Hessians are measured side by side. "
+        f"time     of blocks measured here: {pace.device}, threads {pace.threads}, strategy "
+        f"{pace.strategy}. Training, queue, disk, range finder, merge and the start of Python are "
+        "not in it; throttled, all Hessians are measured side by side. "
         f"resources.measure.time={max(10, math.ceil(task / 30))}min is twice a task, or more."
     )
 

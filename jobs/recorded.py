@@ -95,9 +95,9 @@ def write_parameters(
 
 
 def describe(run: RunDir) -> dict[str, Any]:
-    """The description of the recorded parameters."""
+    """The description of the recorded parameters, and their `steps`."""
     with _open(run) as file:
-        return _description(file)
+        return _description(file) | {"steps": file["steps"][()].tolist()}
 
 
 def load_parameters(run: RunDir, step: int) -> Tensor:

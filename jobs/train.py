@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from skerch.curvature.batching import count_examples, to_device
 from skerch.errors import SkerchError
 from skerch.jobs import datapoints, recorded
-from skerch.jobs.checkpoints import recorded_files
+from skerch.jobs.checkpoints import files_of
 from skerch.jobs.config import difference, identity
 from skerch.jobs.operators import resolve_device
 from skerch.jobs.problems import Problem, build_model, load_data, load_problem
@@ -176,7 +176,7 @@ class _Session:
 
     def read_checkpoints(self, progress: Progress | None) -> None:
         """Record the state dicts of a training done elsewhere."""
-        files = recorded_files(self.training)
+        files = files_of(self.training, self.training.record_steps)
         for index, (step, path) in enumerate(files.items()):
             self.checkpoints[step] = recorded.file_hash(path)
             load_into(self.model, path)

@@ -82,7 +82,7 @@ def test_a_run_that_is_there_gives_parameters_strategy_and_threads(reference, sk
 def test_times_are_those_of_the_plans_tasks(tmp_path, monkeypatch, skerch):
     """100 + 30 and 100 columns in blocks of 64, a task each: 3 tasks, then 2, six Hessians."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "measure_pace", lambda _: Pace(1.0, 10.0, "cpu", 4, "loop", "X"))
+    monkeypatch.setattr(plan, "measure_pace", lambda _: Pace(1.0, 10.0, "cpu", 4, "loop"))
     options = ("launcher.blocks_per_task=1", "resources.measure.throttle=2")
     _, out, _ = skerch("plan", "digits", "--calibrate", *options)
     rows = {
