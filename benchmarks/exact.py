@@ -21,10 +21,10 @@ import torch
 from torch import Tensor, nn
 
 from skerch.curvature.batching import to_device
+from skerch.curvature.dense import dense_hessian
 from skerch.curvature.parameters import vector_to_params
 from skerch.jobs.config import Config, load
 from skerch.jobs.datapoints import hessian_batch
-from skerch.jobs.exhaustive import dense_hessian
 from skerch.jobs.problems import Problem, build_model, load_data, load_problem
 from skerch.jobs.recorded import load_parameters
 from skerch.jobs.run_dir import RunDir

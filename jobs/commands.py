@@ -124,11 +124,11 @@ def exhaustive(
     split: Annotated[str | None, typer.Option(help="Default: the last of hessian.splits.")] = None,
 ) -> None:
     """Run, then compare the sketched with the exact eigendecomposition, for small networks."""
-    from skerch.jobs import results
+    from skerch.jobs import exhaustive, results
     from skerch.jobs.config import load
-    from skerch.jobs.exhaustive import print_comparison
 
     config = load(experiment, overrides or [])
+    context = exhaustive.prepare(config, step, split)
     if results.complete(config):
         raise typer.Exit(1)
-    print_comparison(config, step, split)
+    exhaustive.print_comparison(context)

@@ -60,6 +60,11 @@ class StepDir:
         return self.path / "eigh.h5"
 
     @property
+    def exact(self) -> Path:
+        """The exact eigenvalues and first eigenvectors, once they were asked for."""
+        return self.path / "exact.h5"
+
+    @property
     def overlap(self) -> Path:
         """overlap(k), baselines and mask indices."""
         return self.path / "overlap.json"

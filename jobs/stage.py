@@ -29,11 +29,12 @@ from skerch.measurements.team import ALONE, Team
 if TYPE_CHECKING:
     from skerch.decompositions.eigh_file import EighFile
     from skerch.decompositions.recovery import RoundSize
+    from skerch.jobs.exact_file import ExactFile
     from skerch.measurements.array import MeasurementArray
     from skerch.measurements.merge import MergedArray
     from skerch.measurements.range_finder import RangeFile
 
-Bound = TypeVar("Bound", "MergedArray", "EighFile")
+Bound = TypeVar("Bound", "MergedArray", "EighFile", "ExactFile")
 Progress = Callable[[int, int, str], None]
 
 
@@ -106,6 +107,12 @@ class Context:
         from skerch.decompositions.eigh_file import EighFile
 
         return self._of_these(self.directory.eigh, EighFile)
+
+    def exact(self) -> ExactFile:
+        """The exact eigenpairs, refused where they were compared with other measurements."""
+        from skerch.jobs.exact_file import ExactFile
+
+        return self._of_these(self.directory.exact, ExactFile)
 
     def _of_these(self, path: Path, reader: Callable[[Path], Bound]) -> Bound:
         file = reader(path)

@@ -136,15 +136,6 @@ def test_plan_says_what_a_run_takes(tmp_path, monkeypatch, skerch):
     assert not (tmp_path / "runs").exists()
 
 
-def test_exhaustive_agrees_with_the_sketch(small, reference, skerch):
-    config = small()
-    shutil.copytree(reference.run_dir, config.run_dir)
-    status, out, _ = skerch("exhaustive", RunDir(config.run_dir).config, "--step", "60")
-    assert status == 0
-    first = next(line for line in out.splitlines() if "eigenvalue 1 " in line)
-    assert float(first.split("│")[-2]) == pytest.approx(1, abs=0.01)
-
-
 @pytest.mark.parametrize(
     ("arguments", "words", "status"),
     [
