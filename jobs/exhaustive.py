@@ -22,7 +22,7 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from skerch.analysis.figures import hessian_figure, save
-from skerch.analysis.overlap import overlap
+from skerch.analysis.overlap import OverlapResult, overlap
 from skerch.curvature.batching import to_device
 from skerch.curvature.dense import dense_hessian, hessian_rows
 from skerch.curvature.losses import LossFn
@@ -58,7 +58,8 @@ class Comparison:
     W: Tensor  # (N, k), sketched
     estimate: Tensor  # (k + 1,), estimated residuals
     achieved: float  # the residual of the sketched eigenpairs
-    theta: Tensor  # (N,), the parameters
+    exact_overlap: Tensor  # (k,)
+    overlap: OverlapResult  # sketched
 
     def eigenvalues(self) -> Iterator[tuple[str, float, float]]:
         """Each sketched eigenvalue, and the exact one of the same place."""
@@ -80,9 +81,7 @@ class Comparison:
         half = max(k // 2, 1)
         captured = torch.linalg.norm(self.vectors[:, :half].T @ self.W).square() / half
         yield f"top {half} eigenspace captured", float(captured), 1.0
-        sketched, exact = (
-            overlap(U, self.theta, random_masks=0).overlap[-1] for U in (self.W, self.vectors)
-        )
+        sketched, exact = self.overlap.overlap[-1], self.exact_overlap[-1]
         yield f"overlap at k = {k}", float(sketched), float(exact)
 
     @property
@@ -149,9 +148,16 @@ def print_comparison(context: Context) -> None:
         table.add_section()
     Console().print(table)
 
-    result = overlap(found.W, found.theta, seed=context.config.sketch.seed)
-    relative = found.estimate / found.estimate[0]
-    figure = hessian_figure(found.values, relative, None, result, title, found.exact[:k])
+    figure = hessian_figure(
+        found.values,
+        found.estimate / found.estimate[0],
+        None,
+        found.overlap,
+        title,
+        found.exact,
+        found.best / found.best[0],
+        found.exact_overlap,
+    )
     assert context.step is not None
     assert context.split is not None
     path = context.run.figure(f"{context.name}-exact", context.step, context.split)
@@ -171,8 +177,11 @@ def compare(context: Context) -> Comparison:
         exact, vectors, achieved = _decompose(context, inputs, values, W)
         exact_file.write(context.directory.exact, exact, vectors, manifests, achieved)
     with context.exact() as file:
-        exact, vectors, best = file.eigenvalues, file.eigenvectors[:], file.residual
-        return Comparison(exact, vectors, best, values, W, estimate, file.achieved, theta)
+        exact, vectors = file.eigenvalues, file.eigenvectors[:]
+        best, achieved = file.residual, file.achieved
+    exact_overlap = overlap(vectors, theta, random_masks=0).overlap
+    sketched = overlap(W, theta, seed=config.sketch.seed)
+    return Comparison(exact, vectors, best, values, W, estimate, achieved, exact_overlap, sketched)
 
 
 def _decompose(

@@ -7,6 +7,7 @@ import shutil
 import pytest
 import torch
 
+from skerch.analysis.overlap import overlap
 from skerch.jobs import exhaustive
 from skerch.jobs.config import load
 from skerch.jobs.run_dir import RunDir
@@ -96,9 +97,9 @@ def test_a_missed_eigenvalue_shows():
     """The sketch has all eigenvectors but the second, each of them exact."""
     exact = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
     unit, kept = torch.eye(6, dtype=torch.float64), [0, 2, 3]
-    zero = torch.zeros(7)
+    zero, W = torch.zeros(7), unit[:, kept]
     found = exhaustive.Comparison(
-        exact, unit[:, :3], zero, exact[kept], unit[:, kept], zero[:4], 0.0, torch.arange(6.0)
+        exact, unit[:, :3], zero, exact[kept], W, zero[:4], 0.0, zero[:3], overlap(W, exact)
     )
     assert [pair[1:] for pair in found.eigenvalues()] == [(5.0, 5.0), (3.0, 4.0), (2.0, 3.0)]
     assert next(found.summary()) == ("eigenvalue 3, off the most", 2.0, 3.0)
