@@ -3,7 +3,7 @@
     python benchmarks/scale.py [--quick] [--figure docs/images/scale.png]
 
 The model (benchmarks/scheduler.py) replays the task times of one worker. Here it is checked on
-slurm/devcluster with 1 to 6 nodes, and told what runs of other sizes cost (benchmarks/costs.py),
+slurm/devcluster with 1 to 6 nodes, and told what runs of other sizes cost (jobs/costs.py),
 which some runs check. --quick checks it on threads. Takes half an hour.
 """
 
@@ -27,7 +27,7 @@ from pathlib import Path
 import matplotlib.figure
 import slurm_overhead
 import torch
-from costs import Machine, costs, work
+from costs import work
 from figures import (
     Figure,
     drop_cache,
@@ -47,6 +47,7 @@ from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
 from skerch.jobs import check, config, operators, pipeline
 from skerch.jobs.binding import bind
 from skerch.jobs.config import Config
+from skerch.jobs.costs import Machine, costs
 from skerch.jobs.launchers import local
 from skerch.jobs.layout import array_manifest
 from skerch.jobs.pipeline import Task
@@ -262,7 +263,7 @@ def at_points() -> tuple[Figure, Machine]:
         if max(SIZES[:-1]) == N:
             worst = max(worst, ratio, 1 / ratio)
     print(
-        "**What stages cost**, by their operations and bytes (benchmarks/costs.py), and what runs "
+        "**What stages cost**, by their operations and bytes (jobs/costs.py), and what runs "
         "of one process took on a Hessian of little cost, from a cold file cache. In brackets: "
         "measured over forecast.\n"
     )

@@ -1,10 +1,11 @@
-"""How fast a worker measures: the first block of the first round, timed here and thrown away."""
+"""How fast a worker is: the first block of the first round, and products, timed and thrown away."""
 
 from __future__ import annotations
 
 import os
 import statistics
 import time
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
@@ -23,6 +24,7 @@ from skerch.measurements.measure import Measurer
 
 REPETITIONS = 7  # at most, of which the median counts …
 PATIENCE = 10.0  # … and none begins after so many seconds
+SIZE = 500  # of the matrices of products and eigenproblems
 
 
 @dataclass(frozen=True)
@@ -34,6 +36,8 @@ class Pace:
     device: str
     threads: int
     strategy: str
+    gemm: float  # float64 operations a second of matrix products
+    eigh: float  # seconds of an eigenproblem of size n over n³
 
 
 def measure_pace(config: Config) -> Pace:
@@ -68,4 +72,22 @@ def measure_pace(config: Config) -> Pace:
             ends.append(time.perf_counter())
     seconds = statistics.median(after - before for before, after in pairwise(ends))
     start = max(0.0, ends[1] - begin - seconds)
-    return Pace(seconds / columns, start, op.device.type, torch.get_num_threads(), strategy)
+    A = torch.randn(SIZE, SIZE, dtype=torch.float64)
+    return Pace(
+        seconds / columns,
+        start,
+        op.device.type,
+        torch.get_num_threads(),
+        strategy,
+        gemm=2 * SIZE**3 / _least(lambda: A @ A),
+        eigh=_least(lambda: torch.linalg.eigh(A + A.T)) / SIZE**3,
+    )
+
+
+def _least(work: Callable[[], object]) -> float:
+    """The least seconds of three times some work."""
+    ends = [time.perf_counter()]
+    for _ in range(3):
+        work()
+        ends.append(time.perf_counter())
+    return min(after - before for before, after in pairwise(ends))

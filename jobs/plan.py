@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Callable
+import sys
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from resource import RUSAGE_SELF, getrusage
 
 from rich.console import Console
 from rich.filesize import decimal
@@ -18,10 +21,14 @@ from skerch.jobs import checkpoints, pipeline, problems
 from skerch.jobs.calibrate import measure_pace
 from skerch.jobs.cluster import resources
 from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.costs import ITEMS, Machine, costs, seconds
+from skerch.jobs.disk import hessian_disk, training_disk
 from skerch.jobs.operators import resolve_device
-from skerch.jobs.pipeline import Task
+from skerch.jobs.run_dir import RunDir
 from skerch.jobs.train import make_optimizer
 from skerch.measurements.gram import SLAB_ROWS
+
+DISK = 2e8  # bytes a second that a shared disk is taken to read and write for one task
 
 
 def count_parameters(config: Config, here: bool = True) -> int:
@@ -49,19 +56,11 @@ def count_parameters(config: Config, here: bool = True) -> int:
 def print_plan(config: Config, calibrate: bool = False) -> None:
     """Matvecs, tasks, files, disk and memory of one Hessian and of the whole run.
 
-    With `calibrate` also the time of measuring, from a block that is measured here.
+    With `calibrate` also the time, from a block and products that are timed here.
     """
     N, sketch = count_parameters(config), config.sketch
-    sizes = sketch.round_sizes()
-    itemsize = 8 if config.hessian.dtype == "float64" else 4
-    stored = sum(size.stored for size in sizes)
-    whole = (stored + sketch.probes) * N * itemsize
-    found = sum(size.columns for size in sizes[1:]) * N * itemsize
-    eigenvectors = sketch.outer * N * itemsize
-    tasks = pipeline.tasks(config)
-    hessians = len(config.training.record_steps or []) * len(config.hessian.splits)
+    tasks, hessians = pipeline.tasks(config), _count_hessians(config)
     measuring = [task for task in tasks if task.stage == "measure"]
-    width = stored + sketch.probes
 
     table = Table(title=f"{N:,} parameters, {hessians} Hessians")
     for heading in ("", "each", "in all"):
@@ -73,49 +72,111 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
     row("Hessian matvecs", sketch.inner + sketch.probes)
     row("measurement tasks", len(measuring) / hessians)
     row("tasks", (len(tasks) - 1) / hessians)
+    if RunDir(config.run_dir).config.exists():
+        table.add_row("tasks, already done", "", f"{len(tasks) - len(pipeline.missing(tasks)):,}")
     row("files", sum(len(task.outputs) for task in tasks[1:]) / hessians)
+    each = hessian_disk(config, N)
     until = "" if config.keep_blocks else ", until merged"
-    row(f"disk: blocks{until}", whole + found, decimal)
-    row("disk: merged", whole if config.consolidate else 0, decimal)
-    row("disk: eigenvectors", eigenvectors, decimal)
-    footnote = _add_times(table, config, measuring, hessians) if calibrate else None
+    row(f"disk: blocks{until}", each.blocks, decimal)
+    row("disk: merged", each.merged, decimal)
+    row("disk: eigenvectors", each.eigenvectors, decimal)
+    stays, peak = run_disk(config, N)
+    table.add_row("disk: at most", decimal(each.peak), decimal(peak))
+    table.add_row("disk: what stays", decimal(each.stays), decimal(stays))
+    notes = [_disk_note(config, N), *_memory_notes(config, N)]
+    notes += checkpoints.listing(config.training)
+    if calibrate:
+        notes.append(_add_times(table, config, N))
     output = Console()
     output.print(table)
+    for note in notes:
+        output.print(note, soft_wrap=True)
+
+
+def _count_hessians(config: Config) -> int:
+    return len(config.training.record_steps or []) * len(config.hessian.splits)
+
+
+def run_disk(config: Config, N: int) -> tuple[int, int]:
+    """The bytes of a run that stay, and that it takes at most.
+
+    Where Hessians do not come one after another, all of them may be at their peak.
+    """
+    each, hessians, launcher = hessian_disk(config, N), _count_hessians(config), config.launcher
+    in_order = config.cluster is None and launcher.name == "local" and launcher.workers == 1
+    most = (hessians - 1) * each.stays + each.peak if in_order else hessians * each.peak
+    training = training_disk(config, N)
+    return training + hessians * each.stays, training + most
+
+
+def _disk_note(config: Config, N: int) -> str:
+    """What is not counted, and what the keys that save disk would leave."""
+    savings = ""
+    if config.keep_blocks and config.consolidate:  # they must not both be false
+        for key in ("keep_blocks", "consolidate"):
+            stays, most = run_disk(replace(config, **{key: False}), N)
+            savings += f" {key}=false takes {decimal(most)} at most and leaves {decimal(stays)}."
+    return f"disk     without the datapoints and a checkpoint of the training.{savings}"
+
+
+def _memory_notes(config: Config, N: int) -> Iterator[str]:
+    """What stages take, and a warning where less is asked for."""
+    sketch = config.sketch
+    width = sum(size.stored for size in sketch.round_sizes()) + sketch.probes
     # X, Y and its copy for the sketch, and the Y before as it is written, twice
-    vectors = 5 * N * min(sketch.block_size, sketch.inner) * itemsize
+    vectors = 5 * N * min(sketch.block_size, sketch.inner) * ITEMS[config.hessian.dtype]
     solver = 8 * (2 * SLAB_ROWS * width + 6 * width**2)
-    output.print(
+    python = getrusage(RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    yield (
         f"memory   a worker about {decimal(vectors)} besides the network, its activations and "
-        f"the sketch map; merge and solve about {decimal(solver)}.",
-        soft_wrap=True,
+        f"the sketch map; merge and solve about {decimal(solver)}; and each {decimal(python)} for "
+        "Python with PyTorch, as this process."
     )
-    for line in checkpoints.listing(config.training):
-        output.print(line, markup=False, highlight=False, soft_wrap=True)
-    if footnote is not None:
-        output.print(footnote, soft_wrap=True)
+    needs = {"measure": vectors, "range_finder": solver, "merge": solver, "decompose": solver}
+    for stage, wanted in resources(config).items():
+        needed = python + needs.get(stage, 0)
+        if wanted.memory and not wanted.gpus and wanted.memory * 2**20 < needed:
+            yield (
+                f"warning  resources.{stage}.memory is {wanted.memory}M, which is too little "
+                f"here; give it {math.ceil(needed / 2**20)}M or more."
+            )
 
 
-def _add_times(table: Table, config: Config, measuring: list[Task], hessians: int) -> str:
-    """Add rows on the time of measuring; a sentence on what they hold."""
-    pace, sketch = measure_pace(config), config.sketch
-    columns = [size.columns + size.probes for size in sketch.round_sizes()]
-    tasks = Counter(task.arguments["round"] for task in measuring)
-    full = min(config.launcher.blocks_per_task * sketch.block_size, max(columns))
-    task = pace.start + pace.matvec * full
-    total = pace.start * len(measuring) + pace.matvec * sum(columns) * hessians
+def _add_times(table: Table, config: Config, N: int) -> str:
+    """Add rows on the time of a run; a sentence on what they hold."""
+    pace, hessians = measure_pace(config), _count_hessians(config)
+    machine = Machine(pace.gemm, DISK, DISK, pace.eigh, 0.0, 0.0, pace.start)
+    rest, arrays = 0.0, defaultdict[str, list[float]](list)  # of the first Hessian
+    tasks = pipeline.tasks(config)[1:]
+    for task in tasks[: len(tasks) // hessians]:
+        takes = seconds(task, costs(task, config, N, pace.matvec, machine))
+        if task.array is None:
+            rest += takes
+        else:
+            arrays[task.array].append(machine.start + takes)
+    measuring = sum(map(sum, arrays.values()))
+    longest = max(map(max, arrays.values()))
     table.add_row("time: a matvec", duration(pace.matvec), "")
-    table.add_row("time: a measurement task", duration(task), "")
-    table.add_row("time: measuring, one worker", duration(total / hessians), duration(total))
-    throttle = resources(config)["measure"].throttle
-    if throttle is not None:
-        waves = sum(math.ceil(count / hessians / throttle) for count in tasks.values())
-        elapsed = duration(task * waves)
-        table.add_row(f"time: measuring, throttle {throttle}", elapsed, elapsed)
+    table.add_row("time: a measurement task", duration(longest), "")
+    for name, one in (("measuring", measuring), ("all", measuring + rest)):
+        table.add_row(f"time: {name}, one worker", duration(one), duration(hessians * one))
+
+    throttle, workers = resources(config)["measure"].throttle, config.launcher.workers
+    on_slurm = config.cluster is not None or throttle is not None
+    if on_slurm or workers > 1:
+        at_once = throttle or math.inf if on_slurm else workers
+        waves = sum(math.ceil(len(a) / at_once) * max(a) for a in arrays.values())
+        each = waves + rest
+        whole = each if on_slurm else max(each, hessians * (measuring + rest) / workers)
+        limit = f"throttle {throttle}" if throttle else "none waiting"
+        how = limit if on_slurm else f"{workers} workers"
+        table.add_row(f"time: all, {how}", duration(each), duration(whole))
     return (
-        f"time     of blocks measured here: {pace.device}, threads {pace.threads}, strategy "
-        f"{pace.strategy}. Training, queue, disk, range finder, merge and the start of Python are "
-        "not in it; throttled, all Hessians are measured side by side. "
-        f"resources.measure.time={max(10, math.ceil(task / 30))}min is twice a task, or more."
+        f"time     of blocks and products timed here: {pace.device}, threads {pace.threads}, "
+        f"strategy {pace.strategy}; the disk is taken to do {decimal(int(DISK))}/s. Training, "
+        "layouts, queue and the start of Python are not in it; on Slurm all Hessians are measured "
+        f"side by side. resources.measure.time={max(10, math.ceil(longest / 30))}min is twice a "
+        "task, or more."
     )
 
 

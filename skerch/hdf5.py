@@ -7,6 +7,7 @@ Fletcher checksum on every chunk: what can be read back is what was written.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -127,10 +128,22 @@ def create_dataset(
     """A dataset in chunks of a row slab by `columns` (default: all of them), unless it is empty."""
     if 0 in shape:
         return file.create_dataset(name, shape, dtype)
-    chunks = (min(CHUNK_ROWS, shape[0]), *shape[1:])
-    if columns is not None:
-        chunks = (chunks[0], min(columns, shape[1]))
+    chunks = _chunks(shape, columns)
     return file.create_dataset(name, shape, dtype, chunks=chunks, fletcher32=True)
+
+
+def stored_size(shape: tuple[int, ...], itemsize: int, columns: int | None = None) -> int:
+    """The bytes that a dataset of `create_dataset` takes on disk: whole chunks."""
+    if 0 in shape:
+        return 0
+    chunks = _chunks(shape, columns)
+    whole = (-(-size // chunk) * chunk for size, chunk in zip(shape, chunks, strict=True))
+    return math.prod(whole) * itemsize
+
+
+def _chunks(shape: tuple[int, ...], columns: int | None) -> tuple[int, ...]:
+    rows = min(CHUNK_ROWS, shape[0])
+    return (rows, *shape[1:]) if columns is None else (rows, min(columns, shape[1]))
 
 
 def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:

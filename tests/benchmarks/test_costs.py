@@ -6,10 +6,10 @@ import math
 from pathlib import Path
 
 import pytest
-from costs import Machine, costs
 
 from skerch.jobs import config, pipeline
 from skerch.jobs.binding import bind
+from skerch.jobs.costs import Machine, costs
 from skerch.jobs.launchers import local
 from skerch.jobs.run_dir import RunDir
 

@@ -1,12 +1,15 @@
-"""What `plan --calibrate` foretells, against a problem of known cost and against real runs."""
+"""What `plan` foretells of disk and time: against a problem of known cost and against real runs."""
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
-from skerch.jobs import calibrate, plan, results, task_log
+from skerch.jobs import calibrate, merge, pipeline, plan, results, task_log
 from skerch.jobs.calibrate import Pace, measure_pace
 from skerch.jobs.config import load
+from skerch.jobs.disk import hessian_disk, training_disk
 from skerch.jobs.run_dir import RunDir
 
 SECONDS = 0.2  # that each block of SLOW takes
@@ -37,6 +40,16 @@ launcher: {threads: 1, blocks_per_task: 1}
 """
 
 
+def sizes(paths):
+    return sum(path.stat().st_size for path in paths)
+
+
+def cells(out):
+    """The cells of a table's rows by name."""
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in out.splitlines()]
+    return {row[0]: row[1:] for row in rows if row}
+
+
 @pytest.fixture
 def slow(tmp_path, monkeypatch):
     """An experiment whose measuring takes five times `SECONDS`, and little more."""
@@ -63,6 +76,7 @@ def test_one_block_is_enough_where_it_takes_long(slow, monkeypatch):
     times = []
     monkeypatch.setattr(calibrate.Measurer, "measure", lambda *_: times.append(SECONDS) or {})
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: sum(times))
+    monkeypatch.setattr(calibrate, "_least", lambda work: SECONDS)
     assert measure_pace(slow).matvec == pytest.approx(SECONDS / 4)
     assert len(times) == 1
 
@@ -82,18 +96,16 @@ def test_a_run_that_is_there_gives_parameters_strategy_and_threads(reference, sk
 def test_times_are_those_of_the_plans_tasks(tmp_path, monkeypatch, skerch):
     """100 + 30 and 100 columns in blocks of 64, a task each: 3 tasks, then 2, six Hessians."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(plan, "measure_pace", lambda _: Pace(1.0, 10.0, "cpu", 4, "loop"))
+    pace = Pace(1.0, 10.0, "cpu", 4, "loop", math.inf, 0.0)
+    monkeypatch.setattr(plan, "measure_pace", lambda _: pace)
     options = ("launcher.blocks_per_task=1", "resources.measure.throttle=2")
     _, out, _ = skerch("plan", "digits", "--calibrate", *options)
-    rows = {
-        cells[0]: cells[1:]
-        for line in out.splitlines()
-        if (cells := [cell.strip() for cell in line.split("│")[1:-1]])
-    }
+    rows = cells(out)
     assert rows["time: a matvec"] == ["1 s", ""]
     assert rows["time: a measurement task"] == ["1.23 min", ""]  # 10 + 64 s
     assert rows["time: measuring, one worker"] == ["4.67 min", "28 min"]  # 230 + 5 · 10 s
-    assert rows["time: measuring, throttle 2"] == ["3.7 min", "3.7 min"]  # three times a task
+    assert rows["time: all, one worker"] == ["4.67 min", "28 min"]  # where the rest takes no time
+    assert rows["time: all, throttle 2"] == ["3.7 min", "3.7 min"]  # three times a task
     assert not (tmp_path / "runs").exists()
 
 
@@ -103,6 +115,57 @@ def test_a_loss_that_cannot_be_measured_is_one_sentence(slow, tmp_path, skerch):
     assert status == 2
     assert "A block cannot be measured: AttributeError" in err
     assert "dozing.py:10" in err
+
+
+def test_what_stays_is_what_a_run_has_on_disk(reference):
+    run, hessians = RunDir(reference.run_dir), len(reference.training.record_steps)
+    found = [p for p in run.method("seigh").rglob("*") if p.is_file()]
+    found += [run.parameters, *run.figures.glob("seigh-*")]
+    said = hessians * hessian_disk(reference, 1930).stays + training_disk(reference, 1930)
+    assert sizes(found) == pytest.approx(said, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["sketch.recovery=oversampled", "hessian.dtype=float64"],
+        ["sketch.rounds=3", "sketch.block_size=7"],
+    ],
+)
+def test_the_most_is_on_disk_as_the_merged_file_is_verified(small, monkeypatch, overrides):
+    config = small("training.record_steps=[60]", "keep_blocks=false", *overrides)
+    directory, seen = RunDir(config.run_dir).step("seigh", 60, "test"), []
+
+    def look(path):
+        seen.append((sizes(directory.path.rglob("round-*/**/*.h5")), sizes([path])))
+
+    monkeypatch.setattr(merge, "verify", look)
+    assert not results.complete(config)
+    said = hessian_disk(config, 1930)
+    assert seen[0] == (pytest.approx(said.blocks, rel=0.03), pytest.approx(said.merged, rel=0.03))
+    assert said.peak == said.blocks + said.merged
+    left = sizes([directory.merged, directory.eigh])
+    assert left + said.analysis == pytest.approx(said.stays, rel=0.03)
+
+
+def test_hessians_side_by_side_are_all_at_their_worst_at_once():
+    config = load("digits", ["keep_blocks=false"])
+    each = hessian_disk(config, 1930)
+    for key, others in (("cluster=null", each.stays), ("cluster=gpu", each.peak)):
+        stays, most = plan.run_disk(load("digits", ["keep_blocks=false", key]), 1930)
+        assert most - stays == each.peak - each.stays + 5 * (others - each.stays)
+
+
+def test_a_run_that_is_there_counts_what_is_done(reference, skerch):
+    _, out, _ = skerch("plan", RunDir(reference.run_dir).config)
+    assert cells(out)["tasks, already done"] == ["", str(len(pipeline.tasks(reference)))]
+
+
+def test_memory_that_cannot_suffice_is_warned_of(tmp_path, monkeypatch, skerch):
+    monkeypatch.chdir(tmp_path)
+    _, out, _ = skerch("plan", "digits", "resources.merge.memory=100M", "resources.train.memory=9T")
+    (warning,) = [line for line in out.splitlines() if line.startswith("warning")]
+    assert "resources.merge.memory is 100M, which is too little" in warning
 
 
 @pytest.mark.parametrize(
