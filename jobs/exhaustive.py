@@ -29,7 +29,7 @@ from skerch.curvature.losses import LossFn
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.errors import SkerchError
 from skerch.jobs import console, exact_file
-from skerch.jobs.check import check_loss, sample_inputs
+from skerch.jobs.check import sample_inputs
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.operators import Inputs, hessian_operator, load_inputs
 from skerch.jobs.pipeline import Task
@@ -108,7 +108,7 @@ def prepare(config: Config, step: int | None, split: str | None) -> Context:
         _check_size(count_parameters(config))
         inputs = sample_inputs(config)
         with user_code("The loss cannot be computed"):
-            check_loss(hessian_operator(config, inputs))
+            hessian_operator(config, inputs).loss()
         with user_code(
             "The loss cannot be differentiated twice in float64, as exhaustive does; what it makes "
             "must have the dtype of the parameters or the batch"
