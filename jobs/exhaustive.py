@@ -6,7 +6,6 @@ sketched (see `skerch.curvature.dense`), and its decomposition is kept beside th
 
 from __future__ import annotations
 
-import math
 import re
 import time
 from collections.abc import Iterator
@@ -200,12 +199,7 @@ def _decompose(
                 lambda done, total: report.progress(rows, done, total, "rows"),
             )
         report.ended(rows, None)
-        achieved = math.hypot(
-            *(
-                float(torch.linalg.norm(part - left @ W.T))
-                for part, left in zip(H.split(TRIAL), (W * values).split(TRIAL), strict=True)
-            )
-        )
+        achieved = float(torch.linalg.norm(H - (W * values) @ W.T))
         begin = time.perf_counter()
         if len(H) > 2 * TRIAL:
             torch.linalg.eigh(H[:TRIAL, :TRIAL])
@@ -226,15 +220,14 @@ def _in_float64(config: Config, inputs: Inputs) -> tuple[nn.Module, list[str], A
 
 
 def free_memory() -> int | None:
-    """Bytes that this process can still get, as far as Linux tells; None elsewhere."""
+    """Bytes that this process can have on Linux, by what is free and its limit; else None."""
     found = []
     with suppress(OSError):
         text = Path("/proc/meminfo").read_text()
         found += [1024 * int(kib) for kib in re.findall(r"MemAvailable: +(\d+)", text)]
-        path = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
-        group = Path(f"/sys/fs/cgroup{path}")
-        for folder in (group, *group.parents):
-            with suppress(OSError, ValueError):
-                limit = int((folder / "memory.max").read_text())  # or "max"
-                found.append(limit - int((folder / "memory.current").read_text()))
+        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
+        folder = Path(f"/sys/fs/cgroup{group}")
+        for limit in [parent / "memory.max" for parent in (folder, *folder.parents)]:
+            with suppress(OSError, ValueError):  # "max": as much as there is
+                found.append(int(limit.read_text()))
     return min(found, default=None)

@@ -168,15 +168,15 @@ def _add_times(table: Table, config: Config, N: int) -> str:
         waves = sum(math.ceil(len(a) / at_once) * max(a) for a in arrays.values())
         each = waves + rest
         whole = each if on_slurm else max(each, hessians * (measuring + rest) / workers)
-        limit = f"throttle {throttle}" if throttle else "none waiting"
+        limit = f"throttle {throttle}" if throttle else "no throttle"
         how = limit if on_slurm else f"{workers} workers"
         table.add_row(f"time: all, {how}", duration(each), duration(whole))
     return (
         f"time     of blocks and products timed here: {pace.device}, threads {pace.threads}, "
         f"strategy {pace.strategy}; the disk is taken to do {decimal(int(DISK))}/s. Training, "
-        "layouts, queue and the start of Python are not in it; on Slurm all Hessians are measured "
-        f"side by side. resources.measure.time={max(10, math.ceil(longest / 30))}min is twice a "
-        "task, or more."
+        "layouts, figures, queue and the start of Python are not in it; on Slurm all Hessians are "
+        f"measured side by side. resources.measure.time={max(10, math.ceil(longest / 30))}min is "
+        "twice a task, or more."
     )
 
 
