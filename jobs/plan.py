@@ -113,8 +113,12 @@ def _disk_note(config: Config, N: int) -> str:
     """What is not counted, and what the keys that save disk would leave."""
     savings = ""
     if config.keep_blocks and config.consolidate:  # they must not both be false
-        for key in ("keep_blocks", "consolidate"):
-            stays, most = run_disk(replace(config, **{key: False}), N)
+        without = {
+            "keep_blocks": replace(config, keep_blocks=False),
+            "consolidate": replace(config, consolidate=False),
+        }
+        for key, other in without.items():
+            stays, most = run_disk(other, N)
             savings += f" {key}=false takes {decimal(most)} at most and leaves {decimal(stays)}."
     return f"disk     without the datapoints and a checkpoint of the training.{savings}"
 
