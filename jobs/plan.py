@@ -90,7 +90,7 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
     output = Console()
     output.print(table)
     for note in notes:
-        output.print(note, soft_wrap=True)
+        output.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
 def _count_hessians(config: Config) -> int:
