@@ -61,14 +61,15 @@ def slow(tmp_path, monkeypatch):
 
 
 def test_the_forecast_is_what_sleeping_blocks_take_and_what_a_run_takes(slow):
+    """Five blocks, a task each; where tasks share a process, the first use is paid once."""
     pace = measure_pace(slow)
-    forecast = 20 * pace.matvec
+    blocks = 20 * pace.matvec
     assert not RunDir(slow.run_dir).path.exists()
-    assert 5 * SECONDS <= forecast < 1.3 * 5 * SECONDS
+    assert 5 * SECONDS <= blocks < 1.3 * 5 * SECONDS
     assert not results.complete(slow)
     records = task_log.records(RunDir(slow.run_dir)).items()
     took = sum(record["seconds"] for task, record in records if ".measure-" in task)
-    assert 0.8 < took / forecast < 2
+    assert 0.8 * blocks < took < 1.2 * (blocks + 5 * pace.start)
 
 
 def test_one_block_is_enough_where_it_takes_long(slow, monkeypatch):
