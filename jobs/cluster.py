@@ -106,15 +106,11 @@ def _sensible(wanted: Resources, where: str) -> Resources:
 
 
 def _seconds(time: str) -> int:
-    """A time as sbatch takes it: minutes, minutes:seconds, h:m:s, days-h, days-h:m, days-h:m:s."""
-    days, dash, rest = time.rpartition("-")
-    numbers = [int(number) for number in rest.split(":")]
-    if dash:
-        hours, minutes, seconds = (*numbers, 0, 0)[:3]
-    elif len(numbers) == 3:
-        hours, minutes, seconds = numbers
-    else:
-        hours, (minutes, seconds) = 0, (*numbers, 0)[:2]
+    """A time as sbatch takes it: minutes, h:m:s, days-h, days-h:m or days-h:m:s."""
+    if time.isdecimal():
+        return 60 * int(time)
+    days, _, rest = time.rpartition("-")
+    hours, minutes, seconds = (*map(int, rest.split(":")), 0, 0)[:3]
     return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
@@ -231,15 +227,22 @@ def _memory(name: str, value: Any) -> int:
 
 def _time(name: str, value: Any) -> str:
     words = str(value)
-    if isinstance(value, int) and value >= 60:
+    if re.fullmatch(
+        r"0*[1-9]\d*(\.\d+)?", words
+    ):  # minutes for sbatch; in YAML 1:30:00 is one, too
         raise ConfigError(
-            f"{name} is {value}, which is also how YAML reads 1:30:00; write {value}min if that is "
-            'meant, or quote it: "1:30:00".'
+            f'{name} is {words}; give a unit, as in 3h or 30min, or quote it, as in "1:30:00".'
+        )
+    if re.fullmatch(r"\d+:\d+", words):
+        raise ConfigError(
+            f"{name} is {words}, which is minutes and seconds for sbatch; write 0:{words}, or "
+            f"{words}:00 for hours and minutes."
         )
     if unit := re.fullmatch(r"(\d+(?:\.\d+)?)(min|h|d)", words):
-        minutes = round(float(unit[1]) * TIME_UNITS[unit[2]])
-        words = str(minutes)
-    if not re.fullmatch(r"(\d+-)?\d+(:\d+){0,2}", words) or not re.search(r"[1-9]", words):
+        words = str(round(float(unit[1]) * TIME_UNITS[unit[2]]))
+    elif not re.fullmatch(r"\d+-\d+(:\d+){0,2}|\d+:\d+:\d+", words):
+        words = ""
+    if not re.search(r"[1-9]", words):
         raise ConfigError(f'{name} is {short(value)}; write 90min, 2h, 1d or "1-12:30:00".')
     return words
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
@@ -14,12 +13,14 @@ Overrides = Annotated[
     list[str] | None,
     typer.Argument(metavar="[KEY=VALUE]...", help="Overrides, as training.lr=0.1."),
 ]
-RunPath = Annotated[Path, typer.Argument(metavar="RUN", help="A run directory.")]
+Run = Annotated[
+    str, typer.Argument(metavar="RUN", help="A run directory, or its experiment file or name.")
+]
 
 
 def mount(app: typer.Typer) -> None:
     """Add the subcommands to the command line."""
-    for command in (run, submit, plan, status, logs, results, cancel, check, exhaustive):
+    for command in (run, plan, check, submit, status, results, logs, cancel, exhaustive):
         app.command(command.__name__)(command)
 
 
@@ -49,18 +50,19 @@ def submit(
 
 
 def logs(
-    run_dir: RunPath,
+    run_dir: Run,
     task: Annotated[str, typer.Argument(metavar="[TASK]", help="A task's id, or a part.")] = "",
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on to their end.")] = False,
 ) -> None:
     """The logs of a run's tasks, or of those whose id has TASK in it."""
     from skerch.jobs.logs import print_logs
+    from skerch.jobs.run_dir import find_run
 
-    print_logs(run_dir, task, follow=follow)
+    print_logs(find_run(run_dir), task, follow=follow)
 
 
 def results(
-    run_dir: RunPath,
+    run_dir: Run,
     name: Annotated[str | None, typer.Option(help="A method's folder; default: all.")] = None,
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     csv: Annotated[bool, typer.Option("--csv", help="As CSV.")] = False,
@@ -68,18 +70,19 @@ def results(
     """What is found so far, of each step and split, and what is missing."""
     from skerch.errors import UsageError
     from skerch.jobs.results import print_results
-    from skerch.jobs.run_dir import RunDir
+    from skerch.jobs.run_dir import find_run
 
     if json and csv:
         raise UsageError("--json and --csv are two forms of the same; give one of them.")
-    print_results(RunDir(run_dir), name, json=json, csv=csv)
+    print_results(find_run(run_dir), name, json=json, csv=csv)
 
 
-def cancel(run_dir: RunPath) -> None:
+def cancel(run_dir: Run) -> None:
     """Cancel all live jobs of a run; what is finished is kept."""
+    from skerch.jobs.run_dir import find_run
     from skerch.jobs.submit import cancel
 
-    cancel(run_dir)
+    cancel(find_run(run_dir))
 
 
 def plan(
@@ -97,14 +100,15 @@ def plan(
 
 
 def status(
-    run_dir: RunPath,
+    run_dir: Run = ".",
     json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
     verify: Annotated[bool, typer.Option("--verify", help="Read all files for damage.")] = False,
 ) -> None:
     """What is done, missing and failed, stage by stage."""
+    from skerch.jobs.run_dir import find_run
     from skerch.jobs.status import print_status
 
-    if print_status(run_dir, as_json=json, verify=verify):
+    if print_status(find_run(run_dir), as_json=json, verify=verify):
         raise typer.Exit(1)
 
 

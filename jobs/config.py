@@ -39,6 +39,7 @@ __all__ = [
     "identity",
     "load",
     "load_resolved",
+    "run_directory",
     "save",
 ]
 
@@ -78,6 +79,22 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
     _complete(config, path, of_run)
     validation.check(config)
     return config
+
+
+def run_directory(path_or_name: str) -> Path:
+    """The `run_dir` of an experiment file or of its name, of which nothing else is read; or a path.
+
+    Raises ConfigError where the file cannot be read.
+    """
+    path = None if os.path.isdir(path_or_name) else _experiment(path_or_name)
+    if path is None:
+        return Path(path_or_name)
+    text = _read(path)
+    if path.name == "config.yaml" and _is_written(text):
+        return path.parent
+    with _clear_errors(str(path)):
+        given = _parse(text, str(path)).get("run_dir")
+    return Path(_absolute("run_dir", given or _default_run_dir(path)))
 
 
 def save(config: Config, path: Path) -> None:
@@ -127,19 +144,24 @@ def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
 
 
 def _find(name: str) -> Path:
-    """An experiment file here, a run directory's, or the one of that name that skerch has."""
-    if os.path.isfile(os.path.join(name, "config.yaml")):
-        name = os.path.join(name, "config.yaml")
+    """An experiment file, a run directory's, or the one of that name that skerch has."""
+    path = _experiment(os.path.join(name, "config.yaml")) or _experiment(name)
+    if path is None:
+        raise ConfigError(
+            f"There is no experiment file {name} in {os.getcwd()}, and none of that name comes "
+            f"with skerch (it has: {', '.join(sorted(path.stem for path in _packaged()))})."
+        )
+    return path
+
+
+def _experiment(name: str) -> Path | None:
+    """An experiment file here, or the one of that name that skerch has, if there is one."""
     if os.path.isfile(name):
         return Path(name).absolute()
     packaged = {path.stem: path for path in _packaged()}
     stem = Path(name).stem
-    if stem in packaged and name in (stem, f"{stem}.yaml", f"config/experiment/{stem}.yaml"):
-        return packaged[stem]
-    raise ConfigError(
-        f"There is no experiment file {name} in {os.getcwd()}, and none of that name comes with "
-        f"skerch (it has: {', '.join(sorted(packaged))})."
-    )
+    named = name in (stem, f"{stem}.yaml", f"config/experiment/{stem}.yaml")
+    return packaged.get(stem) if named else None
 
 
 def _packaged() -> list[Path]:
@@ -257,7 +279,7 @@ def _complete(config: Config, path: Path, of_run: bool) -> None:
 
     Checkpoints may be gone once a run has read them: its training stage says so if it needs them.
     """
-    config.run_dir = _absolute("run_dir", config.run_dir or os.path.join("runs", path.stem))
+    config.run_dir = _absolute("run_dir", config.run_dir or _default_run_dir(path))
     if config.problem.get("root") is not None:
         config.problem["root"] = _absolute("problem.root", config.problem["root"])
     if "factory" in config.problem:
@@ -283,6 +305,10 @@ def _complete(config: Config, path: Path, of_run: bool) -> None:
         training.record_steps = training.record_steps or found
     elif training.record_steps is None:
         training.record_steps = sorted({0, training.max_steps})
+
+
+def _default_run_dir(path: Path) -> str:
+    return os.path.join("runs", path.stem)
 
 
 def _absolute(key: str, path: Any) -> str:

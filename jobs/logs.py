@@ -17,7 +17,7 @@ STATES_EVERY = 10  # looks, at the states of the tasks
 OVER = ("done", "failed", "lost")
 
 
-def print_logs(run_dir: Path, part: str = "", *, follow: bool = False) -> None:
+def print_logs(run: RunDir, part: str = "", *, follow: bool = False) -> None:
     """Print the logs of the tasks whose ids have `part` in them, a task's id before each line.
 
     A task of that very id is printed alone, as its log is. With `follow` it goes on until
@@ -25,12 +25,13 @@ def print_logs(run_dir: Path, part: str = "", *, follow: bool = False) -> None:
 
     Raises ConfigError where no task has that id.
     """
-    run = RunDir(run_dir)
-    run.load()
     tasks = [task for name in run.methods for task in pipeline.tasks(run.load(name))]
     named = {task.id: run.task_log(task.id) for task in tasks if part in task.id}
     if not named:
-        raise ConfigError(f"{run.path} has no task {part}; {tasks[0].id} is one, for example.")
+        raise ConfigError(
+            f"{run.path} has no task {part}; give an id that `status --json` has, or a part of it, "
+            f"as {', '.join(dict.fromkeys(task.stage for task in tasks)) or 'train'}."
+        )
     if part in named:
         named = {part: named[part]}
     read = dict.fromkeys(named, 0)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +16,13 @@ from pathlib import Path
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
 from skerch.measurements.manifest import manifest_path, range_path, read
+
+
+def command(verb: str, path: Path, *arguments: str) -> str:
+    """What to type, from the current folder, for a command on a run or an experiment file."""
+    here = Path.cwd()
+    shown = path.relative_to(here) if path.is_relative_to(here) else path
+    return shlex.join(["python", "-m", "skerch", verb, str(shown), *arguments])
 
 
 def method_name(config: Config) -> str:
@@ -177,6 +185,24 @@ class RunDir:
     def task_log(self, task_id: str) -> Path:
         """A task's log; what a file name cannot hold becomes a dash."""
         return self.logs / (re.sub(r"[^\w.-]+", "-", task_id) + ".log")
+
+
+def find_run(path_or_name: str) -> RunDir:
+    """The run that a directory, an experiment file or its name stands for.
+
+    Raises ConfigError where it is not there; it names those that are near.
+    """
+    run = RunDir(configs.run_directory(path_or_name))
+    if os.path.exists(run.config):
+        return run
+    near = sorted(
+        str(p.parent) for pattern in ("", "runs/") for p in Path().glob(f"{pattern}*/config.yaml")
+    )
+    there = f" There are {', '.join(near[:8])}." if near else ""
+    raise ConfigError(
+        f"{run.path} is no run directory: it has no {run.config.name}.{there} "
+        "python -m skerch run EXPERIMENT.yaml makes one."
+    )
 
 
 def _step_name(step: int, split: str) -> str:

@@ -11,17 +11,21 @@ from pathlib import Path
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from skerch.errors import SkerchError
+from skerch.files import alive
 from skerch.jobs import journal, overlap_file, pipeline, task_log
+from skerch.jobs.cluster import resources
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import slurm
 from skerch.jobs.pipeline import Task
-from skerch.jobs.run_dir import RunDir, StepDir, method_name
+from skerch.jobs.run_dir import RunDir, StepDir, command, method_name
+from skerch.jobs.submit import RESUMING, next_memory
 from skerch.jobs.submitted import PATIENCE, Submitted, observe
 
+OUT_OF_MEMORY = "out of memory"
+KILLED = "killed or stopped, by someone or for lack of memory"
 NEEDS = "needs"  # what the reason of a task begins with that another has taken down
 STATES = ("done", "running", "pending", "failed", "lost", "submitted", "missing")
 
@@ -32,7 +36,8 @@ def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
     A task is `done` by what is on disk. Otherwise the scheduler says whether it is `running` or
     `pending` and why, or how it `failed`; it is `lost` where the scheduler took it and knows it no
     more, and `submitted` where the scheduler, whose silence is in `scheduler`, does not answer. A
-    task that nothing was heard of is `missing`.
+    task that nothing was heard of is `missing`. Without a scheduler a task is `running` while its
+    process is, and has `failed` where that ended without a word. `next` says what to type.
     """
     run.load()
     silence = None
@@ -54,17 +59,20 @@ def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
     }
 
 
-def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
+def print_status(run: RunDir, as_json: bool, verify: bool) -> bool:
     """Print `status` as tables or as JSON; true if a file is damaged."""
-    found = status(RunDir(run_dir), verify)
+    found = status(run, verify)
     if as_json:
         print(json.dumps(found, indent=1))
         return bool(found["damaged"])
     output = Console()
     if not found["methods"]:
-        print(f"{found['run']} has no method's results, nor their config.")
+        print(
+            f"{run.path} has no method's results, nor their config; to go on: "
+            f"{command('run', run.path)}"
+        )
     for method in found["methods"]:
-        _print_method(output, found["run"], method)
+        _print_method(output, run, method)
     if found["scheduler"]:
         print(f"Jobs are shown as far as the disk tells: {found['scheduler']}")
     for words in found["damaged"] or ():
@@ -72,32 +80,58 @@ def print_status(run_dir: Path, as_json: bool, verify: bool) -> bool:
     return bool(found["damaged"])
 
 
-def _print_method(output: Console, run: str, method: dict[str, Any]) -> None:
-    """Counts by stage, then the tasks of each job that are alike in one line."""
+def _print_method(output: Console, run: RunDir, method: dict[str, Any]) -> None:
+    """Counts by stage, then tasks that are alike in one line, and what to do next."""
+
+    def say(words: str) -> None:
+        output.print(words, markup=False, highlight=False, soft_wrap=True)
+
+    say(f"{run.path}: {method['name']}")
     states = [s for s in STATES if any(counts[s] for counts in method["stages"].values())]
-    table = Table(title=escape(f"{run}: {method['name']}"))
+    table = Table()
     for heading in ("stage", "tasks", *states):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
     for stage, counts in method["stages"].items():
         table.add_row(stage, *(str(counts[key] or "") for key in ("tasks", *states)))
     output.print(table)
-    needs, waiting = Counter[str](), Counter[tuple[str, str]]()
+    needs, waiting, alike = Counter[str](), Counter[tuple[str, str]](), Counter[tuple[str, ...]]()
     for task in method["tasks"]:
-        if (task["reason"] or "").startswith(NEEDS):
-            needs[task["reason"]] += 1
-        elif task["state"] == "pending":
-            waiting[task["job"].partition("_")[0], task["reason"]] += 1
-        elif task["state"] in ("running", "failed", "lost"):
-            job = f" (job {task['job']})" if task["job"] else ""
-            said = f": {task['reason']}" if task["reason"] else ""
-            output.print(f"{task['id']} {task['state']}{job}{said}", markup=False, soft_wrap=True)
-            if task["log"]:
-                output.print(f"  log: {task['log']}", markup=False, soft_wrap=True)
-    for reason, number in needs.items():
-        output.print(f"{number} more {reason}", markup=False, soft_wrap=True)
+        state, reason = task["state"], task["reason"] or ""
+        if reason.startswith(NEEDS):
+            needs[reason.removeprefix(NEEDS)] += 1
+        elif state == "pending":
+            waiting[task["job"].partition("_")[0], reason] += 1
+        elif state in ("running", "failed", "lost"):
+            alike[task["stage"], state, reason] += 1
+            if alike[task["stage"], state, reason] == 1 or state == "running":
+                for line in _told(run, task):
+                    say(line)
+    for (stage, state, _), count in alike.items():
+        if count > 1 and state != "running":
+            say(f"{_tasks(count - 1, f'more {stage} ')} {state} likewise")
+    for cause, count in needs.items():
+        say(f"{_tasks(count, 'more ')} {'needs' if count == 1 else 'need'}{cause}")
     for (job, reason), count in waiting.items():
-        plural = "s" if count > 1 else ""
-        output.print(f"job {job}: {count} task{plural} pending ({reason or 'no reason given'})")
+        say(f"job {job}: {_tasks(count)} pending ({reason or 'no reason given'})")
+    if method["next"]:
+        say(method["next"])
+
+
+def _tasks(count: int, kind: str = "") -> str:
+    return f"{count} {kind}task{'s' * (count != 1)}"
+
+
+def _told(run: RunDir, task: dict[str, Any]) -> Iterator[str]:
+    """Lines on a task that runs or will not be done as things are."""
+    job = f" (job {task['job']})" if task["job"] else ""
+    reason, last = task["reason"], task["last_line"]
+    yield f"{task['id']} {task['state']}{job}{reason and f': {reason}'}"
+    if last and task["next"] and reason not in last:
+        yield f"  last line: {last}"
+    if task["log"]:
+        yield f"  log: {task['log']}, or {command('logs', run.path, task['id'])}"
+    if task["next"]:
+        yield f"  next: {task['next']}"
 
 
 def _damage(run: RunDir, config: Config) -> Iterator[str]:
@@ -152,7 +186,7 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
 
 
 def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) -> dict[str, Any]:
-    tasks = pipeline.tasks(config)
+    tasks, name = pipeline.tasks(config), method_name(config)
     missing = {task.id for task in pipeline.missing(tasks)}
     found: list[dict[str, Any]] = []
     bad: dict[str, str] = {}  # tasks that will not be done as things are, and the first cause
@@ -161,7 +195,7 @@ def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) 
         cause = next((bad[need] for need in task.needs if need in bad), None)
         if entry["state"] in ("failed", "lost") or (cause and entry["state"] != "done"):
             bad[task.id] = cause or task.id
-        untried = entry["state"] == "pending" or (
+        untried = entry["state"] in ("pending", "missing") or (
             entry["state"] in ("failed", "lost") and entry["exit_code"] in (None, "0:0")
         )
         if cause and untried:
@@ -170,14 +204,53 @@ def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) 
     counts = {task.stage: Counter[str]() for task in tasks}
     for entry in found:
         counts[entry["stage"]].update(["tasks", entry["state"]])
+    config_file = run.path if method_name(run.load()) == name else run.hessian_config(name)
+    for task, entry in zip(tasks, found, strict=True):
+        entry["next"] = None
+        if bad.get(task.id) == task.id:
+            entry["next"] = _next(run, config, config_file, task, known, entry["reason"])
     return {
-        "name": method_name(config),
+        "name": name,
         "stages": {
             stage: {key: counter[key] for key in ("tasks", *STATES)}
             for stage, counter in counts.items()
         },
         "tasks": found,
+        "next": _go_on(run, config_file, known, Counter(entry["state"] for entry in found)),
     }
+
+
+def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str]) -> str | None:
+    """What to do once all tasks are done, or where none has begun that is not."""
+    if states.keys() == {"done"}:
+        return f"All {_tasks(states['done'])} are done; see: {command('results', run.path)}"
+    if states.keys() <= {"done", "missing"}:
+        return f"To go on: {command('submit' if known.history else 'run', config_file)}"
+    return None
+
+
+def _next(
+    run: RunDir, config: Config, config_file: Path, task: Task, known: Submitted, reason: str
+) -> str:
+    """What to type after a task has failed or is lost."""
+    stage = f"resources.{task.stage}"
+    if task.id not in known.latest:
+        again = command("run", config_file)
+        if reason.startswith(OUT_OF_MEMORY) and config.launcher.workers > 1:
+            return f"{again} launcher.workers=1"
+        return again
+    again = command("submit", config_file)
+    if reason.startswith(OUT_OF_MEMORY):
+        try:
+            memory = next_memory(run, task, known, resources(config)[task.stage])
+        except SkerchError as error:
+            return str(error)
+        return f"{again}, which asks for {memory} MiB"
+    if "SIGKILL" in reason:
+        return f"{again} (with a larger {stage}.memory if that was too little)"
+    if reason == "TIMEOUT" and task.stage not in RESUMING:
+        return f"{again} {stage}.time=…, longer than the last"
+    return again
 
 
 def _outcome(found: list[dict[str, Any]], task: str) -> str:
@@ -203,9 +276,9 @@ def _task(
         state = "pending" if element.pending else "running"
         reason = element.reason or element.node
     elif slurm.ran_out_of_memory(element, attempt):
-        state, reason = "failed", "out of memory"
+        state, reason = "failed", OUT_OF_MEMORY + (f": {error}" if error else "")
     elif element is not None and element.state != "COMPLETED":
-        state, reason = "failed", error or (element.reason if element.stuck else element.state)
+        state, reason = "failed", error or element.outcome
     elif error:
         state, reason = "failed", error
     elif submission and silence:
@@ -214,6 +287,10 @@ def _task(
         state, reason = "lost", "the scheduler knows it no more, and it left no result"
         if element is not None:
             reason = "it ended well, but its result is not to be seen here"
+    elif (process := task_log.process(attempt)) and alive(process):
+        state, reason = "running", f"process {process} of this machine"
+    elif process:
+        state, reason = "failed", f"its process {process} was {KILLED}"
     lines = [line for line in attempt.splitlines() if line.strip() and not slurm.ECHO.match(line)]
     return {
         "id": task.id,

@@ -108,10 +108,8 @@ def submit(config: Config) -> None:
     )
 
 
-def cancel(run_dir: Path) -> None:
+def cancel(run: RunDir) -> None:
     """Cancel the live jobs of a run."""
-    run = RunDir(run_dir)
-    run.load()
     known = observe(run, slurm.PATIENCE)
     waiting = [element for element in known.elements.values() if not element.ended]
     jobs = sorted({element.job.partition("_")[0] for element in waiting}, key=int)
@@ -187,7 +185,7 @@ def _missing_jobs(
     for task in missing.values():
         if task.id in live:
             continue
-        memory = _memory(run, task, known, wanted[task.stage])
+        memory = next_memory(run, task, known, wanted[task.stage])
         first = None
         if task.array is not None:
             first = task.arguments["tasks"][0] // size * size
@@ -225,8 +223,11 @@ def _after(job: Job, ids: dict[str, str]) -> set[str]:
     return {ids[need] for task in job.tasks for need in task.needs if need in ids}
 
 
-def _memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) -> int | None:
-    """The memory in MiB for a task: more than last time where it ran out of that."""
+def next_memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) -> int | None:
+    """The memory in MiB for a task: more than last time where it ran out of that.
+
+    Raises SubmitError where that is more than it may have.
+    """
     last = known.latest.get(task.id)
     if last is None or last.asked != wanted.memory:
         return wanted.memory

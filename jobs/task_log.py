@@ -16,13 +16,16 @@ from typing import Any
 
 from skerch.errors import SkerchError
 from skerch.jobs.pipeline import Task
+from skerch.jobs.problems import describe
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.stage import Progress
 
 INTERVAL = 10.0  # seconds between two progress lines
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
+PROCESS = re.compile(r"(\S+), pid (\d+)\n")  # what follows that
 REFUSED = re.compile(r"^error: (.*)$", re.MULTILINE)  # before it started
+ENDED = re.compile(rf"^{TIME} \S+ (?:done|failed), ", re.MULTILINE)
 FAILED = re.compile(rf"^{TIME} \S+ failed, [\d.]+ s: (.*)$", re.MULTILINE)
 
 
@@ -43,7 +46,7 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
     try:
         yield _lines(path)
     except BaseException as error:
-        error_line = str(error) or type(error).__name__
+        error_line = describe(error)
         _append(path, traceback.format_exc())
         raise
     finally:
@@ -80,6 +83,13 @@ def error(attempt: str) -> str | None:
     """The sentence with which an attempt failed, if it came so far."""
     found = FAILED.search(attempt) or REFUSED.search(attempt)
     return found and found[1]
+
+
+def process(attempt: str) -> int | None:
+    """The id of the process of an attempt that began on this machine and has not said its end."""
+    found = PROCESS.match(attempt)
+    begun = found and found[1] == socket.gethostname() and not ENDED.search(attempt)
+    return int(found[2]) if found and begun else None
 
 
 def _end(path: Path, size: int = 65536) -> str:

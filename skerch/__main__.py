@@ -10,14 +10,36 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="Sketched eigendecompositions of neural-network Hessians.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
 )
 
 
-@app.command("prio_hpars")
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+        from platform import python_version
+
+        from h5py.version import hdf5_version
+
+        typer.echo(
+            f"skerch {version('skerch')}, torch {version('torch')}, h5py {version('h5py')} "
+            f"(HDF5 {hdf5_version}), Python {python_version()}"
+        )
+        raise typer.Exit
+
+
+@app.callback()
+def options(
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_print_version, is_eager=True, help="Print versions."),
+    ] = False,
+) -> None:
+    """Sketched eigendecompositions of neural-network Hessians."""
+
+
 def prio_hpars(
     shape: Annotated[str, typer.Option(help="Rows and columns, as in 100,200.")],
     budget: Annotated[int, typer.Option(help="How many numbers may be stored.")],
@@ -41,7 +63,6 @@ def _numbers(shape: str) -> tuple[int, int]:
     return rows, columns
 
 
-@app.command("post_bounds")
 def post_bounds(
     apost_n: Annotated[int, typer.Option("--apost_n", help="The number of probes.")],
     apost_err: Annotated[
@@ -57,7 +78,6 @@ def post_bounds(
     typer.echo(f"P(estimate² >= {1 + apost_err:g} true²) <= {above:.3e}")
 
 
-@app.command("create_hdf5_layout")
 def create_hdf5_layout(
     hdf5dir: Annotated[Path, typer.Option(help="A new or empty folder.")],
     shape: Annotated[str, typer.Option(help="Rows and columns, as in 7030,7030.")],
@@ -73,7 +93,6 @@ def create_hdf5_layout(
         typer.echo(path)
 
 
-@app.command("merge_hdf5")
 def merge_hdf5(
     in_path: Annotated[
         Path, typer.Option("--in_path", help="A <prefix>_ALL.h5, or a folder of measurements.")
@@ -101,6 +120,8 @@ def main() -> None:
     from skerch.jobs.commands import mount
 
     mount(app)
+    for command in (prio_hpars, post_bounds, create_hdf5_layout, merge_hdf5):
+        app.command(command.__name__)(command)
     try:
         with refusals_named():
             app()

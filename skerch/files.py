@@ -127,13 +127,14 @@ def sweep(folder: Path, pattern: str = "**/.*.tmp", age: float | None = None) ->
     for path in folder.glob(pattern):
         *_, pid, _ = path.name.split(".")
         mine = f".{socket.gethostname()}.{pid}.tmp"
-        gone = path.name.endswith(mine) and pid.isdecimal() and not _alive(int(pid))
+        gone = path.name.endswith(mine) and pid.isdecimal() and not alive(int(pid))
         with suppress(FileNotFoundError):  # of a writer that is done
             if gone or (age is not None and time.time() - path.stat().st_mtime > age):
                 path.unlink()
 
 
-def _alive(pid: int) -> bool:
+def alive(pid: int) -> bool:
+    """Whether a process of this machine has not ended."""
     try:
         os.kill(pid, 0)
     except ProcessLookupError:

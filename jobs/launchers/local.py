@@ -57,9 +57,8 @@ def run_task(
 
 def sentence(error: BaseException, log: Path) -> str:
     """A failure in a sentence; what is no user's mistake has its traceback in the log."""
-    if isinstance(error, SkerchError):
-        return str(error)
-    return f"{describe(error)}; the traceback is in {log}"
+    trace = "" if isinstance(error, SkerchError) else f"; the traceback is in {log}"
+    return f"{describe(error)}{trace}"
 
 
 def context_of(config: Config, task: Task, progress: Progress) -> Context:

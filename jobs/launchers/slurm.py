@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from submitit import SlurmExecutor
+from submitit.core.utils import JobPaths
 
 from skerch.errors import SkerchError
 from skerch.jobs.cluster import Resources
@@ -43,7 +44,8 @@ OUT_OF_MEMORY = re.compile(
 )
 OF_A_DEVICE = re.compile(r"CUDA|HIP")
 ECHO = re.compile(r"srun: (Force Terminated|error: .* Exited with exit code)")  # in a task's log
-START = 'echo "$(date -u +%FT%T+00:00) job $SLURM_JOB_ID starts on $(hostname)"'
+JOB = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"  # 12_3
+START = f'echo "$(date -u +%FT%T+00:00) job {JOB} starts on $(hostname)"'
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
 PATIENCE = 60.0  # seconds that a command may take, where nothing can be done without it
@@ -82,6 +84,18 @@ class Element:
     def pending(self) -> bool:
         """Whether it waits."""
         return self.alive and self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+
+    @property
+    def outcome(self) -> str:
+        """How it ended badly, or why it never starts."""
+        if self.stuck or self.state != "FAILED":
+            return self.reason if self.stuck else self.state
+        status, number = map(int, (self.exit_code or "0:0").split(":"))
+        if not number and status > 2:  # which is no exit status of ours; sacct takes 128 off
+            number = status % 128
+        if number in set(signal.Signals):
+            return f"killed by {signal.Signals(number).name} (signal {number})"
+        return f"exit status {status}"
 
 
 Elements = dict[tuple[str, int | None], Element]  # by token and array index
@@ -307,7 +321,9 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
 
     def text(self, command: str) -> str:
         """The script that runs a command."""
-        return str(self._make_submission_file_text(command, uid="")) + "\n"
+        text = str(self._make_submission_file_text(command, uid="")) + "\n"
+        theirs = ["--output", str(JobPaths(self.folder).stdout)]
+        return text.replace(f"{shlex.join(theirs)} ", "", 1)  # srun's, of which ours is the second
 
 
 def _parameters(submission: Submission, resources: Resources) -> dict[str, object]:

@@ -17,6 +17,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from reprlib import repr as short
+from types import FrameType
 from typing import TYPE_CHECKING, Any
 
 import skerch
@@ -28,13 +29,10 @@ if TYPE_CHECKING:
     from torch.nn import Module
     from torch.utils.data import Dataset
 
-LIBRARIES = (  # whose frames are not the user's own
-    str(Path(skerch.__file__).parent),
-    str(Path(__file__).parents[1]),
-    sysconfig.get_path("purelib"),
-    sysconfig.get_path("platlib"),
-    sysconfig.get_path("stdlib"),
-)
+OURS = (Path(skerch.__file__).parent, Path(__file__).parents[1])
+PYTHONS = Path(sysconfig.get_path("stdlib"))
+INSTALLED = {"site-packages", "dist-packages"}  # folders of libraries, wherever they lie
+_factories: set[str] = set()  # top-level modules of the user's factories, which may be installed
 
 
 @dataclass(frozen=True)
@@ -125,6 +123,7 @@ def _registered(name: str) -> Callable[..., Problem]:
 def _user(problem: Mapping[str, Any], problem_path: str | None) -> Callable[..., Any]:
     """The function of a `module:function`."""
     module_name, function_name = problem["factory"].split(":")
+    _factories.add(module_name.partition(".")[0])
     if problem_path is not None and problem_path not in sys.path:
         sys.path.insert(0, problem_path)
     with user_code(f"problem.factory {problem['factory']} cannot be imported"):
@@ -171,9 +170,32 @@ def user_code(what: str) -> Iterator[None]:
 
 
 def describe(error: BaseException) -> str:
-    """An error's name, words, and the last line of the user's own code that it came through."""
-    first = next(iter(str(error).splitlines()), "")
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if f.filename[0] != "<" and not f.filename.startswith(LIBRARIES)]
-    place = f" ({own[-1].filename}:{own[-1].lineno})" if own else ""
-    return f"{type(error).__name__}: {first}{place}"
+    """An error's name, first words, and the last line of the user's own code that it came through.
+
+    One of ours is its sentence; what another was raised from is named with it.
+    """
+    if isinstance(error, SkerchError):
+        return str(error)
+    origin = f", from {_named(error.__cause__)}" if error.__cause__ else ""
+    return f"{_named(error)}{origin}"
+
+
+def _named(error: BaseException) -> str:
+    said = str(traceback.TracebackException.from_exception(error))  # also where str(error) fails
+    first = re.match(r"\s*((?:.*:\n)*.*)", said)  # a line, and the next where it ends in a colon
+    words = " ".join(first[1].split()) if first else ""
+    own = [(f, line) for f, line in traceback.walk_tb(error.__traceback__) if _is_own(f)]
+    place = f" ({own[-1][0].f_code.co_filename}:{own[-1][1]})" if own else ""
+    return type(error).__name__ + (words and f": {words}") + place
+
+
+def _is_own(frame: FrameType) -> bool:
+    """Whether a frame is of the user's code: neither ours, nor Python's, nor of a library."""
+    if str(frame.f_globals.get("__name__")).partition(".")[0] in _factories:
+        return True
+    path = Path(frame.f_code.co_filename)
+    return not (
+        frame.f_code.co_filename.startswith("<")
+        or INSTALLED & set(path.parts)
+        or any(path.is_relative_to(folder) for folder in (*OURS, PYTHONS))
+    )

@@ -53,9 +53,15 @@ def test_a_layout_asks_for_what_its_workers_do(asked):
 
 @pytest.mark.parametrize(
     ("text", "time"),
-    [("90min", "90"), ("1.5h", "90"), ("2d", "2880"), ("30", "30"), ("1:30:00", "1:30:00")],
+    [
+        ("90min", "90"),
+        ("1.5h", "90"),
+        ("2d", "2880"),
+        ("1-12:30", "1-12:30"),
+        ("1:30:00", "1:30:00"),
+    ],
 )
-def test_times_are_minutes_or_as_slurm_has_them(asked, text, time):
+def test_times_have_a_unit_or_are_as_slurm_has_them(asked, text, time):
     assert asked(f"all: {{time: {text}}}")["train"].time == time
 
 
@@ -92,6 +98,13 @@ def test_memory_is_escalated_up_to_eight_times_by_default(asked):
         ("all: {time: soon}", ".all.time is 'soon'; write 90min, 2h, 1d"),
         ("all: {time: 0}", ".all.time is '0'; write 90min"),
         ("all: {time: 5weeks}", ".all.time is '5weeks'; write 90min"),
+        ("merge: {time: 45}", ".merge.time is 45; give a unit, as in 3h or 30min"),
+        ("all: {time: 2.5}", ".all.time is 2.5; give a unit"),
+        (
+            "all: {time: 1:20}",
+            ".all.time is 1:20, which is minutes and seconds for sbatch; write 0:1",
+        ),
+        ("all: {time: 0.2min}", ".all.time is '0.2min'; write 90min"),
         ("all: {partition: [a, b]}", ".all.partition expects one line of text, not ['a', 'b']"),
         ("all: {setup: {a: b}}", ".all.setup expects text or a list of it"),
         ("all: {sbatch: --exclusive}", ".all.sbatch expects a mapping of options"),
@@ -114,7 +127,12 @@ def test_what_cannot_be_is_said_in_a_sentence_that_names_it(asked, text, words):
     [
         ("resources.all.tiem=1h", "There is no key resources.all.tiem; did you mean"),
         ("resources.measur.time=1h", "There is no stage measur; did you mean measure?"),
-        ("resources.all.time=5400", "resources.all.time is 5400, which is also how YAML reads"),
+        (
+            "resources.all.time=5400",
+            'is 5400; give a unit, as in 3h or 30min, or quote it, as in "1:',
+        ),
+        ("resources.merge.time=7", "resources.merge.time is 7; give a unit"),
+        ("resources.all.time=2:10", "resources.all.time is 2:10, which is minutes and seconds"),
         ("resources.all.memory=16", "resources.all.memory is 16; give a unit"),
         ("resources.all.cpus=true", "resources.all.cpus is True; it must be a whole number"),
         ("resources.all=fast", "resources.all expects a mapping"),
@@ -137,6 +155,6 @@ def test_a_time_on_the_command_line_is_no_number_to_the_base_sixty(small):
     assert (asked.time, asked.grace) == ("1:30:00", 90)
 
 
-@pytest.mark.parametrize(("time", "grace"), [("1min", 15), ("0:30", 7), ("1-0", 90), ("1:00", 15)])
+@pytest.mark.parametrize(("time", "grace"), [("1min", 15), ("0:00:30", 7), ("1-0", 90)])
 def test_a_short_time_has_a_short_grace(asked, time, grace):
     assert asked(f"all: {{time: {time}}}")["train"].grace == grace

@@ -15,7 +15,7 @@ from skerch.jobs.journal import Submission
 from skerch.jobs.launchers.slurm import Element
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.submit import SubmitError, _memory
+from skerch.jobs.submit import SubmitError, next_memory
 from skerch.jobs.submitted import Submitted
 
 LAYOUT, MEASURE = "seigh.step-000020-test.layout-1", "seigh.step-000020-test.measure-1"
@@ -60,7 +60,7 @@ def test_logs_are_printed_alone_together_and_to_their_end(run, skerch):
     ]
     status, _, words = skerch("logs", run.path, "nothing")
     assert status == 2
-    assert "has no task nothing; train is one" in words
+    assert "has no task nothing; give an id" in words
     run.task_log(LAYOUT).unlink()
     assert f"it will be {run.task_log(LAYOUT)}" in skerch("logs", run.path, LAYOUT)[1]
 
@@ -82,7 +82,7 @@ def memory(tmp_path):
         )
         known = Submitted([submission], {("token", None): Element("7", state)})
         wanted = Resources(**({"memory": 1000, "memory_limit": 3000} | wanted))
-        return _memory(run, Task("train", "train", {}, (), ()), known, wanted)
+        return next_memory(run, Task("train", "train", {}, (), ()), known, wanted)
 
     return ask
 
