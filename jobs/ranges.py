@@ -1,4 +1,4 @@
-"""Lists of task numbers as text: 3, 5, 6, 7 is "3,5-7"."""
+"""Task numbers as text: 3, 5, 6, 7 is "3,5-7"."""
 
 from __future__ import annotations
 
@@ -30,3 +30,8 @@ def parse_ranges(text: str) -> tuple[int, ...]:
             raise ConfigError(f"--tasks {text!r} is not a list of ranges such as 3,5-9.")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)
+
+
+def counted(number: int, noun: str) -> str:
+    """1 task, 2 tasks."""
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -20,6 +20,7 @@ from skerch.jobs.cluster import resources
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import slurm
 from skerch.jobs.pipeline import Task
+from skerch.jobs.ranges import counted
 from skerch.jobs.run_dir import RunDir, StepDir, command, method_name
 from skerch.jobs.submit import RESUMING, next_memory
 from skerch.jobs.submitted import PATIENCE, Submitted, observe
@@ -108,17 +109,13 @@ def _print_method(output: Console, run: RunDir, method: dict[str, Any]) -> None:
                     say(line)
     for (stage, state, _), count in alike.items():
         if count > 1 and state != "running":
-            say(f"{_tasks(count - 1, f'more {stage} ')} {state} likewise")
+            say(f"{counted(count - 1, f'more {stage} task')} {state} likewise")
     for cause, count in needs.items():
-        say(f"{_tasks(count, 'more ')} {'needs' if count == 1 else 'need'}{cause}")
+        say(f"{counted(count, 'more task')} {'needs' if count == 1 else 'need'}{cause}")
     for (job, reason), count in waiting.items():
-        say(f"job {job}: {_tasks(count)} pending ({reason or 'no reason given'})")
+        say(f"job {job}: {counted(count, 'task')} pending ({reason or 'no reason given'})")
     if method["next"]:
         say(method["next"])
-
-
-def _tasks(count: int, kind: str = "") -> str:
-    return f"{count} {kind}task{'s' * (count != 1)}"
 
 
 def _told(run: RunDir, task: dict[str, Any]) -> Iterator[str]:
@@ -126,7 +123,7 @@ def _told(run: RunDir, task: dict[str, Any]) -> Iterator[str]:
     job = f" (job {task['job']})" if task["job"] else ""
     reason, last = task["reason"], task["last_line"]
     yield f"{task['id']} {task['state']}{job}{reason and f': {reason}'}"
-    if last and task["next"] and reason not in last:
+    if last and task["next"] and reason.removeprefix(f"{OUT_OF_MEMORY}: ") not in last:
         yield f"  last line: {last}"
     if task["log"]:
         yield f"  log: {task['log']}, or {command('logs', run.path, task['id'])}"
@@ -223,7 +220,8 @@ def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) 
 def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str]) -> str | None:
     """What to do once all tasks are done, or where none has begun that is not."""
     if states.keys() == {"done"}:
-        return f"All {_tasks(states['done'])} are done; see: {command('results', run.path)}"
+        done = counted(states["done"], "task")
+        return f"All {done} are done; see: {command('results', run.path)}"
     if states.keys() <= {"done", "missing"}:
         return f"To go on: {command('submit' if known.history else 'run', config_file)}"
     return None

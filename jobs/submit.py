@@ -6,7 +6,6 @@ no array of that size, or where some ran out of memory and need more); any other
 
 from __future__ import annotations
 
-import shlex
 import time
 from collections import defaultdict
 from collections.abc import Container
@@ -22,8 +21,8 @@ from skerch.jobs.config import Config
 from skerch.jobs.journal import Submission
 from skerch.jobs.launchers import slurm
 from skerch.jobs.pipeline import Task
-from skerch.jobs.ranges import format_ranges
-from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.ranges import counted, format_ranges
+from skerch.jobs.run_dir import RunDir, command, method_name
 from skerch.jobs.submitted import Submitted, observe
 
 RESUMING = ("train", "measure")  # stages that go on where they were
@@ -99,12 +98,13 @@ def submit(config: Config) -> None:
             ids |= dict.fromkeys(submission.elements, str(submission.job))
             print(_line(submission), flush=True)
     if not jobs and not ids:
-        print(f"All tasks are done in {run.path}.")
+        print(f"All tasks are done in {run.path}; see: {command('results', run.path)}")
         return
-    count = sum(len(job.tasks) for job in jobs)
+    count, live = sum(len(job.tasks) for job in jobs), len(known.live)
     print(
-        f"{count} tasks are submitted in {len(jobs)} jobs, and {len(known.live)} were live; see: "
-        f"python -m skerch status {shlex.quote(str(run.path))}"
+        f"{counted(count, 'task')} {'is' if count == 1 else 'are'} submitted in "
+        f"{counted(len(jobs), 'job')}, and {live} {'was' if live == 1 else 'were'} live; see: "
+        f"{command('status', run.path)}"
     )
 
 
@@ -115,7 +115,11 @@ def cancel(run: RunDir) -> None:
     jobs = sorted({element.job.partition("_")[0] for element in waiting}, key=int)
     slurm.cancel(jobs)
     if jobs:
-        print(f"{len(waiting)} tasks in jobs {', '.join(jobs)} are cancelled.")
+        print(
+            f"{counted(len(waiting), 'task')} in {'jobs' if len(jobs) > 1 else 'job'} "
+            f"{', '.join(jobs)} {'are' if len(waiting) > 1 else 'is'} cancelled; to go on: "
+            f"{command('submit', run.path)}"
+        )
     else:
         print(f"No job of {run.path} is live.")
 
@@ -140,16 +144,16 @@ def dry_run(config: Config) -> None:
         ids |= dict.fromkeys(submission.elements, str(submission.job))
         print(f"# {_line(submission)}\n{_script(run, job, submission)}")
     if not jobs:
-        print(f"There is nothing to submit: {len(ids)} tasks are live, the others done.")
+        print(f"There is nothing to submit: {counted(len(ids), 'live task')}, and the others done.")
 
 
 def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
     """Refuse to change what live tasks mean, and to go on where it is not known what lives."""
     if known.strangers:
         raise SubmitError(
-            f"Jobs {', '.join(known.strangers)} of this run live, and {run.jobs} does not tell of "
-            "them: it was damaged or removed. Cancel them, then submit again: python -m skerch "
-            f"cancel {shlex.quote(str(run.path))}."
+            f"{run.jobs} was damaged or removed: it does not tell of live jobs of this run, "
+            f"{', '.join(known.strangers)}. Cancel them, then submit again: "
+            f"{command('cancel', run.path)}."
         )
     name = method_name(config)
     arrays = (s for s in known.live.values() if s.indices is not None and s.name == name)
@@ -160,8 +164,7 @@ def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
     if config.launcher.blocks_per_task != p:
         raise SubmitError(
             f"launcher.blocks_per_task is {config.launcher.blocks_per_task}, and {p} in job "
-            f"{live.job}, which lives; take {p}, or cancel it: python -m skerch cancel "
-            f"{shlex.quote(str(run.path))}."
+            f"{live.job}, which lives; take {p}, or cancel it: {command('cancel', run.path)}."
         )
 
 
@@ -254,5 +257,6 @@ def _script(run: RunDir, job: Job, submission: Submission) -> str:
 def _line(submission: Submission) -> str:
     """A submission in one line."""
     tasks = "" if submission.indices is None else f" [{format_ranges(submission.indices)}]"
-    after = f", after {', '.join(submission.after)}" if submission.after else ""
+    jobs = (f"{j[:-1]} (however that ends)" if j[-1] == "?" else j for j in submission.after)
+    after = f", after {', '.join(jobs)}" if submission.after else ""
     return f"job {submission.job}: {submission.task}{tasks}{after}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shlex
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,7 +11,7 @@ from skerch.jobs import journal
 from skerch.jobs.journal import Submission
 from skerch.jobs.launchers import slurm
 from skerch.jobs.launchers.slurm import Element
-from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir import RunDir, command
 
 PATIENCE = 2.0  # seconds that the scheduler may take, where one can do without its answer
 
@@ -74,10 +73,11 @@ def refuse_live(run: RunDir) -> None:
     with suppress(SkerchError):  # two attempts at one task are harmless
         known = observe(run, PATIENCE)
     live = {str(s.job) for s in known.live.values()} | set(known.strangers)
-    if jobs := ", ".join(sorted(live, key=int)):
+    if jobs := sorted(live, key=int):
+        what, are, them = ("Job", "is", "it") if len(jobs) == 1 else ("Jobs", "are", "them")
         raise LiveJobsError(
-            f"Jobs {jobs} of {run.path} are live on the cluster; wait for them, or cancel them: "
-            f"python -m skerch cancel {shlex.quote(str(run.path))}."
+            f"{what} {', '.join(jobs)} of {run.path} {are} live on the cluster; wait for {them}, "
+            f"or cancel {them}: {command('cancel', run.path)}."
         )
 
 

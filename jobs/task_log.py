@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import socket
 import time
 import traceback
@@ -23,7 +24,7 @@ from skerch.jobs.stage import Progress
 INTERVAL = 10.0  # seconds between two progress lines
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
-PROCESS = re.compile(r"(\S+), pid (\d+)\n")  # what follows that
+PROCESS = re.compile(rf"^{TIME} \S+ starts on (\S+), pid (\d+)$", re.MULTILINE)
 REFUSED = re.compile(r"^error: (.*)$", re.MULTILINE)  # before it started
 ENDED = re.compile(rf"^{TIME} \S+ (?:done|failed), ", re.MULTILINE)
 FAILED = re.compile(rf"^{TIME} \S+ failed, [\d.]+ s: (.*)$", re.MULTILINE)
@@ -46,16 +47,38 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
     try:
         yield _lines(path)
     except BaseException as error:
-        error_line = describe(error)
+        error_line = "interrupted" if isinstance(error, KeyboardInterrupt) else describe(error)
         _append(path, traceback.format_exc())
         raise
     finally:
-        seconds = round(time.time() - started, 3)
-        words = "done" if error_line is None else "failed"
-        said = "" if error_line is None else ": " + " ".join(error_line.split())
-        _append(path, f"{_now()} {task.id} {words}, {seconds} s{said}\n")
-        record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
-        _append(run.task_records, "\n" + json.dumps(record | {"error": error_line}) + "\n")
+        _record(run, task, started, error_line)
+
+
+def record_death(run: RunDir, task: Task, pid: int, ending: str) -> bool:
+    """Record how a process of this machine ended, if it left the task without a word."""
+    attempt = last_attempt(run, task.id)
+    if process(attempt) != pid:
+        return False
+    started = datetime.fromisoformat(attempt.split(maxsplit=1)[0])
+    _record(run, task, started.timestamp(), ending)
+    return True
+
+
+def ending(status: int, number: int = 0) -> str:
+    """How a process ended: by the number of a signal, or else with an exit status."""
+    if number in set(signal.Signals):
+        return f"killed by {signal.Signals(number).name} (signal {number})"
+    return f"ended with exit status {status}"
+
+
+def _record(run: RunDir, task: Task, started: float, error: str | None) -> None:
+    """The last line of a task's log, and the one in `logs/tasks.jsonl`."""
+    seconds = round(time.time() - started, 3)
+    outcome = "done" if error is None else "failed"
+    said = "" if error is None else ": " + " ".join(error.split())
+    _append(run.task_log(task.id), f"{_now()} {task.id} {outcome}, {seconds} s{said}\n")
+    record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
+    _append(run.task_records, "\n" + json.dumps(record | {"error": error}) + "\n")
 
 
 def records(run: RunDir) -> dict[str, dict[str, Any]]:
@@ -74,9 +97,11 @@ def records(run: RunDir) -> dict[str, dict[str, Any]]:
 def last_attempt(run: RunDir, task_id: str, since: float = 0.0) -> str:
     """The end of a task's log, from where it last started; nothing if that was before `since`."""
     text = _end(run.task_log(task_id))
-    *_, start, attempt = ("", *STARTS.split(text)) if STARTS.search(text) else ("", "", text)
-    when = datetime.fromisoformat(start).timestamp() if start else since
-    return attempt if when >= int(since) else ""
+    *_, start = (None, *STARTS.finditer(text))
+    if start is None:
+        return text
+    when = datetime.fromisoformat(start[1]).timestamp()
+    return text[start.start() :] if when >= int(since) else ""
 
 
 def error(attempt: str) -> str | None:
@@ -87,9 +112,10 @@ def error(attempt: str) -> str | None:
 
 def process(attempt: str) -> int | None:
     """The id of the process of an attempt that began on this machine and has not said its end."""
-    found = PROCESS.match(attempt)
-    begun = found and found[1] == socket.gethostname() and not ENDED.search(attempt)
-    return int(found[2]) if found and begun else None
+    found = PROCESS.search(attempt)
+    if not found or found[1] != socket.gethostname() or ENDED.search(attempt):
+        return None
+    return int(found[2])
 
 
 def _end(path: Path, size: int = 65536) -> str:

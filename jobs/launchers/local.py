@@ -12,6 +12,7 @@ from concurrent.futures.process import BrokenProcessPool
 from contextlib import suppress
 from multiprocessing.connection import Connection
 from multiprocessing.connection import wait as wait_for_end
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from skerch.jobs.pipeline import Task
 from skerch.jobs.problems import describe
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.stage import Context, Progress, execute
-from skerch.jobs.task_log import recorded
+from skerch.jobs.task_log import ending, record_death, recorded
 
 
 def launch(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
@@ -92,6 +93,7 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
     failures: dict[str, str] = {}
     waiting = {task.id: task for task in tasks}
     running: dict[Future[str | None], Task] = {}
+    workers: set[BaseProcess] = set()
     spawn = multiprocessing.get_context("spawn")
     messages, sender = spawn.Pipe(duplex=False)
     following = _Following(report, tasks)
@@ -109,6 +111,7 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
                     failures[task.id] = error
                     continue
                 running[pool.submit(_run_in_worker, config, task)] = task
+            workers |= set(multiprocessing.active_children())
             done, _ = wait(running, return_when=FIRST_COMPLETED) if running else (set(), None)
             for future in done:
                 task = running.pop(future)
@@ -122,13 +125,29 @@ def _in_pool(config: Config, tasks: list[Task], report: Report) -> dict[str, str
             worker.terminate()
         raise
     except BrokenProcessPool:
+        pool.shutdown()  # until all workers have ended
+        death = _deaths(config, [task, *running.values()], workers)
         raise SkerchError(
-            "A worker process was killed (by someone, or for lack of memory); "
-            "what is finished is kept: run the same command again to go on."
+            f"A worker process has died, {death}. What is finished is kept: run the same command "
+            "again to go on, with a smaller launcher.workers if memory was short."
         ) from None
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
     return failures
+
+
+def _deaths(config: Config, tasks: list[Task], workers: set[BaseProcess]) -> str:
+    """Record how workers ended that have left tasks without a word; which one did so, and how."""
+    run, told = RunDir(config.run_dir), "killed by someone or for lack of memory"
+    for worker in workers:
+        assert worker.pid is not None
+        code = worker.exitcode or 0
+        stopped = code == -signal.SIGTERM  # by the pool, once another has ended
+        end = "stopped, as another worker ended" if stopped else ending(code, max(0, -code))
+        for task in tasks:
+            if record_death(run, task, worker.pid, end) and not stopped:
+                told = f"at {task.id}: {end}"
+    return told
 
 
 class _Following:

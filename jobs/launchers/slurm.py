@@ -28,6 +28,7 @@ from submitit import SlurmExecutor
 from submitit.core.utils import JobPaths
 
 from skerch.errors import SkerchError
+from skerch.jobs import task_log
 from skerch.jobs.cluster import Resources
 from skerch.jobs.journal import Submission
 from skerch.jobs.ranges import format_ranges
@@ -93,9 +94,7 @@ class Element:
         status, number = map(int, (self.exit_code or "0:0").split(":"))
         if not number and status > 2:  # which is no exit status of ours; sacct takes 128 off
             number = status % 128
-        if number in set(signal.Signals):
-            return f"killed by {signal.Signals(number).name} (signal {number})"
-        return f"exit status {status}"
+        return task_log.ending(status, number)
 
 
 Elements = dict[tuple[str, int | None], Element]  # by token and array index
@@ -381,7 +380,9 @@ def _slurm(
             stdin=None if text is not None else subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(f"{name} does not answer within {patience:g} s.") from None
+        raise SlurmError(
+            f"{name} does not answer within {patience:g} s. Try again later."
+        ) from None
     except OSError as error:
         raise SlurmError(f"{name} cannot be run: {error}.") from error
     if done.returncode:

@@ -8,7 +8,9 @@ import subprocess
 import sys
 from pathlib import Path
 
+import h5py
 import pytest
+import torch
 
 from skerch.jobs.run_dir import RunDir
 
@@ -33,6 +35,25 @@ def test_help_imports_nothing_heavy(tmp_path):
     script += "try:\n    m.main()\nexcept SystemExit: pass\n"
     script += "assert not {'torch', 'numpy', 'h5py', 'omegaconf'} & set(sys.modules), sys.modules"
     subprocess.run([sys.executable, "-c", script], check=True, cwd=tmp_path, capture_output=True)
+
+
+def test_help_begins_with_what_one_begins_with(skerch):
+    lines = skerch("--help")[1].splitlines()
+    commands = [line.split()[1] for line in lines if line[:2] == "│ " and line[2].isalpha()]
+    assert commands[:4] == ["run", "plan", "check", "submit"]
+    assert commands[-4:] == ["prio_hpars", "post_bounds", "create_hdf5_layout", "merge_hdf5"]
+
+
+def test_version_is_of_all_that_numbers_depend_on(skerch):
+    status, out, _ = skerch("--version")
+    assert status == 0
+    for name, version in (
+        ("torch", torch.__version__.partition("+")[0]),
+        ("h5py", h5py.__version__),
+        ("(HDF5", h5py.version.hdf5_version),
+        ("Python", sys.version.split()[0]),
+    ):
+        assert f"{name} {version}" in out
 
 
 def test_a_users_own_model_in_one_file(tmp_path):

@@ -185,8 +185,10 @@ def module(tmp_path, monkeypatch):
     written = []
 
     def write(name: str, text: str) -> str:
-        (tmp_path / f"{name}.py").write_text(text)
-        written.append(name)
+        path = tmp_path / f"{name}.py"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text)
+        written.append(path.stem)
         return str(tmp_path)
 
     yield write
@@ -234,3 +236,59 @@ def test_a_problem_that_cannot_be_had_is_one_sentence(problem, words, module):
     with pytest.raises(ConfigError, match=words) as caught:
         load_problem(problem, folder)
     assert "\n" not in str(caught.value)
+
+
+RAISES = """
+import json, sys, torch
+
+class Mute(Exception):
+    def __str__(self): raise ValueError("no words")
+
+def wordless(): assert 1 > 2
+def mute(): raise Mute
+def in_torch(): torch.ones(2, 3) @ torch.ones(2)
+in_lambda = lambda: [1][2]
+def in_python(): json.loads("{")
+def listed(): torch.nn.Linear(2, 1).load_state_dict({})
+def lines(): raise OSError("\\n  no disk\\nat all")
+def leaves(): sys.exit(3)
+def deep(): deep()
+def chained():
+    try: {}["x"]
+    except KeyError as error: raise TypeError("no x") from error
+def interrupted(): raise KeyboardInterrupt
+"""
+
+
+@pytest.mark.parametrize("folder", ["", "lib/python3.11/site-packages/vision"])
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("wordless", "AssertionError (:7)"),
+        ("mute", "Mute: <exception str() failed> (:8)"),
+        ("in_torch", "RuntimeError: size mismatch; (:9)"),
+        ("in_lambda", "IndexError: list index out of range (:10)"),
+        ("in_python", "JSONDecodeError: Expecting property name; (:11)"),
+        (
+            "listed",
+            'RuntimeError: Error(s) in; for Linear: Missing key(s) in state_dict: "weight"; (:12)',
+        ),
+        ("lines", "OSError: no disk (:13)"),
+        ("leaves", "SystemExit: 3 (:14)"),
+        ("deep", "RecursionError: maximum recursion depth exceeded; (:15)"),
+        ("chained", "TypeError: no x (:18), from KeyError: 'x' (:17)"),
+    ],
+)
+def test_an_error_is_named_with_the_line_of_the_users_own_code(folder, name, words, module):
+    place = folder and f"{folder}/"
+    path = module(f"{place}own4", RAISES)
+    with pytest.raises(ConfigError, match=r"^problem failed: [^\n]*$") as caught:
+        load_problem({"factory": f"own4:{name}"}, f"{path}/{folder}")
+    for part in words.replace("(:", f"({path}/{place}own4.py:").split("; "):
+        assert part in str(caught.value)
+
+
+def test_an_interrupt_of_the_users_code_is_no_error_of_it(module):
+    folder = module("own4", RAISES)
+    with pytest.raises(KeyboardInterrupt):
+        load_problem({"factory": "own4:interrupted"}, folder)

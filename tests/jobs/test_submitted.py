@@ -81,15 +81,18 @@ def test_who_failed_and_whom_that_takes_down(asked, run, skerch):
     silence, status = asked(FAILED)
     assert silence is None
     failed = {"state": "failed", "job": "11_0", "exit_code": "137:0", "node": "n1"}
-    assert has(status["measure-1.0"], reason="FAILED", **failed)
+    assert has(status["measure-1.0"], reason="killed by SIGKILL (signal 9)", **failed)
     assert has(status["measure-1.1"], state="done", job="11_1")
     reason = f"needs {STEP}.measure-1.0, which failed"
     assert has(status["merge"], state="failed", reason=reason, job="12")
     assert has(status["decompose"], state="pending", reason=reason, job="13")
     assert has(status["analyze"], state="lost", reason=reason, job="14")
     table = skerch("status", run.path)[1]
-    assert f"{STEP}.measure-1.0 failed (job 11_0): FAILED" in table
-    assert f"3 more {reason}" in table
+    assert f"{STEP}.measure-1.0 failed (job 11_0): killed by SIGKILL (signal 9)\n" in table
+    assert (
+        f"  next: python -m skerch submit {run.path} (with a larger resources.measure.mem" in table
+    )
+    assert f"3 more tasks need {STEP}.measure-1.0, which failed\n" in table
 
 
 def test_what_the_log_says_is_the_reason(asked, run):
@@ -98,7 +101,13 @@ def test_what_the_log_says_is_the_reason(asked, run):
     log.write_text(f"{start}error: parameters.h5 is missing.\nsrun: error: n1: task 0: Exited\n")
     assert has(asked(FAILED)[1]["measure-1.0"], reason="parameters.h5 is missing.")
     log.write_text(f"{start}slurmstepd: error: StepId=11.0 exceeded memory limit (2 > 1)\n")
-    assert has(asked(FAILED)[1]["measure-1.0"], reason="out of memory")
+    status = asked(FAILED)[1]["measure-1.0"]
+    assert has(
+        status,
+        reason="out of memory",
+        next=f"{STEP}.measure-1.0 ran out of memory; set re"
+        "sources.measure.memory, as in resources.measure.memory=16G.",
+    )
 
 
 def test_a_job_that_waits_for_ever_is_no_live_one(asked):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 import subprocess
 import sys
@@ -12,10 +13,10 @@ import pytest
 
 from skerch.jobs.cluster import Resources
 from skerch.jobs.journal import Submission
-from skerch.jobs.launchers.slurm import Element
+from skerch.jobs.launchers.slurm import Element, script
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.submit import SubmitError, next_memory
+from skerch.jobs.submit import SubmitError, _line, next_memory
 from skerch.jobs.submitted import Submitted
 
 LAYOUT, MEASURE = "seigh.step-000020-test.layout-1", "seigh.step-000020-test.measure-1"
@@ -63,6 +64,17 @@ def test_logs_are_printed_alone_together_and_to_their_end(run, skerch):
     assert "has no task nothing; give an id" in words
     run.task_log(LAYOUT).unlink()
     assert f"it will be {run.task_log(LAYOUT)}" in skerch("logs", run.path, LAYOUT)[1]
+
+
+def test_a_script_names_one_log_and_what_it_waits_for(tmp_path):
+    submission = Submission("token", "seigh", "merge", None, after=("4?", "5"))
+    log = tmp_path / "it's 100 %.log"
+    text = script(submission, Resources(), tmp_path / "a run", log, resumes=False)
+    assert text.count("#SBATCH --output") == 1
+    assert text.count(" --output ") == 1
+    assert shlex.split(text.split("srun ")[1])[2] == str(log).replace("%", "%%")
+    assert "#SBATCH --dependency=afterok:5,afterany:4\n" in text
+    assert _line(submission).endswith("merge, after 4 (however that ends), 5")
 
 
 KILLED = "slurmstepd: error: StepId=7.0 exceeded memory limit (5 > 4), being killed\n"

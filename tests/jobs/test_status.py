@@ -1,0 +1,134 @@
+"""What `status` says of runs here: what ended a task, where, and what to type next."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+
+import pytest
+
+from skerch.jobs.launchers.slurm import Element
+from skerch.jobs.run_dir import RunDir
+
+PROBLEM = """
+import os
+import torch
+from torch.utils.data import TensorDataset
+from skerch.jobs.problems import Problem
+
+def make(loss):
+    data = TensorDataset(torch.ones(20, 3), torch.arange(20.0)[:, None])
+    return Problem(lambda: torch.nn.Linear(3, 1), lambda split: data, globals()[loss])
+
+def short(model, batch):
+    return batch[2].mean()
+
+def deadly(model, batch):
+    os.kill(os.getpid(), 11)
+"""
+EXPERIMENT = """
+problem: {factory: "linear:make", loss: short}
+training: {max_steps: 1, batch_size: 10}
+hessian: {datapoints: 10, subset: first, splits: [test]}
+sketch: {outer: 1, inner: 4}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The current folder, with an experiment whose loss fails."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    (tmp_path / "linear.py").write_text(PROBLEM)
+    (tmp_path / "small.yaml").write_text(EXPERIMENT)
+    yield tmp_path
+    sys.modules.pop("linear", None)
+
+
+@pytest.fixture
+def run(reference, tmp_path, monkeypatch):
+    """A finished run in the current folder."""
+    monkeypatch.chdir(tmp_path)
+    return RunDir(shutil.copytree(reference.run_dir, tmp_path / "runs" / "digits"))
+
+
+def test_an_error_is_said_with_its_line_and_what_to_type(folder, skerch, monkeypatch):
+    assert skerch("run", "small.yaml")[0] == 1
+    said = skerch("status", "runs/small")[1]
+    reason = f"IndexError: tuple index out of range ({folder}/linear.py:12)"
+    assert f"\ntrain failed: {reason}\n" in said
+    assert "train.log, or python -m skerch logs runs/small train\n" in said
+    assert "  next: python -m skerch run runs/small\n" in said
+    assert "16 more tasks need train, which failed\n" in said
+    assert skerch("status", "small.yaml")[1] == said
+    records = RunDir(folder / "runs" / "small").task_records.read_text()
+    assert json.loads(records)["error"] == reason
+    monkeypatch.chdir("runs/small")
+    assert "  next: python -m skerch run .\n" in skerch("status")[1]
+
+
+def test_a_worker_that_dies_is_named_with_its_signal(folder, skerch):
+    _, _, words = skerch("run", "small.yaml", "problem.loss=deadly", "launcher.workers=2")
+    assert "A worker process has died, at train: killed by SIGSEGV (signal 11). What is" in words
+    assert "train failed: killed by SIGSEGV (signal 11)\n" in skerch("status", "small.yaml")[1]
+
+
+def test_a_process_that_ended_without_a_word_has_failed_and_a_live_one_runs(run, skerch):
+    directory = run.step("seigh", 60, "test")
+    directory.overlap.unlink()
+    log = run.task_log("seigh.step-000060-test.analyze")
+    start = "2100-01-01T00:00:00+00:00 analyze starts on"
+    gone = subprocess.Popen("true")
+    gone.wait()
+    for host, pid, said in (
+        (socket.gethostname(), gone.pid, f"failed: its process {gone.pid} was killed or stopped"),
+        (socket.gethostname(), os.getpid(), f"running: process {os.getpid()} of this machine"),
+        ("elsewhere", gone.pid, "To go on: python -m skerch run runs/digits\n"),
+    ):
+        log.write_text(f"{start} {host}, pid {pid}\n")
+        assert said in skerch("status", run.path)[1]
+    assert f"  last line: {start}" not in skerch("status", run.path)[1]
+
+
+def test_an_interrupted_task_says_so(run, skerch):
+    run.step("seigh", 20, "test").overlap.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            "skerch.jobs.analyze.run", lambda context: os.kill(os.getpid(), signal.SIGINT)
+        )
+        assert skerch("run", run.path)[0] == 130
+    assert "analyze failed: interrupted\n" in skerch("status", run.path)[1]
+
+
+def test_a_finished_run_says_where_its_results_are(run, skerch):
+    assert skerch("status", "digits")[1].endswith(
+        "All 25 tasks are done; see: python -m skerch results runs/digits\n"
+    )
+
+
+def test_what_is_no_run_is_said_with_those_that_are_near(run, skerch):
+    for command, name in (("status", "digts"), ("logs", "."), ("cancel", "mnist_mini.yaml")):
+        status, _, words = skerch(command, name)
+        assert status == 2
+        assert "is no run directory: it has no config.yaml. There are runs/digits." in words
+        assert "python -m skerch run" in words
+
+
+@pytest.mark.parametrize(
+    ("state", "code", "words"),
+    [
+        ("FAILED", "0:9", "killed by SIGKILL (signal 9)"),
+        ("FAILED", "139:0", "killed by SIGSEGV (signal 11)"),
+        ("FAILED", "7:0", "killed by SIGBUS (signal 7)"),
+        ("FAILED", "127:0", "ended with exit status 127"),
+        ("FAILED", "1:0", "ended with exit status 1"),
+        ("TIMEOUT", "0:15", "TIMEOUT"),
+    ],
+)
+def test_an_exit_code_is_said_in_words(state, code, words):
+    assert Element("7", state, exit_code=code).outcome == words
