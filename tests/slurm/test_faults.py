@@ -57,8 +57,14 @@ def test_a_killed_worker_loses_only_its_block(trained, ends_well):
     trained.go_on()
     trained.wait_for_end()
     status, kept = trained.status(), trained.blocks()
-    assert has(status["measure-1.0"], state="failed", exit_code="137:0")
+    killed = "killed by SIGKILL (signal 9)"
+    assert has(status["measure-1.0"], state="failed", exit_code="137:0", reason=killed)
     assert status["measure-1.0"]["last_line"].endswith(": task 0: Killed")
+    said = trained.skerch("status", trained.path).stdout
+    assert (
+        f"{MEASURE}.0 failed (job {status['measure-1.0']['job']}): {killed}\n  last line: " in said
+    )
+    assert "  next: python -m skerch submit run (with a larger resources.measure.memory" in said
     assert status["measure-1.1"]["state"] == status["measure-1.2"]["state"] == "done"
     for name in DEPENDENTS:
         assert has(status[name], state="failed", reason=f"needs {MEASURE}.0, which failed")
@@ -138,7 +144,7 @@ def test_a_preempted_task_goes_on_later(trained, ends_well, cluster):
 def test_a_task_out_of_memory_gets_more_up_to_a_limit(trained, ends_well, cluster):
     trained.halt(1)
     memory = "resources.measure.memory"
-    trained.submit(f"{memory}=100M", f"{memory}_limit=100M")
+    trained.submit(f"{memory}=100M", f"{memory}_factor=8")
     trained.wait_for_end()
     status = trained.status()
     for index in WORKERS:
@@ -146,6 +152,7 @@ def test_a_task_out_of_memory_gets_more_up_to_a_limit(trained, ends_well, cluste
         assert has(task, state="failed", reason="out of memory", exit_code="137:0")
         # Slurm writes both, in any order.
         assert re.search("Killed|memory limit", task["last_line"])
+        assert task["next"] == "python -m skerch submit run, which asks for 800 MiB"
     refused = trained.submit(f"{memory}=100M", f"{memory}_limit=100M", check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith(
@@ -329,7 +336,9 @@ def test_a_task_that_always_fails_takes_down_what_needs_it(trained, ends_well):
     trained.wait_for_end()
     status, kept = trained.status(), trained.blocks()
     assert has(status["measure-1.0"], state="failed", exit_code="1:0")
-    assert status["measure-1.0"]["reason"] == "this loss has no value"
+    place = f"{Path(__file__).with_name('halting.py')}:42"
+    reason = f"ArithmeticError: this loss has no value ({place})"
+    assert has(status["measure-1.0"], reason=reason, next="python -m skerch submit run")
     assert "error: " in status["measure-1.0"]["last_line"]
     assert "this loss has no value" in status["measure-1.0"]["last_line"]
     for name in DEPENDENTS:
