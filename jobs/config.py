@@ -147,9 +147,16 @@ def _find(name: str) -> Path:
     """An experiment file, a run directory's, or the one of that name that skerch has."""
     path = _experiment(os.path.join(name, "config.yaml")) or _experiment(name)
     if path is None:
+        here = ", ".join(sorted(glob.glob("*.y*ml"))[:8]) or "none"
         raise ConfigError(
-            f"There is no experiment file {name} in {os.getcwd()}, and none of that name comes "
-            f"with skerch (it has: {', '.join(sorted(path.stem for path in _packaged()))})."
+            f"There is no experiment file {name} in {os.getcwd()} (there: {here}), and none of "
+            "that name comes with skerch (it has: "
+            f"{', '.join(sorted(path.stem for path in _packaged()))})."
+        )
+    if path.suffix == ".py":
+        raise ConfigError(
+            f"{path} is no experiment file but Python; write one in YAML that says "
+            f'problem: {{factory: "{path.stem}:FUNCTION"}}.'
         )
     return path
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from skerch.jobs import pipeline
 from skerch.jobs.config import ConfigError
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.status import status
+from skerch.jobs.status import NEEDS, status
 
 INTERVAL = 1.0  # seconds between two looks at the logs
 STATES_EVERY = 10  # looks, at the states of the tasks
@@ -50,7 +50,11 @@ def print_logs(run: RunDir, part: str = "", *, follow: bool = False) -> None:
 def _over(run: RunDir, tasks: Set[str]) -> bool:
     """Whether nothing more comes of these tasks."""
     found = [task for method in status(run)["methods"] for task in method["tasks"]]
-    return all(task["state"] in OVER for task in found if task["id"] in tasks)
+    return all(
+        task["state"] in OVER or (task["reason"] or "").startswith(NEEDS)
+        for task in found
+        if task["id"] in tasks
+    )
 
 
 def _print_from(path: Path, start: int, prefix: str) -> int:

@@ -223,7 +223,7 @@ def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str
         done = counted(states["done"], "task")
         return f"All {done} are done; see: {command('results', run.path)}"
     if states.keys() <= {"done", "missing"}:
-        return f"To go on: {command('submit' if known.history else 'run', config_file)}"
+        return f"To go on: {command('submit' if known.latest else 'run', config_file)}"
     return None
 
 

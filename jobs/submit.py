@@ -92,7 +92,8 @@ def submit(config: Config) -> None:
             except slurm.SlurmError as error:
                 raise SubmitError(
                     f"{error} {count} of {len(jobs)} jobs are submitted; mend the cause (a limit "
-                    "on jobs, by a larger launcher.blocks_per_task), then submit again."
+                    "on jobs, by a larger launcher.blocks_per_task), then submit again; without "
+                    f"Slurm: {command('run', run.path)}."
                 ) from error
             journal.record(run, submission)
             ids |= dict.fromkeys(submission.elements, str(submission.job))

@@ -161,6 +161,8 @@ def test_plan_says_what_a_run_takes(tmp_path, monkeypatch, skerch):
     ("arguments", "words", "status"),
     [
         (["run", "nothing.yaml"], "no experiment file nothing.yaml", 2),
+        (["run", "exam.yaml"], "(there: example.yaml)", 2),
+        (["plan", "example.py"], 'problem: {factory: "example:FUNCTION"}', 2),
         (["run", "digits", "hessian.datapoints=505"], "multiple of its 10 classes", 1),
         (["run", "digits", "sketch.kind=guassian"], "gaussian", 2),
         (["status", "nowhere"], "nowhere", 2),
@@ -172,6 +174,8 @@ def test_mistakes_end_in_a_sentence_and_a_status(
     tmp_path, monkeypatch, skerch, arguments, words, status
 ):
     monkeypatch.chdir(tmp_path)
+    for name in ("example.yaml", "example.py"):
+        (tmp_path / name).touch()
     found, out, err = skerch(*arguments)
     assert words in " ".join((out + err).split())
     assert found == status

@@ -70,6 +70,7 @@ def test_an_error_is_said_with_its_line_and_what_to_type(folder, skerch, monkeyp
     assert json.loads(records)["error"] == reason
     monkeypatch.chdir("runs/small")
     assert "  next: python -m skerch run .\n" in skerch("status")[1]
+    assert "IndexError" in skerch("logs", ".", "-f")[1]  # and ends
 
 
 def test_a_worker_that_dies_is_named_with_its_signal(folder, skerch):
