@@ -62,21 +62,21 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
     """
     path = _find(str(path_or_name))
     text = _read(path)
-    of_run = path.name == "config.yaml" and _is_written(text)
-    if of_run:
+    run_dir = _run_of(path, text)
+    if run_dir is not None:
         text = _intact(path, text)
     content = _parse(text, str(path))
-    if of_run:
-        content.run_dir = ""  # it is the folder of this file, wherever that was moved to
+    if run_dir is not None:
+        content.run_dir = ""  # it is where this file is, wherever that was moved to
     for override in overrides:
         with _clear_errors(f"The override {override[:100]!r}"):
             content = OmegaConf.merge(content, _parse_override(override))
     with _clear_errors(str(path)):
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     config = _build(raw)
-    if of_run and not config.run_dir:
-        config.run_dir = str(path.parent)
-    _complete(config, path, of_run)
+    if run_dir is not None and not config.run_dir:
+        config.run_dir = str(run_dir)
+    _complete(config, path, run_dir is not None)
     validation.check(config)
     return config
 
@@ -90,8 +90,9 @@ def run_directory(path_or_name: str) -> Path:
     if path is None:
         return Path(path_or_name)
     text = _read(path)
-    if path.name == "config.yaml" and _is_written(text):
-        return path.parent
+    run_dir = _run_of(path, text)
+    if run_dir is not None:
+        return run_dir
     with _clear_errors(str(path)):
         given = _parse(text, str(path)).get("run_dir")
     return Path(_absolute("run_dir", given or _default_run_dir(path)))
@@ -355,6 +356,12 @@ def _leaves(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, An
             yield from _leaves(value, f"{prefix}{key}.")
         else:
             yield f"{prefix}{key}", value
+
+
+def _run_of(path: Path, text: str) -> Path | None:
+    """The run directory that a file of this text is the config, or a method's config, of."""
+    folders = {"config.yaml": path.parent, "hessian_config.yaml": path.parent.parent}
+    return folders.get(path.name) if _is_written(text) else None
 
 
 def _is_written(text: str) -> bool:

@@ -121,7 +121,7 @@ def _print_method(output: Console, run: RunDir, method: dict[str, Any]) -> None:
 def _told(run: RunDir, task: dict[str, Any]) -> Iterator[str]:
     """Lines on a task that runs or will not be done as things are."""
     job = f" (job {task['job']})" if task["job"] else ""
-    reason, last = task["reason"], task["last_line"]
+    reason, last = task["reason"] or "", task["last_line"]
     yield f"{task['id']} {task['state']}{job}{reason and f': {reason}'}"
     if last and task["next"] and reason.removeprefix(f"{OUT_OF_MEMORY}: ") not in last:
         yield f"  last line: {last}"

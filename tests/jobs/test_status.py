@@ -12,6 +12,8 @@ import sys
 
 import pytest
 
+from skerch.jobs.binding import bind
+from skerch.jobs.config import load
 from skerch.jobs.launchers.slurm import Element
 from skerch.jobs.run_dir import RunDir
 
@@ -110,6 +112,16 @@ def test_a_finished_run_says_where_its_results_are(run, skerch):
     assert skerch("status", "digits")[1].endswith(
         "All 25 tasks are done; see: python -m skerch results runs/digits\n"
     )
+
+
+def test_each_method_goes_on_by_its_own_config(run, skerch):
+    bind(run, load(run.path, ["name=wide"]))
+    run.step("seigh", 60, "test").overlap.unlink()
+    said = skerch("status", run.path)[1]
+    assert "To go on: python -m skerch run runs/digits\n" in said
+    assert "To go on: python -m skerch run runs/digits/seigh/hessian_config.yaml\n" in said
+    assert skerch("run", "runs/digits/seigh/hessian_config.yaml")[0] == 0
+    assert run.step("seigh", 60, "test").overlap.exists()
 
 
 def test_what_is_no_run_is_said_with_those_that_are_near(run, skerch):
