@@ -230,7 +230,7 @@ def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str
 def _next(
     run: RunDir, config: Config, config_file: Path, task: Task, known: Submitted, reason: str
 ) -> str:
-    """What to type after a task has failed or is lost."""
+    """What to type after a task has failed or is lost, with a comment as a shell has it."""
     stage = f"resources.{task.stage}"
     if task.id not in known.latest:
         again = command("run", config_file)
@@ -243,11 +243,11 @@ def _next(
             memory = next_memory(run, task, known, resources(config)[task.stage])
         except SkerchError as error:
             return str(error)
-        return f"{again}, which asks for {memory} MiB"
+        return f"{again}  # asks for {memory} MiB"
     if "SIGKILL" in reason:
-        return f"{again} (with a larger {stage}.memory if that was too little)"
+        return f"{again}  # with a larger {stage}.memory if that was too little"
     if reason == "TIMEOUT" and task.stage not in RESUMING:
-        return f"{again} {stage}.time=…, longer than the last"
+        return f"{again} {stage}.time=TIME  # longer than the last"
     return again
 
 

@@ -90,7 +90,8 @@ def test_who_failed_and_whom_that_takes_down(asked, run, skerch):
     table = skerch("status", run.path)[1]
     assert f"{STEP}.measure-1.0 failed (job 11_0): killed by SIGKILL (signal 9)\n" in table
     assert (
-        f"  next: python -m skerch submit {run.path} (with a larger resources.measure.mem" in table
+        f"  next: python -m skerch submit {run.path}  # with a larger resources.measure.mem"
+        in table
     )
     assert f"3 more tasks need {STEP}.measure-1.0, which failed\n" in table
 
@@ -108,6 +109,17 @@ def test_what_the_log_says_is_the_reason(asked, run):
         next=f"{STEP}.measure-1.0 ran out of memory; set re"
         "sources.measure.memory, as in resources.measure.memory=16G.",
     )
+
+
+def test_what_does_not_resume_is_given_more_time(asked, run):
+    done = [("11", "0", "TIMEOUT", "None", "n1", "0"), ("12", "N/A", "TIMEOUT", "None", "n1", "0")]
+    again = f"python -m skerch submit {run.path}"
+    assert has(asked(done[:1])[1]["measure-1.0"], next=again)
+    step = run.step("seigh", 20, "test")
+    other = run.step("seigh", 60, "test").measurements(1) / "blocks" / "block-000000.h5"
+    shutil.copy(other, step.measurements(1) / "blocks")
+    words = f"{again} resources.merge.time=TIME  # longer than the last"
+    assert has(asked(done)[1]["merge"], reason="TIMEOUT", next=words)
 
 
 def test_a_job_that_waits_for_ever_is_no_live_one(asked):

@@ -64,7 +64,7 @@ def test_a_killed_worker_loses_only_its_block(trained, ends_well):
     assert (
         f"{MEASURE}.0 failed (job {status['measure-1.0']['job']}): {killed}\n  last line: " in said
     )
-    assert "  next: python -m skerch submit run (with a larger resources.measure.memory" in said
+    assert "  next: python -m skerch submit run  # with a larger resources.measure.memory" in said
     assert status["measure-1.1"]["state"] == status["measure-1.2"]["state"] == "done"
     for name in DEPENDENTS:
         assert has(status[name], state="failed", reason=f"needs {MEASURE}.0, which failed")
@@ -152,7 +152,7 @@ def test_a_task_out_of_memory_gets_more_up_to_a_limit(trained, ends_well, cluste
         assert has(task, state="failed", reason="out of memory", exit_code="137:0")
         # Slurm writes both, in any order.
         assert re.search("Killed|memory limit", task["last_line"])
-        assert task["next"] == "python -m skerch submit run, which asks for 800 MiB"
+        assert task["next"] == "python -m skerch submit run  # asks for 800 MiB"
     refused = trained.submit(f"{memory}=100M", f"{memory}_limit=100M", check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith(
