@@ -8,9 +8,10 @@ them in the same form. `STRATEGIES` has them by name; a new one is one entry.
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from reprlib import repr as short
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from skerch.curvature.tape import Tape
 from skerch.errors import SkerchError
+from skerch.rounding import rounding
 
 CHUNK_SIZES = (8, 32, 64, 128, 256)
 ROUNDS = 12  # of timing all candidates …
@@ -30,6 +32,14 @@ HOPELESS = 1.25  # times the best of its strategy: no chunk is larger than one t
 
 Tensors = Sequence[Tensor]
 Product = Callable[[Tensors], tuple[Tensor, ...]]
+
+
+class StrategyError(SkerchError):
+    """A strategy that cannot compute a model's products, or computes others."""
+
+
+class DerivativeError(SkerchError):
+    """A loss that cannot be differentiated twice."""
 
 
 @dataclass(frozen=True)
@@ -62,11 +72,23 @@ def loop(grads: Tensors, params: Tensors) -> Product:
 def batched(grads: Tensors, params: Tensors) -> Product:
     """One backward pass for a block, vectorised by `torch.vmap`: c times the memory.
 
-    The product raises RuntimeError where an operation of the model cannot be vectorised.
+    The product raises StrategyError where an operation of the model cannot be vectorised.
     """
 
     def product(block: Tensors) -> tuple[Tensor, ...]:
-        products: tuple[Tensor, ...] = torch.vmap(lambda *v: _backward(grads, params, v))(*block)
+        try:
+            with _quiet_vmap():
+                products: tuple[Tensor, ...] = torch.vmap(lambda *v: _grad(grads, params, v))(
+                    *block
+                )
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError as error:
+            _backward(grads, params, [v[0] for v in block])  # which may be what cannot be had
+            raise StrategyError(
+                f"The backward pass of this model cannot be vectorised: {_first_line(error)}; set "
+                "strategy to loop."
+            ) from error
         return products
 
     return product
@@ -77,7 +99,14 @@ def tape(grads: Tensors, params: Tensors) -> Product:
 
     Raises TapeError, a SkerchError, where the backward pass of a model cannot be recorded.
     """
-    return Tape(lambda vector: _backward(grads, params, vector), params)
+    with _quiet_vmap():
+        recorded = Tape(lambda vector: _backward(grads, params, vector), params)
+
+    def product(block: Tensors) -> tuple[Tensor, ...]:
+        with _quiet_vmap():
+            return recorded(block)
+
+    return product
 
 
 STRATEGIES = {
@@ -95,11 +124,81 @@ def check_strategy(strategy: str) -> None:
         )
 
 
+def compare(
+    strategy: str, grads: Tensors, params: Tensors, block: Tensors, products: Tensors
+) -> None:
+    """Refuse products of a block of c vectors that one by one come out otherwise.
+
+    H Σ a_i v_i = Σ a_i H v_i for random a tells of all c at once, at the price of one product.
+    """
+    generator = torch.Generator().manual_seed(0)
+    a = torch.randn(len(block[0]), generator=generator, dtype=torch.float64, device="cpu")
+    a /= _norms(block).clamp(min=1e-300)
+    scale = float((a * _norms(products)).norm())
+    if not math.isfinite(scale):
+        return  # which the caller sees
+
+    def combine(tensors: Tensors) -> list[Tensor]:
+        dtype = torch.promote_types(tensors[0].dtype, torch.float32)
+        return [torch.tensordot(a.to(t.device, dtype), t.to(dtype), 1) for t in tensors]
+
+    alone = _backward(
+        grads, params, [v.to(p.dtype) for v, p in zip(combine(block), params, strict=True)]
+    )
+    error = math.hypot(
+        *(float((x - y).norm()) for x, y in zip(combine(products), alone, strict=True))
+    )
+    if not error <= rounding(params[0].dtype) * scale:
+        raise StrategyError(
+            f"Strategy {strategy} gives other products than one vector after the other, by "
+            f"{error / scale:.1g} of their norm: PyTorch vectorises an operation of this model "
+            "wrongly. Set strategy to loop, or to auto, which leaves such strategies out."
+        )
+
+
+def _norms(block: Tensors) -> Tensor:
+    """The norms (c,) of a block's vectors, in float64 on the CPU."""
+    wide = torch.promote_types(block[0].dtype, torch.float32)
+    norms = [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1, dtype=wide) for t in block]
+    return torch.stack(norms).double().norm(dim=0).cpu()
+
+
 def _backward(grads: Tensors, params: Tensors, vector: Tensors) -> tuple[Tensor, ...]:
-    """Σ_i (∂g_i/∂θ)ᵀ v_i, with the graph retained and zeros for what it does not reach."""
+    """Σ_i (∂g_i/∂θ)ᵀ v_i, with the graph retained and zeros for what it does not reach.
+
+    Raises DerivativeError where an operation has no second derivative.
+    """
+    try:
+        return _grad(grads, params, vector)
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise DerivativeError(
+            f"This model's loss cannot be differentiated twice: {_first_line(error)}. Replace that "
+            "operation by others with the same values, or sketch the rest of the network by "
+            "param_filter."
+        ) from error
+
+
+def _grad(grads: Tensors, params: Tensors, vector: Tensors) -> tuple[Tensor, ...]:
     return torch.autograd.grad(
         grads, params, vector, retain_graph=True, allow_unused=True, materialize_grads=True
     )
+
+
+def _first_line(error: Exception) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__).rstrip(".")
+
+
+@contextmanager
+def _quiet_vmap() -> Iterator[None]:
+    """Without vmap's warnings that an operation is slow, of which nobody here can do anything."""
+    set_warning = vars(torch._C._functorch)["_set_vmap_fallback_warning_enabled"]
+    set_warning(False)
+    try:
+        yield
+    finally:
+        set_warning(True)
 
 
 def candidates(block_size: int, strategy: str, chunk_size: int | None) -> list[Choice]:
@@ -153,14 +252,22 @@ class _Trial:
 
     def __init__(self, choice: Choice, grads: Tensors, params: Tensors, vectors: float):
         self.choice = choice
-        self._block = [p.detach().expand(choice.chunk_size, *p.shape).clone() for p in params]
+        generator = torch.Generator(params[0].device).manual_seed(0)
+        self._block = [
+            torch.randn(
+                (choice.chunk_size, *p.shape), generator=generator, dtype=p.dtype, device=p.device
+            )
+            for p in params
+        ]
         prepare = STRATEGIES[choice.strategy].prepare
         prepare(grads, params)([v[:2] for v in self._block])
         start = _now(params[0].device)
         self._product = prepare(grads, params)
         self._preparation = (_now(params[0].device) - start) / vectors
         self._least = float("inf")
-        self.run()  # which gets its memory
+        products = self.run()  # which gets its memory
+        if choice.strategy != "loop":
+            compare(choice.strategy, grads, params, self._block, products)
         self.run()
 
     @property
@@ -168,12 +275,13 @@ class _Trial:
         """Seconds a vector, the least so far, with its part of the preparation."""
         return self._least + self._preparation
 
-    def run(self) -> None:
-        """Time one chunk."""
+    def run(self) -> tuple[Tensor, ...]:
+        """Time one chunk; its products."""
         start = _now(self._block[0].device)
-        self._product(self._block)
+        products = self._product(self._block)
         seconds = _now(self._block[0].device) - start
         self._least = min(self._least, seconds / self.choice.chunk_size)
+        return products
 
 
 def _now(device: torch.device) -> float:

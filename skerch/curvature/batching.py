@@ -47,6 +47,21 @@ def split_batch(batch: Any, size: int) -> list[Any]:
     return [part(start) for start in range(0, total, size)]
 
 
+def join_batches(a: Any, b: Any) -> Any:
+    """Two batches of one structure as one: their tensors joined along dimension 0.
+
+    Scalars, and what is not a tensor, are those of the first. Raises whatever tensors that do not
+    fit, or another structure, lead to.
+    """
+    others = iter(list(_tensors(b)))
+
+    def join(tensor: Tensor) -> Tensor:
+        other = next(others)
+        return torch.cat([tensor, other]) if tensor.ndim else tensor
+
+    return _map(join, a)
+
+
 def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """The batch with its tensors on a device, the floating ones in `dtype`; copied if need be."""
     return _map(lambda t: t.to(device, dtype if t.is_floating_point() else None), batch)

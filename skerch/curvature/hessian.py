@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from itertools import islice
 from reprlib import repr as short
@@ -15,11 +17,11 @@ from torch import Tensor
 from torch.nn import Module
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from skerch.curvature import backends
+from skerch.curvature import backends, checks
 from skerch.curvature.batching import channels_last, count_examples, has_images, to_device
 from skerch.curvature.losses import BatchWeight, LossFn
 from skerch.curvature.memory import keep_freed_memory
-from skerch.curvature.parameters import select_parameters
+from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.errors import SkerchError
 from skerch.linops.base import LinearOperator
 
@@ -32,20 +34,32 @@ class _BatchHessian:
 
     weight: float
     choice: backends.Choice
+    reached: bool  # whether the loss has a gradient at all
     columns: list[slice]
     params: list[Tensor]
+    grads: list[Tensor]
     product: backends.Product
 
-    def add(self, rows: Tensor, out: Tensor) -> None:
-        """out += weight · (H_b Xᵀ)ᵀ for rows X and out of shape (b, N), in chunks of vectors."""
+    def add(self, rows: Tensor, out: Tensor, compare: bool = False) -> None:
+        """out += weight · (H_b Xᵀ)ᵀ for rows X and out of shape (b, N), in chunks of vectors.
+
+        The vectors of a parameter are copied to memory of their own: an operation of the model may
+        want them contiguous and aligned. With `compare` the first chunk is held against products
+        one by one.
+        """
         for start in range(0, len(rows) if self.params else 0, self.choice.chunk_size):
             chunk = slice(start, start + self.choice.chunk_size)
             vectors = rows[chunk]
             block = [
-                vectors[:, c].view(len(vectors), *p.shape)
+                vectors[:, c]
+                .view(len(vectors), *p.shape)
+                .clone(memory_format=torch.contiguous_format)
                 for c, p in zip(self.columns, self.params, strict=True)
             ]
-            for c, part in zip(self.columns, self.product(block), strict=True):
+            products = self.product(block)
+            if compare and not start:
+                backends.compare(self.choice.strategy, self.grads, self.params, block, products)
+            for c, part in zip(self.columns, products, strict=True):
                 out[chunk, c].view_as(part).add_(part, alpha=self.weight)
 
 
@@ -57,8 +71,9 @@ class HessianOperator(LinearOperator):
     into batches. Products are exact: the gradient's graph of a batch is built once, applied to all
     vectors of the block (Pearlmutter 1994) and freed before the next batch. θ is ordered as in
     `skerch.curvature.parameters`; entries that the loss does not depend on, or only linearly, have
-    zero rows and columns. On a CPU the process keeps the memory that it frees from then on
-    (`skerch.curvature.memory`).
+    zero rows and columns. Half precisions are summed over batches in float32. The first product
+    costs a few more, by which the operator sees that it is the Hessian (`skerch.curvature.checks`).
+    On a CPU the process keeps the memory that it frees from then on (`skerch.curvature.memory`).
 
     Args:
         model: used in the mode it is in; put it in eval mode for a loss without dropout and with
@@ -75,14 +90,19 @@ class HessianOperator(LinearOperator):
         memory_format: "channels_last" to have images, tensors of shape (n, c, h, w), in that
             format, which convolutions on many processors like better; "preserve" to have them as
             they come; "auto" to settle it with the strategy.
+        check: whether to see before the first product that it will be right.
 
     Attributes:
         params: the selected parameters by name.
         strategy, chunk_size, memory_format: as given, or as chosen once "auto" is resolved.
 
+    A model that went through `torch.compile` is used as it was before.
+
     Raises SkerchError for data that can be iterated only once, unknown strategies, parameters of
-    several dtypes or devices; in products, for a loss that is not a scalar, and for weights that
-    are negative or not finite or sum to zero.
+    several dtypes or devices; in products, for a loss that is not a scalar, that depends on none of
+    the parameters or cannot be differentiated twice, for weights that are negative or not finite or
+    sum to zero, for parameters that the model has no more, and `CheckError` for products that would
+    be wrong.
     """
 
     self_adjoint = True
@@ -98,6 +118,7 @@ class HessianOperator(LinearOperator):
         strategy: str = "auto",
         chunk_size: int | None = None,
         memory_format: str = "auto",
+        check: bool = True,
     ):
         if not isinstance(data, Iterable) or isinstance(data, Iterator):
             raise SkerchError(
@@ -113,6 +134,7 @@ class HessianOperator(LinearOperator):
             )
         if chunk_size is not None and chunk_size < 1:
             raise SkerchError(f"chunk_size is {chunk_size}; the least is 1, None leaves it open.")
+        model = getattr(model, "_orig_mod", model)  # of what torch.compile returns
         self.params = select_parameters(model, param_filter)
         kinds = {(p.dtype, p.device) for p in self.params.values()}
         if len(kinds) > 1:
@@ -133,8 +155,10 @@ class HessianOperator(LinearOperator):
         self.strategy = strategy
         self.chunk_size = chunk_size
         self.memory_format = memory_format
+        self.check = check
         self._frozen = False
         self._kept: _BatchHessian | None = None
+        self._compared: tuple[backends.Choice | None, int] = None, 0  # of so many vectors at once
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -151,11 +175,39 @@ class HessianOperator(LinearOperator):
             if not before:
                 self._kept = None
 
+    def restricted(self, batch: Any) -> HessianOperator:
+        """The operator of one batch alone, one vector after the other, without the checks."""
+        one = copy.copy(self)
+        one.data, one.strategy, one.chunk_size, one.check = [batch], "loop", 1, False
+        one.memory_format = "preserve" if self.memory_format == "auto" else self.memory_format
+        one._frozen, one._kept = False, None
+        return one
+
+    def vector(self) -> Tensor:
+        """θ, a copy of shape (N,)."""
+        return params_to_vector(self.params)
+
     def loss(self) -> float:
         """The mean loss Σ_b w_b L_b / Σ_b w_b."""
-        with torch.no_grad():
-            terms = [(w, w * float(self._batch_loss(batch))) for w, batch in self._batches()]
+        with _differentiating():  # for a loss that itself takes derivatives
+            terms = [
+                (w, w * float(self._batch_loss(batch, self.memory_format).detach()))
+                for w, batch in self.data_batches()
+            ]
         return math.fsum(term for _, term in terms) / math.fsum(w for w, _ in terms)
+
+    def first_batch(self) -> Any:
+        """The first batch of positive weight."""
+        return next(self.data_batches())[1]
+
+    def gradients(self, dtype: torch.dtype | None = None) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of the first batch and its gradient by parameter, None where it has none.
+
+        The floating tensors of the batch are converted to `dtype`, if given.
+        """
+        with _differentiating():
+            batch = to_device(self.first_batch(), self.device, dtype)
+            return self._gradients(batch, self.memory_format, create_graph=False)
 
     def resolve(self, block_size: int) -> backends.Choice:
         """Settle "auto" for blocks of `block_size` columns, and return what products will use.
@@ -174,7 +226,7 @@ class HessianOperator(LinearOperator):
 
     def _fastest(self, block_size: int) -> backends.Choice:
         """The fastest of the choices that are open, on the first batch."""
-        (_, batch), *more = islice(self._batches(), 2)
+        (_, batch), *more = islice(self.data_batches(), 2)
         vectors = math.inf if self._frozen and not more else block_size
         choices = backends.candidates(block_size, self.strategy, self.chunk_size)
         formats = [self.memory_format]
@@ -185,7 +237,8 @@ class HessianOperator(LinearOperator):
             return replace(choices[0], memory_format=formats[0])
         times: dict[backends.Choice, float] = {}
         for memory_format in formats:
-            _, params, grads = self._gradients(batch, memory_format)
+            with _differentiating():
+                _, _, params, grads = self._curved(batch, memory_format)
             choice, seconds = backends.fastest(choices, grads, params, vectors)
             times[replace(choice, memory_format=memory_format)] = seconds
             del params, grads  # the graph, before the next one's
@@ -193,53 +246,96 @@ class HessianOperator(LinearOperator):
 
     def _matmul(self, X: Tensor) -> Tensor:
         """H X for X of shape (N, b); fastest for the transpose of a contiguous (b, N)."""
-        rows = X.detach().T.contiguous()
-        out = torch.zeros_like(rows)
+        self._require_same_parameters()
+        with _differentiating():
+            if self.check:
+                checks.require(self)
+                self.check = False
+            return self._products(X.detach().T.contiguous()).T
+
+    def _products(self, rows: Tensor) -> Tensor:
+        """(H X)ᵀ for rows Xᵀ of shape (b, N)."""
+        out = torch.zeros_like(rows, dtype=torch.promote_types(self.dtype, torch.float32))
         if not len(rows):
-            return out.T
+            return out.to(self.dtype)
         if self.strategy == "auto" and len(rows) == 1:
             chosen = "preserve" if self.memory_format == "auto" else self.memory_format
             choice = backends.Choice("loop", 1, chosen)
         else:
             choice = self.resolve(len(rows))
         if self._kept is not None and self._kept.choice == choice:
-            self._kept.add(rows, out)
-            return out.div_(self._kept.weight).T
-        total, count = 0.0, 0
-        for weight, batch in self._batches():
+            self._kept.add(rows, out, self._to_compare(choice, len(rows)))
+            return out.div_(self._kept.weight).to(self.dtype)
+        total, count, reached = 0.0, 0, False
+        compare = self._to_compare(choice, len(rows))
+        for weight, batch in self.data_batches():
             hessian = None  # its graph goes before the next one comes
             hessian = self._of_batch(weight, batch, choice)
-            hessian.add(rows, out)
-            total, count = total + weight, count + 1
+            hessian.add(rows, out, compare and not count)
+            total, count, reached = total + weight, count + 1, reached or hessian.reached
+        if not reached:
+            raise SkerchError(
+                f"The loss depends on none of the {len(self.params)} selected parameters; loss_fn "
+                "must compute it by the model that it is given, and not under no_grad."
+            )
         if self._frozen and count == 1:
             self._kept = hessian
-        return out.div_(total).T
+        return out.div_(total).to(self.dtype)
+
+    def _to_compare(self, choice: backends.Choice, vectors: int) -> bool:
+        """Whether these are more vectors at once than were compared with products one by one."""
+        width = min(vectors, choice.chunk_size)
+        if choice.strategy == "loop" or width == 1:
+            return False
+        known, most = self._compared
+        if known == choice and most >= width:
+            return False
+        self._compared = choice, width
+        return True
+
+    def _require_same_parameters(self) -> None:
+        """Refuse a model whose parameters are others than those that were selected."""
+        named = dict(self.model.named_parameters())
+        for name, parameter in self.params.items():
+            if named.get(name) is not parameter:
+                raise SkerchError(
+                    f"The model's parameter {name} is another one than when this operator was made "
+                    "(load_state_dict(assign=True), or a replaced layer); make the operator anew."
+                )
 
     def _of_batch(self, weight: float, batch: Any, choice: backends.Choice) -> _BatchHessian:
-        columns, params, grads = self._gradients(batch, choice.memory_format)
+        reached, columns, params, grads = self._curved(batch, choice.memory_format)
         prepare = backends.STRATEGIES[choice.strategy if grads else "loop"].prepare
         product = prepare(grads, params)
-        return _BatchHessian(weight, choice, columns, params, product)
+        return _BatchHessian(weight, choice, reached, columns, params, grads, product)
 
-    def _gradients(
-        self, batch: Any, memory_format: str = "preserve"
-    ) -> tuple[list[slice], list[Tensor], list[Tensor]]:
+    def _curved(
+        self, batch: Any, memory_format: str
+    ) -> tuple[bool, list[slice], list[Tensor], list[Tensor]]:
         """Columns, parameters and gradients, with their graph, where the gradient is not constant.
 
         A parameter whose gradient has no graph has a zero row in H_b, by symmetry also a column.
+        Before them: whether there is a gradient at all.
         """
-        params = list(self.params.values())
-        with torch.enable_grad():
-            loss = self._batch_loss(batch, memory_format)
-            if not loss.requires_grad:
-                return [], [], []
-            grads = torch.autograd.grad(loss, params, create_graph=True, allow_unused=True)
+        _, grads = self._gradients(to_device(batch, self.device), memory_format, create_graph=True)
         kept = [
             (c, p, g)
-            for c, p, g in zip(self._columns(), params, grads, strict=True)
+            for c, p, g in zip(self._columns(), self.params.values(), grads, strict=True)
             if g is not None and g.requires_grad
         ]
-        return [c for c, _, _ in kept], [p for _, p, _ in kept], [g for _, _, g in kept]
+        reached = any(g is not None for g in grads)
+        return reached, [c for c, _, _ in kept], [p for _, p, _ in kept], [g for _, _, g in kept]
+
+    def _gradients(
+        self, batch: Any, memory_format: str, *, create_graph: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of a batch, which is on the device, and its gradient by parameter."""
+        loss = self._batch_loss(batch, memory_format)
+        params = list(self.params.values())
+        if not loss.requires_grad:
+            return loss, [None] * len(params)
+        grads = torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True)
+        return loss, list(grads)
 
     def _columns(self) -> list[slice]:
         """Where each parameter lies in θ."""
@@ -253,9 +349,11 @@ class HessianOperator(LinearOperator):
         batch = to_device(batch, self.device)
         if memory_format == "channels_last":
             batch = channels_last(batch)
-        with sdpa_kernel(
-            SDPBackend.MATH
-        ):  # the fused kernels of attention have no second derivative
+        with ExitStack() as stack:
+            # neither fused kernels of attention nor compiled graphs have a second derivative
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if "torch._dynamo" in sys.modules:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
             loss = self.loss_fn(self.model, batch)
         if not isinstance(loss, Tensor) or loss.ndim:
             got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
@@ -265,7 +363,7 @@ class HessianOperator(LinearOperator):
             )
         return loss
 
-    def _batches(self) -> Iterator[tuple[float, Any]]:
+    def data_batches(self) -> Iterator[tuple[float, Any]]:
         """Weights and batches; those of weight 0, whose mean is 0/0, are left out."""
         seen = False
         for batch in self.data:
@@ -280,3 +378,10 @@ class HessianOperator(LinearOperator):
                 "The data have no batch of positive weight, so their mean loss is 0/0; give a "
                 "non-empty list of batches and a batch_weight that counts them."
             )
+
+
+@contextmanager
+def _differentiating() -> Iterator[None]:
+    """Derivatives are taken within, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

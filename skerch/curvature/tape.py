@@ -115,7 +115,7 @@ class Tape:
             self._steps = _fuse(recorder.steps, _slots(self._results))
             self._last = _last_uses(self._steps, _slots(self._results))
             self._check(vectors, outputs)
-        except TapeError:
+        except SkerchError:
             raise
         except Exception as error:  # whatever an operation that was not foreseen may raise
             raise _refusal(f"{type(error).__name__}: {error}") from error
