@@ -44,7 +44,11 @@ __all__ = [
 ]
 
 WRITTEN, CHECKED = "# Written by skerch", "sha256 of what follows"
-LATER_KEYS = {"training.eval_samples": None, "hessian.memory_format": "auto"}  # and their defaults
+LATER_KEYS = {  # and their defaults
+    "training.eval_samples": None,
+    "hessian.memory_format": "auto",
+    "hessian.mode": "eval",
+}
 LONGEST_PATH = 3500  # bytes of a folder, so that what lies below it stays within 4096
 
 

@@ -5,19 +5,23 @@ Runs where the measure stage runs, as it times the matvec strategies there.
 
 from __future__ import annotations
 
+import platform
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
 
+import skerch
+from skerch.curvature.checks import fingerprint
 from skerch.decompositions import recovery as recoveries
 from skerch.decompositions.recovery import RoundSize
-from skerch.jobs.check import check_loss
 from skerch.jobs.config import Config, identity
-from skerch.jobs.operators import hessian_operator, load_inputs
+from skerch.jobs.operators import hessian_operator, load_inputs, resolve_device
+from skerch.jobs.problems import user_code
 from skerch.jobs.stage import Context, main
 from skerch.measurements.array import MeasurementArray
-from skerch.measurements.manifest import Manifest, manifest_path
+from skerch.measurements.manifest import Manifest, manifest_path, read
 
 
 def run(context: Context) -> None:
@@ -63,27 +67,59 @@ def array_manifest(config: Config, size: RoundSize, N: int) -> Manifest:
 
 
 def _choose(context: Context) -> tuple[int, dict[str, Any]]:
-    """N, and what else decides a column's bits: inputs, matvec strategy, threads, device."""
+    """N, and what else decides a column's bits: inputs, matvec strategy, threads, device.
+
+    Also what every worker must find again: the loss, one product, versions.
+    """
     config = context.config
     inputs = load_inputs(context)
-    hashes = inputs.hashes
-    op = hessian_operator(config, inputs)
-    N = op.shape[0]
-    recoveries.check_size(N, config.sketch.inner)
-    check_loss(op)
-    with op.frozen():  # as workers have it
-        choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
-    provenance = {
+    device = resolve_device(config)
+    kind = {
         "identity": identity(config, "method"),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "processor": _processor(device),
+    }
+    op = hessian_operator(config, inputs, _chosen_before(context, kind))
+    recoveries.check_size(op.shape[0], config.sketch.inner)
+    with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
+        op.verify()
+        choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
+        seen = fingerprint(op)
+    provenance = kind | {
         "step": context.step,
         "split": context.split,
         "strategy": choice.strategy,
         "chunk_size": choice.chunk_size,
         "memory_format": choice.memory_format,
-        "threads": torch.get_num_threads(),
-        "device": op.device.type,
+        "fingerprint": seen,
+        "versions": {"skerch": skerch.__version__, "torch": str(torch.__version__)},
     }
-    return N, provenance | hashes
+    return op.shape[0], provenance | inputs.hashes
+
+
+def _chosen_before(context: Context, kind: dict[str, Any]) -> dict[str, Any] | None:
+    """How another Hessian of this run is computed on this kind of machine; None for the first."""
+    for step in context.config.training.record_steps or []:
+        for split in context.config.hessian.splits:
+            directory = context.run.step(context.name, step, split)
+            path = manifest_path(directory.measurements(1))
+            if path.exists():
+                found = read(path).provenance
+                if all(found.get(key) == value for key, value in kind.items()):
+                    keys = ("strategy", "chunk_size", "memory_format")
+                    return {key: found[key] for key in keys}
+    return None
+
+
+def _processor(device: torch.device) -> str:
+    """The model of what computes, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.exists() else []
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
 
 
 if __name__ == "__main__":

@@ -6,14 +6,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
+import torch
 from torch import Tensor
 
+import skerch
+from skerch.curvature.checks import fingerprint
+from skerch.curvature.hessian import HessianOperator
 from skerch.errors import SkerchError
 from skerch.jobs.operators import hessian_operator, load_inputs, resolve_device
 from skerch.jobs.stage import Context, Progress, main, silent
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Block
 from skerch.measurements.measure import Measurer, NonFiniteError
+from skerch.rounding import rounding
 
 
 class MeasureError(SkerchError):
@@ -46,6 +51,7 @@ def run(context: Context) -> None:
                 f"{array.directory} was laid out for another range.h5; delete {array.directory} "
                 "to measure it anew."
             )
+        _require_same(op, array)
         measurer = Measurer(array.manifest, device, range_file and range_file.columns)
 
         def measure(block: Block) -> dict[str, Tensor]:
@@ -58,6 +64,31 @@ def run(context: Context) -> None:
                 ) from None
 
         fill(array, blocks, measure, context.progress)
+
+
+def _require_same(op: HessianOperator, array: MeasurementArray) -> None:
+    """Refuse to add columns of another Hessian than the one that was laid out."""
+    laid_out = array.manifest.provenance.get("fingerprint")
+    if laid_out is None:
+        return
+    found = fingerprint(op)
+    scales = {name: abs(value) for name, value in laid_out.items()}
+    scales["vᵀHv"] = scales["‖Hv‖"]  # v has unit norm
+    changes = [
+        f"{name} was {value:.6g} and is {found[name]:.6g}"
+        for name, value in laid_out.items()
+        if not abs(found[name] - value) <= rounding(op.dtype) * scales[name]
+    ]
+    if changes:
+        ours = {"skerch": skerch.__version__, "torch": str(torch.__version__)}
+        versions = array.manifest.provenance["versions"]
+        other = ", ".join(f"{k} {versions[k]} -> {v}" for k, v in ours.items() if versions[k] != v)
+        raise MeasureError(
+            f"{array.directory} was laid out for another loss: {', '.join(changes)}. The problem's "
+            f"code has changed since{f', or the program ({other})' if other else ''}; take the old "
+            f"code back, or delete {array.directory.parents[1]} to measure anew, or set another "
+            "name."
+        )
 
 
 def fill(

@@ -20,6 +20,7 @@ from skerch.jobs.recorded import (
     load_hessian_data,
     load_model,
 )
+from skerch.jobs.schema import ConfigError, Hessian
 from skerch.measurements.manifest import manifest_path
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ class Inputs:
     """The network and the datapoints of one Hessian, as they lie in the run directory."""
 
     problem: problems.Problem
-    model: torch.nn.Module  # in eval mode
+    model: torch.nn.Module  # in the mode of the config
     data: Any  # one batch of all datapoints
     hashes: dict[str, str] = field(default_factory=dict)  # what a manifest records of them
     origin: str = ""  # whose parameters these are, in words
@@ -79,7 +80,7 @@ def load_inputs(context: Context) -> Inputs:
             "values back, or set another run_dir."
         )
     problem = problems.load_problem(context.config.problem, context.config.problem_path)
-    model = load_model(context.run, problem, context.step)
+    model = in_mode(load_model(context.run, problem, context.step), context.config.hessian)
     data = load_hessian_data(context.run, context.split)
     hashes = {
         "parameters_hash": column(model).hash(),
@@ -87,6 +88,26 @@ def load_inputs(context: Context) -> Inputs:
     }
     _check_measured(context, hashes)
     return Inputs(problem, model, data, hashes)
+
+
+def in_mode(model: torch.nn.Module, hessian: Hessian) -> torch.nn.Module:
+    """The network in eval mode; with hessian.mode=train, batch norm takes the data's statistics.
+
+    Its running statistics are then neither used nor changed; dropout stays off.
+    """
+    model.eval()
+    if hessian.mode == "eval":
+        return model
+    kind = torch.nn.modules.batchnorm._NormBase
+    normalising = [module for module in model.modules() if isinstance(module, kind)]
+    if not normalising:
+        raise ConfigError(
+            "hessian.mode=train is for batch norm, and this network has none; leave it at eval."
+        )
+    for module in normalising:
+        module.train()
+        module.track_running_stats = False
+    return model
 
 
 def _check_measured(context: Context, hashes: dict[str, str]) -> None:
@@ -109,14 +130,21 @@ def hessian_operator(
     """The operator on the device and in the dtype of a config.
 
     Strategy, chunk size and memory format are what a manifest has `recorded`, if given, and else
-    the config's. The model is moved, not copied.
+    the config's. What was laid out with a fingerprint is not checked again. The model is moved, not
+    copied; its complex tensors stay complex.
     """
     hessian, device = config.hessian, resolve_device(config)
     dtype = getattr(torch, hessian.dtype)
     how = recorded or vars(hessian)
     data = to_device(inputs.data, device, dtype)
+    model = inputs.model.to(device)
+    for tensor in (*model.parameters(), *model.buffers()):
+        if tensor.is_complex():
+            tensor.data = tensor.data.to(dtype.to_complex())
+        elif tensor.is_floating_point():
+            tensor.data = tensor.data.to(dtype)
     return HessianOperator(
-        inputs.model.to(device, dtype),
+        model,
         split_batch(data, hessian.batch_size or hessian.datapoints),
         inputs.problem.loss_fn,
         batch_weight=inputs.problem.batch_weight,
@@ -124,4 +152,5 @@ def hessian_operator(
         strategy=how["strategy"],
         chunk_size=how["chunk_size"],
         memory_format=how.get("memory_format", "preserve"),
+        check="fingerprint" not in how,
     )

@@ -54,6 +54,7 @@ class Hessian:
     datapoints: int = _number(500)
     subset: str = _choice("balanced", "first")
     batch_size: int | None = _number(None)  # None: all datapoints in one batch
+    mode: str = _choice("eval", "train")  # train: batch norm takes the datapoints' own statistics
     param_filter: list[str] | None = None  # globs of parameter names
     dtype: str = _choice("float32", "float64")
     strategy: str = "auto"

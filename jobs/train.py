@@ -238,7 +238,6 @@ class _Session:
             )
         return loss
 
-    @torch.no_grad()
     def _evaluate(self, split: str, dataset: Any) -> dict[str, float]:
         """The mean loss over a split in eval mode, and the accuracy of a classifier.
 
@@ -256,7 +255,7 @@ class _Session:
             batch = to_device(on_cpu, self.device)
             outputs.clear()
             weight = float(weight_of(batch))
-            total += weight * float(self._loss(batch))
+            total += weight * float(self._loss(batch).detach())  # it may take derivatives itself
             weights += weight
             correct = _correct(outputs, batch)
             if correct is not None:

@@ -114,6 +114,11 @@ def _check_hessian(hessian: Hessian) -> None:
                 f"hessian.splits has {short(split)}; a split's name is letters, digits "
                 "and '_' (it names a folder)."
             )
+    if hessian.mode == "train" and (hessian.batch_size or LARGEST) < hessian.datapoints:
+        raise ConfigError(
+            f"hessian.mode=train takes statistics of all the data, and hessian.batch_size is "
+            f"{hessian.batch_size} of {hessian.datapoints}; set it to null."
+        )
     if hessian.param_filter is not None and not hessian.param_filter:
         raise ConfigError("hessian.param_filter is empty; give patterns, or null for all.")
 

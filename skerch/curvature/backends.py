@@ -160,7 +160,7 @@ def _norms(block: Tensors) -> Tensor:
     """The norms (c,) of a block's vectors, in float64 on the CPU."""
     wide = torch.promote_types(block[0].dtype, torch.float32)
     norms = [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1, dtype=wide) for t in block]
-    return torch.stack(norms).double().norm(dim=0).cpu()
+    return torch.linalg.vector_norm(torch.stack(norms).double(), dim=0).cpu()
 
 
 def _backward(grads: Tensors, params: Tensors, vector: Tensors) -> tuple[Tensor, ...]:
@@ -181,9 +181,10 @@ def _backward(grads: Tensors, params: Tensors, vector: Tensors) -> tuple[Tensor,
 
 
 def _grad(grads: Tensors, params: Tensors, vector: Tensors) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(
+    products: tuple[Tensor, ...] = torch.autograd.grad(
         grads, params, vector, retain_graph=True, allow_unused=True, materialize_grads=True
     )
+    return products
 
 
 def _first_line(error: Exception) -> str:

@@ -17,6 +17,7 @@ The vectorised strategies are compared with products one by one where they are u
 from __future__ import annotations
 
 import math
+import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -174,6 +175,29 @@ GUARDS: tuple[Callable[[HessianOperator], str], ...] = (
 )
 
 
+def layers(op: HessianOperator, words: str) -> str:
+    """The layers that do the operation without a second derivative that torch's `words` name."""
+    missing = re.search(r"_*(\w+?)_backward", words.replace("aten::", " "))
+    wanted = f"{missing[1]}backward".replace("_", "") if missing else "?"
+    found: list[str] = []
+
+    def look(name: str, output: Any) -> None:
+        made_by = getattr(output, "grad_fn", None)
+        if made_by and made_by.name().lower().startswith(wanted):
+            found.append(name)
+
+    hooks = [
+        module.register_forward_hook(lambda *call, name=name: look(name, call[-1]))
+        for name, module in op.model.named_modules()
+    ]
+    try:
+        op.restricted(op.first_batch()).loss()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return f" It is in {', '.join(found)}." if any(found) else ""
+
+
 def fingerprint(op: HessianOperator) -> dict[str, float]:
     """The loss, and ‖Hv‖ and vᵀHv for one v: what a worker's operator must share with the array."""
     v = _gaussian((op.shape[0],), 2, op.vector())
@@ -196,17 +220,14 @@ def _differences(one: HessianOperator, v: Tensor, Hv: Tensor) -> tuple[float, to
             found, noise = _difference(one, v, step, dtype)
         except Exception:  # whatever a network that has no such dtype raises
             continue
-        error = _distance(found, Hv, noise)
+        scale = max(float(found.norm()), float(Hv.norm()), noise, 1e-300)
+        error = float((found - Hv).norm()) / scale
         if error <= rounding(one.dtype):
             return error, dtype
-        again, noise = _difference(one, v, step / 4, dtype)
-        return error, dtype if _distance(found, again, noise) < error / 4 else None
+        again, more_noise = _difference(one, v, step / 4, dtype)
+        unsettled = float((found - again).norm()) + noise + more_noise
+        return error, dtype if unsettled < error * scale / 4 else None
     return math.nan, None
-
-
-def _distance(a: Tensor, b: Tensor, noise: float) -> float:
-    scale = max(float(a.norm()), float(b.norm()), 1e-300)
-    return max(float((a - b).norm()) - noise, 0.0) / scale
 
 
 def _difference(

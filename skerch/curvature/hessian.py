@@ -187,6 +187,12 @@ class HessianOperator(LinearOperator):
         """θ, a copy of shape (N,)."""
         return params_to_vector(self.params)
 
+    def verify(self) -> None:
+        """See that products will be right, before the first one; raises CheckError."""
+        with _differentiating():
+            checks.require(self)
+        self.check = False
+
     def loss(self) -> float:
         """The mean loss Σ_b w_b L_b / Σ_b w_b."""
         with _differentiating():  # for a loss that itself takes derivatives
@@ -247,11 +253,15 @@ class HessianOperator(LinearOperator):
     def _matmul(self, X: Tensor) -> Tensor:
         """H X for X of shape (N, b); fastest for the transpose of a contiguous (b, N)."""
         self._require_same_parameters()
+        if self.check:
+            self.verify()
         with _differentiating():
-            if self.check:
-                checks.require(self)
-                self.check = False
-            return self._products(X.detach().T.contiguous()).T
+            try:
+                return self._products(X.detach().T.contiguous()).T
+            except backends.DerivativeError as error:
+                raise backends.DerivativeError(
+                    f"{error}{checks.layers(self, str(error))}"
+                ) from error
 
     def _products(self, rows: Tensor) -> Tensor:
         """(H X)ᵀ for rows Xᵀ of shape (b, N)."""
