@@ -10,7 +10,7 @@ from dataclasses import dataclass
 class HessianResults:
     """Eigenvalues, residual and overlap of one Hessian, from k of its eigenpairs.
 
-    The last three are empty where an older version found the rest.
+    The last five are empty where an older version found the rest.
     """
 
     parameters: int  # N
@@ -25,6 +25,8 @@ class HessianResults:
     grid: Sequence[int] = ()  # (G,)
     quantiles: Sequence[Sequence[float]] = ()  # (2, G)
     ties: Sequence[Sequence[int]] = ()  # (2, k)
+    asymmetry: float = 0.0  # ‖M - Mᵀ‖ / ‖M‖ of the sketched matrix, which is symmetric …
+    rounding: float = 1.0  # … up to this, for the dtype of its products
 
     @property
     def relative_residual(self) -> float:

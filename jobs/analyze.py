@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
@@ -10,6 +12,7 @@ from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.jobs import overlap_file
 from skerch.jobs.operators import load_inputs
 from skerch.jobs.stage import Context, main
+from skerch.rounding import rounding
 
 
 def run(context: Context) -> None:
@@ -19,7 +22,7 @@ def run(context: Context) -> None:
     parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
     with context.eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
-        manifests = file.manifests
+        manifests, asymmetry = file.manifests, file.asymmetry
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
     lower, upper = interval(eigenvalues, residual, probes)
     scree = scree_bounds(eigenvalues, residual)
@@ -29,6 +32,8 @@ def run(context: Context) -> None:
         residual=residual.tolist(),
         residual_bounds=[lower.tolist(), upper.tolist()],
         scree_bounds=[bound.tolist() for bound in scree],
+        asymmetry=asymmetry,
+        rounding=rounding(getattr(torch, config.hessian.dtype)),
         **{name: values.tolist() for name, values in vars(result).items()},
     )
     relative = residual / residual[0].clamp(min=1e-300)

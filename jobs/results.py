@@ -110,6 +110,7 @@ def print_table(config: Config) -> None:
     if not output.is_terminal:
         output.width = 100  # a file has no columns to fold at
     lines = [
+        *_asymmetric(hessians),
         *_ties(hessians),
         *_missing(hessians),
         _times(config, run),
@@ -150,6 +151,17 @@ def _row(results: HessianResults | None) -> dict[str, Any]:
         "tied_in_mask": within,
         "tied_in_all": alike,
     }
+
+
+def _asymmetric(hessians: Hessians) -> Iterator[str]:
+    """A line on each Hessian whose products were not those of a symmetric matrix."""
+    for (step, split), results in hessians.items():
+        if results and results.asymmetry > results.rounding:
+            yield (
+                f"doubt    step {step} {split}: products are symmetric to "
+                f"{results.asymmetry:.0e} only, where rounding explains {results.rounding:.0e}; "
+                "see: python -m skerch check"
+            )
 
 
 def _ties(hessians: Hessians) -> Iterator[str]:

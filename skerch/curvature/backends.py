@@ -160,7 +160,8 @@ def _norms(block: Tensors) -> Tensor:
     """The norms (c,) of a block's vectors, in float64 on the CPU."""
     wide = torch.promote_types(block[0].dtype, torch.float32)
     norms = [torch.linalg.vector_norm(t.reshape(len(t), -1), dim=1, dtype=wide) for t in block]
-    return torch.linalg.vector_norm(torch.stack(norms).double(), dim=0).cpu()
+    total: Tensor = torch.stack(norms).double().square().sum(dim=0).sqrt()
+    return total.cpu()
 
 
 def _backward(grads: Tensors, params: Tensors, vector: Tensors) -> tuple[Tensor, ...]:

@@ -62,6 +62,11 @@ def join_batches(a: Any, b: Any) -> Any:
     return _map(join, a)
 
 
+def tensor_shapes(batch: Any) -> list[torch.Size]:
+    """The shapes of the batch's tensors, in order."""
+    return [tensor.shape for tensor in _tensors(batch)]
+
+
 def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
     """The batch with its tensors on a device, the floating ones in `dtype`; copied if need be."""
     return _map(lambda t: t.to(device, dtype if t.is_floating_point() else None), batch)

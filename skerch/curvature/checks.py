@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from skerch.curvature.batching import join_batches
+from skerch.curvature.batching import join_batches, tensor_shapes
 from skerch.errors import SkerchError
 from skerch.rounding import rounding
 
@@ -114,7 +114,8 @@ def combined(op: HessianOperator) -> str:
         whole = _loss_and_gradient(op.restricted(both))
     except Exception as reason:  # batches that do not fit, or whatever a loss of them raises
         return f"whether batches combine is not known, as two cannot be joined ({reason})"
-    if weight == last_weight == op.batch_weight(both):
+    alike = tensor_shapes(first) == tensor_shapes(last)
+    if alike and weight == last_weight == op.batch_weight(both):
         return "batches weigh alike"  # and were joined along something else than examples
     share = weight / (weight + last_weight)
     parts = [_loss_and_gradient(op.restricted(batch)) for batch in (first, last)]

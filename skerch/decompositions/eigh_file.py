@@ -90,6 +90,11 @@ class EighFile(Reader):
         return Dataset(self._file, "residual")[...]
 
     @property
+    def asymmetry(self) -> float:
+        """‖M - Mᵀ‖ / ‖M‖ of the sketched matrix that was solved."""
+        return float(attribute(self._file, "health_asymmetry"))
+
+    @property
     def probes(self) -> int:
         """The number of probes behind the estimate."""
         return int(attribute(self._file, "probes"))

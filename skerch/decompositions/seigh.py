@@ -5,6 +5,7 @@ The same measurements, summary and recoveries as the pipeline's, with the array 
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,6 +24,7 @@ from skerch.measurements.measure import Measurer
 from skerch.measurements.range_finder import range_map
 from skerch.measurements.summary import summarise
 from skerch.measurements.team import Rows
+from skerch.rounding import rounding
 
 
 @dataclass(frozen=True)
@@ -61,7 +63,8 @@ def seigh(
     Eigenvalues below rounding, eps |λ_1|, are left out, so that fewer pairs come back from an H of
     lower rank.
 
-    Raises ShapeError for an operator that is not square, SkerchError for one that is not
+    Warns where products are less symmetric than their dtype explains. Raises ShapeError for an
+    operator that is not square, SkerchError for one that is not
     symmetric or not declared so, and for sizes that do not fit.
     """
     op = as_operand(op)
@@ -121,6 +124,13 @@ def seigh(
         range_map=P,
     )
     solution = solve(summary, recovery, outer)
+    if solution.health["asymmetry"] > rounding(op.dtype):
+        warnings.warn(
+            f"{op!r} is declared symmetric, and its products are so to "
+            f"{solution.health['asymmetry']:.1g} only, where rounding explains "
+            f"{rounding(op.dtype):.1g}: they are inexact, or of another matrix each time.",
+            stacklevel=2,
+        )
     vectors = _product(Y, solution.coefficients, stored_dtype)
     return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
 

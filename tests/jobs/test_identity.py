@@ -42,6 +42,7 @@ TRAINING = {  # bound to the training: another run_dir
 METHOD = {  # bound to the method's results: another name or run_dir
     "hessian.curvature": "ggn",
     "hessian.batch_size": "50",
+    "hessian.mode": "train",
     "hessian.param_filter": "'*.weight'",
     "hessian.dtype": "float64",
     "hessian.strategy": "loop",
