@@ -11,6 +11,7 @@ from itertools import pairwise
 
 import torch
 
+from skerch.curvature.checks import fingerprint
 from skerch.jobs.check import sample_inputs
 from skerch.jobs.cluster import resources
 from skerch.jobs.config import Config
@@ -63,8 +64,10 @@ def measure_pace(config: Config) -> Pace:
         manifest = array_manifest(config, context.round_size(1), op.shape[0])
         block = manifest.blocks()[0]
         columns = block.stop - block.start
+        op.verify()
         strategy = op.resolve(columns).strategy
         begin = time.perf_counter()
+        fingerprint(op)  # as a worker does
         measurer, ends = Measurer(manifest, op.device), [time.perf_counter()]
         while len(ends) <= REPETITIONS and ends[-1] < begin + PATIENCE:
             for array in measurer.measure(op, block).values():
