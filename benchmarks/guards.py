@@ -10,10 +10,12 @@ their operator with the array's before each task, and a vectorised block with pr
 from __future__ import annotations
 
 import argparse
+import sys
 import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
+from contextlib import redirect_stdout
 from typing import Any
 
 from figures import Figure, finish, machine, table
@@ -65,9 +67,11 @@ def main() -> None:
             ],
         )
         start = time.perf_counter()
-        if results.complete(config):
-            raise SystemExit("The run failed.")
+        with redirect_stdout(sys.stderr):
+            failures = results.complete(config)
         total = time.perf_counter() - start
+    if failures:
+        raise SystemExit("\n".join(failures.values()))
     hessians = len(config.training.record_steps) * len(config.hessian.splits)
     print(f"\n{machine()}; {hessians} Hessians, {total:.1f} s with the training\n")
     rows = [(name, calls[name], 1e3 * s, f"{s / total:.2%}") for name, s in seconds.items()]
