@@ -57,13 +57,13 @@ def main() -> None:
     layout.fingerprint = measure.fingerprint = fingerprint
     backends.compare = timed("compare", backends.compare)
     with tempfile.TemporaryDirectory() as folder:
+        few = ["training.record_steps=[100]", "hessian.splits=[test]"]
         config = load(
             "mnist_mini",
             [
                 f"run_dir={folder}/run",
                 f"problem.root={options.root}",
-                *(["training.record_steps=[100]", "hessian.splits=[test]"] if options.quick else []),
-                *([] if options.quick else ["training.record_steps=[100,1000]"]),
+                *(few if options.quick else ["training.record_steps=[100,1000]"]),
             ],
         )
         start = time.perf_counter()
