@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from skerch.curvature.parameters import params_to_vector, vector_to_params
 from skerch.errors import SkerchError
 from skerch.files import cause, stream_atomically, write_atomically
-from skerch.hdf5 import create_dataset, reading, write_arrays, write_hdf5
+from skerch.hdf5 import create_dataset, open_hdf5, reading, write_arrays, write_hdf5
 from skerch.jobs.problems import Problem, build_model
 from skerch.jobs.run_dir import RunDir
 
@@ -286,7 +286,7 @@ def first_line(error: Exception) -> str:
 def _open(run: RunDir) -> Iterator[h5py.File]:
     """The parameters file for reading."""
     path = run.parameters
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(path), open_hdf5(path) as file:
         yield file
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import time
@@ -65,8 +66,12 @@ def write_atomically(
             if not once:
                 os.replace(temporary, path)
             elif not path.exists():
-                with suppress(FileExistsError):
+                try:
                     os.link(temporary, path)
+                except FileExistsError:
+                    pass
+                except OSError:  # this file system has no hard links
+                    os.replace(temporary, path)
         finally:
             temporary.unlink(missing_ok=True)
         _flush(path.parent, os.O_RDONLY)
@@ -81,7 +86,7 @@ def stream_atomically(path: Path | str, write: Callable[[FileIO], object]) -> No
     """Like `write_atomically`, for libraries that do not survive a full disk in mid-write.
 
     HDF5 crashes the process when closing a file fails, and torch's zip writer hides the reason.
-    So `write(file)`, as in `h5py.File(file, "w")` or `torch.save(x, file)`, gets a file that drops
+    So `write(file)`, as in `open_hdf5(file, "w")` or `torch.save(x, file)`, gets a file that drops
     what does not fit; the refusal is raised when it is done.
     """
 
@@ -142,8 +147,8 @@ def alive(pid: int) -> bool:
     except PermissionError:
         return True
     with suppress(OSError):  # no /proc here, or it has gone just now
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        return state != "Z"  # a zombie, whose parent never asked for its exit status
+        state = Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+        return state != b"Z"  # a zombie, whose parent never asked for its exit status
     return True
 
 
@@ -152,5 +157,8 @@ def _flush(path: Path, flags: int) -> None:
     descriptor = os.open(path, flags)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno != errno.EINVAL:  # this file system flushes no directories
+            raise
     finally:
         os.close(descriptor)

@@ -2,7 +2,8 @@
 
 Files are written in the format of HDF5 1.10, which has checksums on all metadata and which any h5py
 of today reads (HDF5 1.14 cannot read what 2.0 calls "latest"), and datasets uncompressed, with a
-Fletcher checksum on every chunk: what can be read back is what was written.
+Fletcher checksum on every chunk: what can be read back is what was written. No file is locked: ours
+never change once they have their name, and some file systems have no locks.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from io import FileIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import IO, TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
@@ -50,13 +51,23 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
         raise FileError(f"{path} is damaged ({reason}); {remedy}") from error
 
 
+def open_hdf5(file: Path | IO[bytes], mode: str = "r", **options: Any) -> h5py.File:
+    """What h5py.File opens, without a lock: the one place that opens an HDF5 file."""
+    try:
+        return h5py.File(file, mode, locking=False, **options)
+    except OSError as error:
+        if "locking flag" not in str(error):
+            raise
+        return h5py.File(file, mode, **options)  # as this process has it open already
+
+
 def open_for_reading(path: Path, *, in_order: bool = False, **options: Any) -> h5py.File:
     """Open a file; raises FileError for one that is missing or damaged.
 
     What is read `in_order` the system reads further ahead.
     """
     with reading(path):
-        file = h5py.File(path, "r", **options)
+        file = open_hdf5(path, **options)
     if in_order:
         with suppress(OSError, AttributeError):  # no such advice on this system
             os.posix_fadvise(file.id.get_vfd_handle(), 0, 0, os.POSIX_FADV_SEQUENTIAL)
@@ -92,7 +103,7 @@ def verify(path: Path) -> None:
             for start in range(0, len(node), CHUNK_ROWS):
                 node[start : start + CHUNK_ROWS]
 
-    with reading(path), h5py.File(path, "r") as file:
+    with reading(path), open_hdf5(path) as file:
         read("/", file)
         file.visititems(read)
 
@@ -150,7 +161,7 @@ def write_hdf5(path: Path, fill: Callable[[h5py.File], None]) -> None:
     """Write a file that `fill` fills, atomically; raises FileError where there is no room."""
 
     def write(stream: FileIO) -> None:
-        with h5py.File(stream, "w", libver="v110") as file:
+        with open_hdf5(stream, "w", libver="v110") as file:
             fill(file)
 
     stream_atomically(path, write)

@@ -22,7 +22,7 @@ import numpy as np
 
 from skerch.errors import SkerchError, UsageError
 from skerch.files import FileError, cause, sweep
-from skerch.hdf5 import CHUNK_ROWS, reading, verify, write_hdf5
+from skerch.hdf5 import CHUNK_ROWS, open_hdf5, reading, verify, write_hdf5
 from skerch.measurements.array import VIEW, MeasurementArray
 from skerch.measurements.manifest import manifest_path, range_path
 from skerch.measurements.merge import MergeError, merge
@@ -91,7 +91,7 @@ def create_hdf5_layout(
 def _empty_part(rows: int, dtype: str) -> bytes:
     """The content of a column's file before it is measured."""
     image = BytesIO()
-    with h5py.File(image, "w") as file:
+    with open_hdf5(image, "w") as file:
         for name, length, kind in (("data", rows, dtype), ("flags", 1, FLAG)):
             shape = (length,)
             file.create_dataset(name, shape, kind, maxshape=shape, chunks=shape, compression="lzf")
@@ -107,7 +107,7 @@ def _view(names: list[str], rows: int, dtype: str) -> bytes:
         data[:, column] = h5py.VirtualSource(name, "data", (rows,))
         flags[column] = h5py.VirtualSource(name, "flags", (1,))
     image = BytesIO()
-    with h5py.File(image, "w") as file:
+    with open_hdf5(image, "w") as file:
         file.create_virtual_dataset("data", data, fillvalue=np.array(np.nan, dtype))
         file.create_virtual_dataset("flags", flags)
     return image.getvalue()
@@ -186,7 +186,7 @@ def merge_hdf5(
 
 def _is_merged(path: Path) -> bool:
     """Whether a file is a merge's result, which may be written over."""
-    with suppress(OSError), h5py.File(path) as file:
+    with suppress(OSError), open_hdf5(path) as file:
         return "summary" in file or {"data", "flags"} == set(file)
     return False
 
@@ -215,7 +215,7 @@ def _merge_rounds(directory: Path, out_path: Path, delete: bool) -> None:
 
 def _read_view(path: Path) -> _Layout:
     """The files of a view, which must follow each other along one axis without gap or overlap."""
-    with reading(path, RESTORE), h5py.File(path) as file:
+    with reading(path, RESTORE), open_hdf5(path) as file:
         data = file.get("data")
         if not (isinstance(data, h5py.Dataset) and data.is_virtual):
             raise MergeError(f"{path} is no view of other files; name a <prefix>_ALL.h5.")
@@ -273,7 +273,7 @@ def _flags(layout: _Layout, ok_flag: str | None) -> list[str]:
 def _inspect(layout: _Layout, part: _Part) -> list[str]:
     """The flags of a file whose data are there, of the right shape and type."""
     shape = tuple(s.stop - s.start for s in layout.region(part.start, part.stop))
-    with reading(part.path, MEASURE), h5py.File(part.path) as file:
+    with reading(part.path, MEASURE), open_hdf5(part.path) as file:
         data = file["data"]
         flags: list[str] = file["flags"].asstr()[...].tolist()
         expected = (prod(shape), layout.dtype, part.stop - part.start)
@@ -289,7 +289,7 @@ def _inspect(layout: _Layout, part: _Part) -> list[str]:
 
 def _read(layout: _Layout, part: _Part) -> Any:
     """The data of a file as they lie in the whole; raises MergeError where one is not finite."""
-    with reading(part.path, MEASURE), h5py.File(part.path) as file:
+    with reading(part.path, MEASURE), open_hdf5(part.path) as file:
         data = file["data"][...]
         data = data.reshape([s.stop - s.start for s in layout.region(part.start, part.stop)])
     wrong = ~np.isfinite(data).all(axis=1 - layout.axis)
@@ -316,7 +316,7 @@ def _fill(file: h5py.File, layout: _Layout, flags: list[str]) -> None:
 
 def _holds(merged: Path, layout: _Layout) -> bool:
     """Whether a merged file has what the files have that are there."""
-    with reading(merged), h5py.File(merged) as file:
+    with reading(merged), open_hdf5(merged) as file:
         data, flags = file["data"], file["flags"].asstr()[...].tolist()
         if (data.shape, data.dtype) != (layout.shape, layout.dtype):
             return False

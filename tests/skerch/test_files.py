@@ -1,5 +1,6 @@
 """Atomic writing: old file, new file, or none; also where the disk is full."""
 
+import errno
 import os
 import resource
 import signal
@@ -27,6 +28,24 @@ def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
         write_atomically(path, fail)
     assert path.read_text() == "old"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_file_system_without_hard_links_or_flushed_folders_serves(tmp_path, monkeypatch):
+    fsync = os.fsync
+
+    def of_files(descriptor: int) -> None:
+        if os.path.isdir(f"/proc/self/fd/{descriptor}"):
+            raise OSError(errno.EINVAL, "Invalid argument")
+        fsync(descriptor)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(os, "fsync", of_files)
+    monkeypatch.setattr(os, "link", refuse)
+    for text in ("first", "second"):
+        write_atomically(tmp_path / "file", lambda path, t=text: path.write_text(t), once=True)
+    assert [path.read_text() for path in tmp_path.iterdir()] == ["first"]
 
 
 def test_readers_see_no_temporary_name(tmp_path):
