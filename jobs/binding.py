@@ -36,7 +36,7 @@ def locked(run: RunDir) -> Iterator[int]:
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
-        lock = (run.path / ".lock").open("a")
+        lock = (run.path / ".lock").open("ab")
     except OSError as error:
         raise _unusable(run, error) from error
     with lock:

@@ -106,7 +106,8 @@ def save(config: Config, path: Path) -> None:
     """Write a config as YAML, atomically, below a checksum of itself."""
     with _clear_errors(str(path)):
         text = OmegaConf.to_yaml(OmegaConf.create(asdict(config)))
-    write_atomically(path, lambda temporary: temporary.write_text(_checksum(text) + text))
+    whole = _checksum(text) + text
+    write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
 
 
 def load_resolved(path: Path) -> Config:
@@ -332,7 +333,14 @@ def _absolute(key: str, path: Any) -> str:
         raise ConfigError(
             f"{key} has ${{ in it, a reference in YAML: {absolute}; rename the folder."
         )
-    encoded = os.fsencode(absolute)
+    try:
+        absolute.encode()
+        encoded = os.fsencode(absolute)
+    except UnicodeEncodeError as error:
+        raise ConfigError(
+            f"{key} is {absolute!a}, which is not UTF-8, or no path in this locale; set "
+            "LC_ALL=C.UTF-8, or choose a path in ASCII."
+        ) from error
     if len(encoded) > LONGEST_PATH or any(len(part) > 255 for part in encoded.split(b"/")):
         raise ConfigError(
             f"{key} has a name of more than 255 bytes, or more than {LONGEST_PATH} in all; choose "

@@ -55,7 +55,7 @@ def record(run: RunDir, submission: Submission) -> None:
         content["indices"] = format_ranges(submission.indices)
     try:
         run.jobs.parent.mkdir(parents=True, exist_ok=True)
-        with run.jobs.open("a") as file:
+        with run.jobs.open("a", encoding="utf-8") as file:
             file.write("\n" + json.dumps(content) + "\n")
     except OSError as error:
         raise FileError(
@@ -70,7 +70,7 @@ def submissions(run: RunDir) -> list[Submission]:
     if not run.jobs.is_file():
         return []
     known = {f.name for f in fields(Submission)}
-    for line in run.jobs.read_text(errors="replace").splitlines():
+    for line in run.jobs.read_text(encoding="utf-8", errors="replace").splitlines():
         try:
             content = json.loads(line)
             token = content["token"]

@@ -19,7 +19,7 @@ def write(path: Path, results: HessianResults, manifests: Sequence[str]) -> None
     """Write results, and the hashes of the manifests of their measurements, atomically."""
     content = {"manifests": list(manifests), **asdict(results)}
     whole = json.dumps(content | {"hash": _hash(content)})
-    write_atomically(path, lambda temporary: temporary.write_text(whole))
+    write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
 
 
 def read(path: Path) -> HessianResults:
@@ -28,7 +28,7 @@ def read(path: Path) -> HessianResults:
     Refused if anything changed since, or if it is of other measurements.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text())
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         intact = content.pop("hash") == _hash(content)
     except FileNotFoundError:
         raise SkerchError(f"{path} is missing; run the same command again to make it.") from None

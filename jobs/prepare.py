@@ -13,7 +13,7 @@ import sys
 from collections import Counter, defaultdict
 
 from skerch.errors import SkerchError
-from skerch.files import refusals_named
+from skerch.files import print_always, refusals_named
 from skerch.jobs import pipeline
 from skerch.jobs.binding import bind, locked
 from skerch.jobs.config import Config, load
@@ -46,6 +46,7 @@ def main() -> None:
     parser.add_argument("experiment", help="an experiment file, or a name: digits")
     parser.add_argument("overrides", nargs="*", metavar="key=value")
     options = parser.parse_args()
+    print_always()
     try:
         with refusals_named():
             prepare(load(options.experiment, options.overrides))

@@ -157,7 +157,9 @@ def check_checkpoints(run: RunDir, files: Mapping[int, Path]) -> None:
 
 def write_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
     """Write a training's log, one JSON object a line, atomically."""
-    write_atomically(path, lambda temporary: temporary.write_text(_lines(entries)))
+    write_atomically(
+        path, lambda temporary: temporary.write_text(_lines(entries), encoding="utf-8")
+    )
 
 
 def check_log(run: RunDir) -> None:

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from skerch.errors import SkerchError
-from skerch.files import refusals_named
+from skerch.files import print_always, refusals_named
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.ranges import parse_ranges
 from skerch.jobs.run_dir import RunDir, StepDir, method_name
@@ -150,6 +150,7 @@ def main(stage: str) -> None:
     parser.add_argument("--round", type=int, default=first, help=f"default: {first}")
     parser.add_argument("--tasks", help="measurement tasks, as in 3,5-9; default: all")
     options = parser.parse_args()
+    print_always()
     try:
         with refusals_named():
             run = RunDir(options.run)

@@ -27,7 +27,7 @@ def main() -> None:
     """
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     from skerch.errors import SkerchError
-    from skerch.files import refusals_named
+    from skerch.files import print_always, refusals_named
 
     parser = argparse.ArgumentParser(prog="python -m skerch.jobs.task")
     parser.add_argument("run", type=Path, help="the run directory")
@@ -36,6 +36,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="the number of the task with array index 0")
     parser.add_argument("--requeues", type=int, default=0, help="at the time limit, at most")
     options = parser.parse_args()
+    print_always()
     try:
         with refusals_named():
             error = _run(options)

@@ -37,7 +37,7 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
     path = run.task_log(task.id)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("a").close()
+        path.open("ab").close()
     except OSError as error:
         raise SkerchError(
             f"{path} cannot be written: {error.strerror}. Give permission there, then run again."
@@ -85,7 +85,7 @@ def records(run: RunDir) -> dict[str, dict[str, Any]]:
     """The latest record of each task that ended, by id."""
     latest: dict[str, dict[str, Any]] = {}
     if run.task_records.is_file():
-        for line in run.task_records.read_text(errors="replace").splitlines():
+        for line in run.task_records.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
                 latest[record["id"]] = {key: record[key] for key in ("seconds", "error")}
@@ -143,7 +143,7 @@ def _append(path: Path, text: str) -> None:
     with suppress(OSError):
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o666)
         try:
-            os.write(descriptor, text.encode())
+            os.write(descriptor, text.encode(errors="replace"))
         finally:
             os.close(descriptor)
 

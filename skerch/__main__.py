@@ -116,9 +116,10 @@ def merge_hdf5(
 def main() -> None:
     """Run a command; a user's mistake ends in one sentence and exit status 1 or 2."""
     from skerch.errors import SkerchError
-    from skerch.files import cause, refusals_named
+    from skerch.files import cause, print_always, refusals_named
     from skerch.jobs.commands import mount
 
+    print_always()
     mount(app)
     for command in (prio_hpars, post_bounds, create_hdf5_layout, merge_hdf5):
         app.command(command.__name__)(command)

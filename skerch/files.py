@@ -5,10 +5,11 @@ from __future__ import annotations
 import errno
 import os
 import socket
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from io import FileIO
+from io import FileIO, TextIOWrapper
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,13 @@ FLUSH = 2**26  # bytes after which the disk is set to work, not only once memory
 
 class FileError(SkerchError):
     """A file that cannot be written or read; the message names it and the cause."""
+
+
+def print_always() -> None:
+    """Have standard output and error print ? for a character that their encoding lacks."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")
 
 
 def cause(error: OSError) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import configparser
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -64,6 +65,20 @@ def test_imports_point_down_the_floors(folder):
 def test_load_is_the_one_name_of_the_library_that_lives_on_a_floor_above():
     above = [name for name, home in skerch._HOMES.items() if place(home.split(".")[1:])[0] > 0]
     assert above == ["load"]
+
+
+@pytest.mark.parametrize("folder", FLOORS)
+def test_text_files_are_utf_8_in_every_locale(folder):
+    for path in (ROOT / folder).rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call):
+                name = getattr(call.func, "attr", getattr(call.func, "id", None))
+                texts = [a.value for a in call.args if isinstance(a, ast.Constant)]
+                is_text = name == "open" and any(
+                    re.fullmatch(r"[rwax]\+?t?", str(t)) for t in texts
+                )
+                if name in ("read_text", "write_text") or is_text:
+                    assert "encoding" in [k.arg for k in call.keywords], f"{path}:{call.lineno}"
 
 
 def test_every_package_is_shipped():

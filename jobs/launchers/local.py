@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from skerch.errors import SkerchError
-from skerch.files import refusals_named
+from skerch.files import print_always, refusals_named
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import Report
 from skerch.jobs.pipeline import Task
@@ -213,6 +213,7 @@ def _run_in_worker(config: Config, task: Task) -> str | None:
 def _start_worker(sender: Connection) -> None:
     """A worker ends at once on Ctrl-C, and when its parent is gone, whatever happened to it."""
     global _messenger
+    print_always()
     _messenger = _Messenger(sender)
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     parent = multiprocessing.parent_process()

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from skerch.errors import SkerchError
-from skerch.files import refusals_named
+from skerch.files import print_always, refusals_named
 from skerch.jobs import pipeline
 from skerch.jobs.config import Config, load
 from skerch.jobs.launchers import Report
@@ -224,6 +224,7 @@ def main() -> None:
     parser.add_argument("--name", help="the method's folder; default: that of the latest run")
     parser.add_argument("--ranks", type=int, help=argparse.SUPPRESS)  # as many as `launch` started
     options = parser.parse_args()
+    print_always()
     messages = None
     if options.ranks:
         messages = _Messages(os.dup(1))

@@ -372,7 +372,7 @@ def _slurm(
             command,
             input=text,
             capture_output=True,
-            text=True,
+            encoding="utf-8",
             errors="replace",
             timeout=patience,
             env=environment,

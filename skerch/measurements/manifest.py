@@ -101,7 +101,7 @@ def create(path: Path, manifest: Manifest) -> None:
     """Write the manifest, once: where there is one already, it must be the same."""
 
     def write(temporary: Path) -> None:
-        temporary.write_text(manifest.text())
+        temporary.write_text(manifest.text(), encoding="utf-8")
 
     if not path.exists():
         write_atomically(path, write, once=True)
@@ -122,7 +122,7 @@ def create(path: Path, manifest: Manifest) -> None:
 def read(path: Path) -> Manifest:
     """Read and check a manifest."""
     try:
-        text = path.read_text()
+        text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
         raise ManifestError(f"{path} is missing; the layout stage writes it.") from None
     except ValueError:
