@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator, Mapping
 from operator import index
 from typing import Any
@@ -54,7 +55,8 @@ def hessian_batch(dataset: Any, split: str, hessian: Hessian) -> Any:
     many of each, in ascending order.
 
     Raises:
-        ConfigError: the split, or one of its classes, is too small.
+        ConfigError: the split, or one of its classes, is too small; samples are of a type of the
+            problem's own.
     """
     size = count(dataset, split)
     wanted = hessian.datapoints
@@ -66,7 +68,22 @@ def hessian_batch(dataset: Any, split: str, hessian: Hessian) -> Any:
         index = torch.arange(wanted)
     else:
         index = _balanced(_labels(dataset, split), split, wanted)
-    return next(batches(dataset, [index]))
+    batch = next(batches(dataset, [index]))
+    _check_types(batch, split)
+    return batch
+
+
+def _check_types(batch: Any, split: str) -> None:
+    """Refuse types of the problem's own: no later task could read them from a file."""
+    if not isinstance(batch, Mapping | list | tuple):
+        return
+    if type(batch) not in (dict, OrderedDict, list, tuple):
+        raise ConfigError(
+            f"The problem's data({split!r}) gives samples of type {type(batch).__name__}, which "
+            "cannot be read from a file by later tasks; give tuples or dicts of tensors."
+        )
+    for part in batch.values() if isinstance(batch, Mapping) else batch:
+        _check_types(part, split)
 
 
 def _labels(dataset: Any, split: str) -> Tensor:

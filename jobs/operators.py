@@ -145,7 +145,7 @@ def hessian_operator(
             tensor.data = tensor.data.to(dtype)
     return HessianOperator(
         model,
-        split_batch(data, hessian.batch_size or hessian.datapoints),
+        split_batch(data, hessian.batch_size) if hessian.batch_size else [data],
         inputs.problem.loss_fn,
         batch_weight=inputs.problem.batch_weight,
         param_filter=hessian.param_filter,

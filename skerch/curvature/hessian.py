@@ -22,7 +22,7 @@ from skerch.curvature.batching import channels_last, count_examples, has_images,
 from skerch.curvature.losses import BatchWeight, LossFn
 from skerch.curvature.memory import keep_freed_memory
 from skerch.curvature.parameters import params_to_vector, select_parameters
-from skerch.errors import SkerchError
+from skerch.errors import ShapeError, SkerchError
 from skerch.linops.base import LinearOperator
 
 MEMORY_FORMATS = ("preserve", "channels_last")
@@ -81,8 +81,10 @@ class HessianOperator(LinearOperator):
         data: batches that can be iterated again and again, such as a list or a DataLoader; in a
             fixed order for reproducible bits. Tensors are moved to the parameters' device.
         loss_fn: loss_fn(model, batch), a tensor of shape ().
-        batch_weight: w_b ≥ 0, the number of examples by default; batches of weight 0 are left out.
-        param_filter: glob patterns on parameter names; None selects all trainable ones.
+        batch_weight: w_b ≥ 0, the number of examples by default (`count_examples`); batches of
+            weight 0 are left out.
+        param_filter: glob patterns on parameter names, those with ! to leave out; None selects all
+            trainable ones.
         strategy: a name in `backends.STRATEGIES`, or "auto" for the fastest by the clock, chosen
             by `resolve` or by the first block of two or more columns.
         chunk_size: the most vectors that "batched" and "tape" take at once, a bound on their
@@ -376,8 +378,14 @@ class HessianOperator(LinearOperator):
     def data_batches(self) -> Iterator[tuple[float, Any]]:
         """Weights and batches; those of weight 0, whose mean is 0/0, are left out."""
         seen = False
-        for batch in self.data:
-            weight = float(self.batch_weight(batch))
+        batches = iter(self.data)
+        for number, batch in enumerate(batches):
+            try:
+                weight = float(self.batch_weight(batch))
+            except ShapeError:  # it is not known, and cancels where there is no other batch
+                if number or any(True for _ in batches):
+                    raise
+                weight = 1.0
             if not 0 <= weight < math.inf:
                 raise SkerchError(f"A batch weighs {weight}; batch_weight must be finite and ≥ 0.")
             if weight:
