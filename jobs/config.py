@@ -49,6 +49,8 @@ LATER_KEYS = {  # and their defaults
     "hessian.memory_format": "auto",
     "hessian.mode": "eval",
 }
+GLOB = r"\*|!(?!!)"  # as text may begin, but not in YAML
+GLOB_IN_A_LIST = rf"([\[,]\s*)((?:{GLOB})(?:\[[^\]]*\]|[^\[\],])*)"
 LONGEST_PATH = 3500  # bytes of a folder, so that what lies below it stays within 4096
 
 
@@ -199,7 +201,10 @@ def _clear_errors(source: str) -> Iterator[None]:
         raise
     except (YAMLError, OmegaConfBaseException, ValueError, TypeError, RecursionError) as error:
         words = " ".join(str(error).split())[:300]
-        raise ConfigError(f"{source} is not valid YAML for a config: {words}.") from error
+        globs = (
+            " Quote what begins with * or !." if re.search("for the tag|an alias", words) else ""
+        )
+        raise ConfigError(f"{source} is not valid YAML for a config: {words}.{globs}") from error
 
 
 def _parse(text: str, source: str) -> DictConfig:
@@ -222,9 +227,11 @@ def _parse_override(override: str) -> DictConfig:
             "training.lr=0.1."
         )
     time = key.startswith("resources.") and re.fullmatch(r"\d+(:\d+)+", value)
-    marks = ("*", "?", "[", "{") if key == "training.checkpoints" else ("*",)
-    if time or value.startswith(marks):  # where YAML would see a number, an alias, a collection
+    pattern = key == "training.checkpoints" and value.startswith(("?", "[", "{"))
+    if time or pattern or re.match(GLOB, value):  # YAML would see a number, a collection, an alias
         value = json.dumps(value)
+    elif value.startswith("[") and not re.search("['\"]", value):  # what a shell leaves of quotes
+        value = re.sub(GLOB_IN_A_LIST, lambda item: item[1] + json.dumps(item[2].strip()), value)
     return OmegaConf.from_dotlist([f"{key}={value}"])
 
 

@@ -55,7 +55,7 @@ class Hessian:
     subset: str = _choice("balanced", "first")
     batch_size: int | None = _number(None)  # None: all datapoints in one batch
     mode: str = _choice("eval", "train")  # train: batch norm takes the datapoints' own statistics
-    param_filter: list[str] | None = None  # globs of parameter names
+    param_filter: list[str] | None = None  # globs of parameter names; ! takes away
     dtype: str = _choice("float32", "float64")
     strategy: str = "auto"
     chunk_size: int | None = _number(None)

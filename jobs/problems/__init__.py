@@ -96,6 +96,8 @@ def build_model(problem: Problem) -> Module:
     """The network of a problem; what its own code raises is named with its file and line."""
     from torch.nn import Module
 
+    from skerch.curvature.parameters import check_shapes
+
     if isinstance(problem.model, Module):
         raise ConfigError("problem: model is a network; give a function that builds it.")
     with user_code("problem: model() failed"):
@@ -104,6 +106,10 @@ def build_model(problem: Problem) -> Module:
         raise ConfigError(
             f"problem: model() returned a {type(model).__name__}; it must return a torch.nn.Module."
         )
+    try:
+        check_shapes(model)
+    except SkerchError as error:
+        raise ConfigError(f"problem: model(): {error}") from error
     return model
 
 

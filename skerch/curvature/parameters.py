@@ -6,13 +6,14 @@ order. A tied parameter counts once, under its first name.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from reprlib import repr as short
 
 import torch
 from torch import Tensor
 from torch.nn import Module, Parameter
+from torch.nn.parameter import is_lazy
 
 from skerch.errors import ShapeError, SkerchError
 
@@ -22,9 +23,12 @@ def select_parameters(
 ) -> dict[str, Parameter]:
     """The trainable parameters whose names match one of the glob patterns; None takes all.
 
-    Raises SkerchError for a pattern that matches nothing, and for a model without trainable
-    parameters.
+    Patterns that begin with ! take away from what the others select, or from all.
+
+    Raises SkerchError for a pattern that matches nothing, where nothing is left, and for a model
+    without trainable parameters or with a shape that is not known yet.
     """
+    check_shapes(model)
     known = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not known:
         raise SkerchError("The model has no parameter with requires_grad=True; set it on some.")
@@ -34,12 +38,34 @@ def select_parameters(
     if not patterns:
         raise SkerchError("An empty param_filter selects nothing; leave it out to select all.")
     for pattern in patterns:
-        if not any(fnmatchcase(name, pattern) for name in known):
+        if not _matching(known, [pattern.removeprefix("!")]):
             raise SkerchError(
                 f"The pattern {short(pattern)} matches no trainable parameter; the model has "
                 f"{', '.join(known)}."
             )
-    return {name: p for name, p in known.items() if any(fnmatchcase(name, q) for q in patterns)}
+    chosen = _matching(known, [q for q in patterns if q[:1] != "!"] or ["*"])
+    chosen -= _matching(known, [q[1:] for q in patterns if q[:1] == "!"])
+    if not chosen:
+        raise SkerchError(
+            f"The patterns {', '.join(map(short, patterns))} leave no parameter; those with ! take "
+            f"away all that the others select of {', '.join(known)}."
+        )
+    return {name: p for name, p in known.items() if name in chosen}
+
+
+def _matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:
+    """The names that match one of the patterns."""
+    return {name for name in names if any(fnmatchcase(name, pattern) for pattern in patterns)}
+
+
+def check_shapes(model: Module) -> None:
+    """Raise SkerchError for a parameter or buffer that gets its shape from a first batch."""
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if is_lazy(tensor):
+            raise SkerchError(
+                f"The model's {name} has no shape before the first batch (lazy modules); build the "
+                "network with its shapes, or run it on a batch where it is built."
+            )
 
 
 def params_to_vector(params: Mapping[str, Tensor]) -> Tensor:

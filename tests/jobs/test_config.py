@@ -3,6 +3,7 @@
 import subprocess
 import sys
 from dataclasses import asdict, replace
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -43,6 +44,28 @@ def test_overrides_are_yaml_and_win(experiment, tmp_path):
     assert config.training.optimizer_options == {"momentum": 0.9}
     assert config.problem["root"] == str(tmp_path / "data")
     assert config.hessian.param_filter == ["*.weight"]
+
+
+@pytest.mark.parametrize(
+    ("value", "patterns"),
+    [
+        ("!*.bias", ["!*.bias"]),
+        ("!head.[!0]*", ["!head.[!0]*"]),
+        ("[*.weight,!head.*]", ["*.weight", "!head.*"]),
+        ("[ !1.* , *.c[12] ]", ["!1.*", "*.c[12]"]),
+        ("['!*.bias', \"*\"]", ["!*.bias", "*"]),
+    ],
+)
+def test_globs_of_overrides_need_no_quotes(value, patterns, experiment):
+    found = configs.load(experiment, [f"hessian.param_filter={value}"]).hessian.param_filter
+    assert found == patterns
+
+
+@pytest.mark.parametrize("pattern", ["*.bias", "!*.bias"])
+def test_globs_of_a_file_need_quotes(pattern, experiment):
+    Path("globs.yaml").write_text(f"problem: {{name: a}}\nhessian:\n  param_filter: {pattern}\n")
+    with pytest.raises(ConfigError, match=r"globs.yaml .* Quote what begins with \* or !"):
+        configs.load("globs.yaml")
 
 
 @pytest.mark.parametrize("name", ["digits", "digits.yaml", "config/experiment/digits.yaml"])

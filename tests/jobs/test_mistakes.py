@@ -11,6 +11,7 @@ from skerch.jobs.operators import resolve_device
 
 PROBLEMS = """
 import sys
+from collections import namedtuple
 import torch
 from torch.utils.data import TensorDataset
 from skerch.jobs.problems import Problem
@@ -44,6 +45,14 @@ def builds_nothing():
 def breaks():
     return make(model=lambda: {}["layer"])
 
+def lazy():
+    return make(model=lambda: torch.nn.LazyLinear(1))
+
+Pair = namedtuple("Pair", "x y")
+
+def own_type():
+    return make(data=lambda split: [Pair(torch.ones(4), 1.0)] * 50)
+
 def no_data():
     return make(data=lambda split: {}[split])
 
@@ -68,6 +77,9 @@ BAD_CONFIGS = [
     ("hessian.subset=balanced", 1, "no `targets`; hessian.subset=first"),
     ("hessian.strategy=fast", 2, "Unknown strategy 'fast'; choose auto, loop, batched, tape"),
     ("hessian.param_filter=bias2", 2, "The pattern 'bias2' matches no; weight, bias"),
+    ("hessian.param_filter=[*,!*]", 2, "The patterns '*', '!*' leave no parameter; weight, bias"),
+    ("problem.factory=mine:lazy", 2, "model(): The model's weight has no shape; build the network"),
+    ("problem.factory=mine:own_type", 1, "samples of type Pair; give tuples or dicts of tensors"),
     ("training.optimizer=torch.optim.SGD", 2, "no optimizer torch.optim.SGD; did you mean SGD?"),
     ("training.lr=1e38", 1, "at step 2; lower training.lr (now 1e+38)"),
     ("problem.factor=.inf", 2, "problem holds what cannot be stored as JSON; finite numbers"),
