@@ -19,7 +19,7 @@ from skerch.jobs.layout import array_manifest
 from skerch.jobs.operators import hessian_operator
 from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.stage import Context, settle
+from skerch.jobs.stage import Context, omp_threads, settle
 from skerch.measurements.manifest import manifest_path, read
 from skerch.measurements.measure import Measurer
 
@@ -45,12 +45,12 @@ def measure_pace(config: Config) -> Pace:
     """Time a block of the last step's parameters, as far as `sample_inputs` finds them.
 
     All is as a worker would do it, with the strategy and threads of the layout if there is one, and
-    else the CPUs of `resources.measure`; nothing is written.
+    else OMP_NUM_THREADS or the CPUs of `resources.measure`; nothing is written.
 
     Raises SkerchError where the Hessian cannot be had or is not finite.
     """
     launcher, cpus = config.launcher, resources(config)["measure"].cpus
-    threads = launcher.threads or (cpus and min(cpus, os.cpu_count() or 1))
+    threads = launcher.threads or omp_threads() or (cpus and min(cpus, os.cpu_count() or 1))
     config = replace(config, launcher=replace(launcher, threads=threads))
     step, split = config.training.record_steps[-1], config.hessian.splits[-1]
     context = Context(RunDir(config.run_dir), config, method_name(config), step, split)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -183,7 +184,8 @@ def _hessians(
 def _threads(stage: str, context: Context) -> int:
     """What the first round's manifest says; before there is one, `launcher.threads`.
 
-    By default the training, which runs alone, gets all usable cores, and a worker an equal share.
+    By default they are OMP_NUM_THREADS; where that is not set, the training, which runs alone, gets
+    all usable cores, and a worker an equal share.
     """
     launcher = context.config.launcher
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
@@ -191,7 +193,14 @@ def _threads(stage: str, context: Context) -> int:
         path = manifest_path(context.directory.measurements(1))
         if path.exists():
             return int(read(path).provenance["threads"])
-    return launcher.threads or max(1, (cores or 1) // (1 if stage == "train" else launcher.workers))
+    share = max(1, (cores or 1) // (1 if stage == "train" else launcher.workers))
+    return launcher.threads or omp_threads() or share
+
+
+def omp_threads() -> int | None:
+    """The threads by OMP_NUM_THREADS, in a list those of its first level; None if it has none."""
+    number = os.environ.get("OMP_NUM_THREADS", "").partition(",")[0].strip()
+    return int(number) if re.fullmatch(r"0*[1-9]\d{0,2}", number, re.ASCII) else None
 
 
 def _print(done: int, total: int, unit: str) -> None:

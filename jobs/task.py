@@ -55,11 +55,12 @@ def _run(options: argparse.Namespace) -> str | None:
     from skerch.jobs.launchers import slurm
     from skerch.jobs.launchers.local import run_task
     from skerch.jobs.run_dir import RunDir
+    from skerch.jobs.stage import omp_threads
 
     slurm.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
     config = RunDir(options.run).load(options.name)
-    if config.launcher.threads is None and (cpus := slurm.cpus()) is not None:
-        config = replace(config, launcher=replace(config.launcher, threads=cpus))
+    threads = config.launcher.threads or omp_threads() or slurm.cpus()
+    config = replace(config, launcher=replace(config.launcher, threads=threads))
     wanted = options.task
     if options.first is not None:
         wanted += f".{options.first + slurm.array_index()}"
