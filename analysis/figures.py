@@ -210,7 +210,7 @@ def save(figure: Figure, path: Path) -> None:
 
 def _array(values: Values) -> np.ndarray:
     """The values as a float64 array on the CPU."""
-    return torch.as_tensor(values).detach().to("cpu", torch.float64).numpy()
+    return torch.as_tensor(values, device="cpu").detach().double().numpy()
 
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:

@@ -59,7 +59,7 @@ def ties(parameters: Tensor, mask: Tensor) -> Tensor:
     larger = (inside.cumsum(0) - inside)[group]
     alike = inside.clone()
     alike[-1:] = torch.isin(magnitudes, values[-1:]).sum()  # others are all within the mask
-    return torch.stack([torch.arange(1, len(mask) + 1) - larger, alike[group]])
+    return torch.stack([torch.arange(1, len(mask) + 1, device=mask.device) - larger, alike[group]])
 
 
 def random_mask(n: int, k: int, seed: int, index: int) -> Tensor:

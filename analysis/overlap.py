@@ -102,9 +102,9 @@ def overlap(
     slab_rows = slab_rows or max(1, SLAB_ENTRIES // max(1, K))
     mask = magnitude_mask(parameters, K)
     chance = _Chance(N, K, seed, random_masks)
-    rows = torch.empty(K, K, dtype=torch.float64)
-    total = torch.zeros(K, dtype=torch.float64)
-    squares = torch.zeros(K, dtype=torch.float64)
+    rows = torch.empty(K, K, dtype=torch.float64, device="cpu")
+    total = torch.zeros(K, dtype=torch.float64, device="cpu")
+    squares = torch.zeros(K, dtype=torch.float64, device="cpu")
     for start in range(0, N, slab_rows):
         slab = torch.as_tensor(eigenvectors[start : start + slab_rows], device="cpu").detach()
         here = (mask >= start) & (mask < start + len(slab))
@@ -115,7 +115,7 @@ def overlap(
             squares += leverage.square().sum(0)
             chance.add(leverage)
 
-    k = torch.arange(1, K + 1, dtype=torch.float64)
+    k = torch.arange(1, K + 1, dtype=torch.float64, device="cpu")
     unfit = ~(total <= 1.01 * k)
     if unfit.any():
         first = int(unfit.nonzero()[0])
@@ -140,12 +140,12 @@ class _Chance:
     """The overlaps of random masks, added up as the rows of leverage come by."""
 
     def __init__(self, N: int, K: int, seed: int, masks: int):
-        steps = torch.logspace(0, math.log10(max(1, K)), GRID, dtype=torch.float64)
-        self.grid = steps.round().long().unique() if masks and K else torch.empty(0).long()
+        steps = torch.logspace(0, math.log10(max(1, K)), GRID, dtype=torch.float64, device="cpu")
+        self.grid = steps[: len(steps) if masks and K else 0].round().long().unique()
         drawn = [random_mask(N, K, seed, index) for index in range(masks)]
-        self._rows, place = torch.cat([torch.empty(0).long(), *drawn]).sort()
+        self._rows, place = torch.cat([self.grid[:0], *drawn]).sort()
         self._mask, self._rank = place // max(1, K), place % max(1, K)
-        self._sums = torch.zeros(masks, len(self.grid), dtype=torch.float64)
+        self._sums = torch.zeros(masks, len(self.grid), dtype=torch.float64, device="cpu")
         self._row = self._next = 0
 
     def add(self, leverage: Tensor) -> None:
@@ -161,6 +161,6 @@ class _Chance:
     def quantiles(self) -> Tensor:
         """The quantiles of the masks' overlaps at the grid's values of k, (2, G)."""
         if not self._sums.numel():
-            return torch.empty(2, 0, dtype=torch.float64)
-        probabilities = torch.tensor(QUANTILES, dtype=torch.float64)
+            return self._sums.new_empty(2, 0)
+        probabilities = self._sums.new_tensor(QUANTILES)
         return (self._sums / self.grid).quantile(probabilities, dim=0)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Subset, TensorDataset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_collate
 
 from skerch.jobs.problems import user_code
 from skerch.jobs.schema import ConfigError, Hessian
@@ -39,12 +39,10 @@ def batches(dataset: Any, indices: Iterable[Tensor]) -> Iterator[Any]:
     if type(dataset).__getitem__ is TensorDataset.__getitem__:
         yield from (tuple(tensor[index] for tensor in dataset.tensors) for index in indices)
         return
-    loader = DataLoader(
-        dataset,
-        batch_sampler=(index.tolist() for index in indices),
-        generator=torch.Generator(),  # else making the iterator would advance the global one
-    )
-    for batch in loader:
+    for index in indices:  # a DataLoader would draw a seed, on torch's default device
+        many = getattr(dataset, "__getitems__", None)
+        numbers = index.tolist()
+        batch = default_collate(many(numbers) if many else [dataset[i] for i in numbers])
         yield tuple(batch) if isinstance(batch, list) else batch
 
 
@@ -65,7 +63,7 @@ def hessian_batch(dataset: Any, split: str, hessian: Hessian) -> Any:
             raise ConfigError(
                 f"hessian.datapoints is {wanted}, but the {split} split has only {size} samples."
             )
-        index = torch.arange(wanted)
+        index = torch.arange(wanted, device="cpu")
     else:
         index = _balanced(_labels(dataset, split), split, wanted)
     batch = next(batches(dataset, [index]))
@@ -107,7 +105,7 @@ def _labels(dataset: Any, split: str) -> Tensor:
                     f"{refusal} an integer for each sample, and sample {position} has none as its "
                     f"second part or under {', '.join(LABELS)}; {way_out}"
                 )
-    return torch.tensor(found)
+    return torch.tensor(found, device="cpu")
 
 
 def _stored_labels(dataset: Any) -> Tensor | None:
@@ -117,18 +115,18 @@ def _stored_labels(dataset: Any) -> Tensor | None:
         candidates += reversed(dataset.tensors[1:])
     elif isinstance(dataset, Subset):
         whole = _stored_labels(dataset.dataset)
-        candidates.append(None if whole is None else whole[torch.as_tensor(dataset.indices)])
+        candidates.append(None if whole is None else whole[torch.as_tensor(dataset.indices, device="cpu")])
     elif isinstance(dataset, ConcatDataset):
         parts = [part for part in map(_stored_labels, dataset.datasets) if part is not None]
         candidates.append(torch.cat(parts) if len(parts) == len(dataset.datasets) else None)
     for candidate in candidates:
         try:
-            labels = torch.as_tensor(candidate)
+            labels = torch.as_tensor(candidate, device="cpu")
         except (TypeError, ValueError, RuntimeError):
             continue
         whole_numbers = not (labels.is_floating_point() or labels.is_complex())
         if whole_numbers and labels.shape == (len(dataset),):
-            return labels.cpu().long()
+            return labels.long()
     return None
 
 
@@ -156,5 +154,5 @@ def _balanced(labels: Tensor, split: str, wanted: int) -> Tensor:
             f"has {smallest} samples). Take such a number, or set hessian.subset=first."
         )
     begins = sizes.cumsum(0) - sizes
-    chosen = (begins[:, None] + torch.arange(per_class)).flatten()
+    chosen = (begins[:, None] + torch.arange(per_class, device="cpu")).flatten()
     return labels.argsort(stable=True)[chosen].sort().values

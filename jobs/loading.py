@@ -137,7 +137,7 @@ class Hessian:
     @property
     def overlap(self) -> Tensor:
         """‖W[mask, :j]‖_F² / j with the j largest parameters, j = 1 … k, (k,), float64."""
-        return torch.tensor(self.results.overlap, dtype=torch.float64)
+        return torch.tensor(self.results.overlap, dtype=torch.float64, device="cpu")
 
     @cached_property
     def parameters(self) -> dict[str, Tensor]:
@@ -190,7 +190,7 @@ class Eigenvectors:
                 "Eigenvectors are read by slices, as in [:, :10]; select others from all of them, "
                 "[:]."
             )
-        torch.empty(()).expand(self.shape)[key]  # raises what a tensor of this shape would
+        torch.empty((), device="meta").expand(self.shape)[key]  # raises what a tensor of this shape would
         with self._context.eigh() as file:
             return file.eigenvectors[key]
 

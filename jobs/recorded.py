@@ -57,7 +57,9 @@ def column(model: nn.Module) -> Column:
     buffers = {name: buffer.double() for name, buffer in _buffers(model).items()}
     return Column(
         params_to_vector(dict(model.named_parameters())).cpu(),
-        params_to_vector(buffers).cpu() if buffers else torch.empty(0, dtype=torch.float64),
+        params_to_vector(buffers).cpu()
+        if buffers
+        else torch.empty(0, dtype=torch.float64, device="cpu"),
     )
 
 
@@ -86,7 +88,7 @@ def write_parameters(
             _write_columns(file, "buffers", [c.buffers for c in columns.values()])
         text = bytearray(json.dumps(description).encode())
         small = {
-            "steps": torch.tensor(list(columns), dtype=torch.int64),
+            "steps": torch.tensor(list(columns), dtype=torch.int64, device="cpu"),
             "description": torch.frombuffer(text, dtype=torch.uint8),
         }
         write_arrays(file, small, {})
@@ -309,7 +311,7 @@ def _description(file: h5py.File) -> dict[str, Any]:
 def _column(file: h5py.File, position: int) -> Column:
     parameters = _read_column(file, "parameters", position)
     if not _description(file)["buffers"]:
-        return Column(parameters, torch.empty(0, dtype=torch.float64))
+        return Column(parameters, torch.empty(0, dtype=torch.float64, device="cpu"))
     return Column(parameters, _read_column(file, "buffers", position))
 
 

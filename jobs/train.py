@@ -250,7 +250,7 @@ class _Session:
         total = weights = hits = judged = 0.0
         size = datapoints.count(dataset, split)
         judging = min(size, self.training.eval_samples or size)
-        indices = torch.arange(judging) * size // max(judging, 1)
+        indices = torch.arange(judging, device="cpu") * size // max(judging, 1)
         for on_cpu in datapoints.batches(dataset, indices.split(self.training.batch_size)):
             batch = to_device(on_cpu, self.device)
             outputs.clear()

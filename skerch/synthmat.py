@@ -25,15 +25,15 @@ from skerch.randomness import stream
 def polynomial_decay(n: int, rank: int, p: float) -> Tensor:
     """The spectrum 1, …, 1 (`rank` ones), 2^-p, 3^-p, …, (n - rank + 1)^-p, of shape (n,)."""
     _check_rank(n, rank)
-    tail = torch.arange(2, n - rank + 2, dtype=torch.float64) ** -p
-    return torch.cat([torch.ones(rank, dtype=torch.float64), tail])
+    tail = torch.arange(2, n - rank + 2, dtype=torch.float64, device="cpu") ** -p
+    return torch.cat([torch.ones(rank, dtype=torch.float64, device="cpu"), tail])
 
 
 def exponential_decay(n: int, rank: int, q: float) -> Tensor:
     """The spectrum 1, …, 1 (`rank` ones), 10^-q, 10^-2q, …, 10^-(n - rank)q, of shape (n,)."""
     _check_rank(n, rank)
-    tail = 10.0 ** (-q * torch.arange(1, n - rank + 1, dtype=torch.float64))
-    return torch.cat([torch.ones(rank, dtype=torch.float64), tail])
+    tail = 10.0 ** (-q * torch.arange(1, n - rank + 1, dtype=torch.float64, device="cpu"))
+    return torch.cat([torch.ones(rank, dtype=torch.float64, device="cpu"), tail])
 
 
 def symmetric(
@@ -44,7 +44,7 @@ def symmetric(
     signs: of the eigenvalues: all positive, alternating from a positive first, or fair coins.
     """
     n = len(spectrum)
-    sign = torch.ones(n, dtype=torch.float64)
+    sign = torch.ones(n, dtype=torch.float64, device="cpu")
     if signs == "alternate":
         sign[1::2] = -1
     elif signs == "random":

@@ -81,6 +81,19 @@ def test_text_files_are_utf_8_in_every_locale(folder):
                     assert "encoding" in [k.arg for k in call.keywords], f"{path}:{call.lineno}"
 
 
+@pytest.mark.parametrize("folder", FLOORS)
+def test_tensors_are_made_on_a_device_that_is_named(folder):
+    """Else torch's default device, which is the user's, would decide."""
+    makers = {"arange", "as_tensor", "asarray", "empty", "eye", "full", "linspace", "logspace"}
+    makers |= {"ones", "rand", "randint", "randn", "randperm", "tensor", "zeros"}
+    for path in (ROOT / folder).rglob("*.py"):
+        for call in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(call, ast.Call) and isinstance(call.func, ast.Attribute):
+                owner = getattr(call.func.value, "id", None)
+                if owner == "torch" and call.func.attr in makers:
+                    assert "device" in [k.arg for k in call.keywords], f"{path}:{call.lineno}"
+
+
 def test_every_package_is_shipped():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")

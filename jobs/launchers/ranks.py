@@ -93,7 +93,7 @@ class Ranks:
         import torch
 
         try:
-            tensors = [torch.empty(shape, dtype=dtype) for shape, dtype in shapes]
+            tensors = [torch.empty(shape, dtype=dtype, device="cpu") for shape, dtype in shapes]
             for tensor in tensors:
                 self._comm.Recv(tensor.numpy(), source)
         except Exception:  # no memory; the sender would wait for ever

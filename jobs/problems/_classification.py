@@ -31,7 +31,7 @@ class RandomImages(Dataset[tuple[Tensor, int]]):
 
     def __init__(self, split: str, size: int, shape: tuple[int, int, int], classes: int):
         self.split, self.shape = int(is_test(split)), shape
-        self.targets = torch.arange(size) % classes
+        self.targets = torch.arange(size, device="cpu") % classes
 
     def __len__(self) -> int:
         return len(self.targets)

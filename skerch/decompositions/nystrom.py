@@ -26,7 +26,7 @@ from torch import Tensor
 from skerch.decompositions.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
-GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64)
+GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64, device="cpu")
 CANCELLED = 1e6  # ‖diag(‖y_i‖) p_j‖: above it column j of Q = Y'P has lost six digits and more
 
 

@@ -262,7 +262,7 @@ def to_scipy(operator: Any) -> Any:
         matmat=product(operator),
         rmatvec=product(operator.T),
         rmatmat=product(operator.T),
-        dtype=_shown(torch.empty(0, dtype=operator.dtype)).dtype,
+        dtype=_shown(torch.empty(0, dtype=operator.dtype, device="cpu")).dtype,
     )
 
 

@@ -120,7 +120,7 @@ def gram(
     gets each slab of A as `copy(start, stop, slab)`.
     """
     first = 0 if known is None else len(known)
-    total = torch.empty(0)
+    total = torch.empty(0, device="cpu")
     panels: list[Range] = []
 
     def blocks(packed: Tensor) -> Iterator[tuple[int, int, Tensor]]:
@@ -219,7 +219,9 @@ def _by_cholesky(G: Tensor) -> Basis | None:
     R, failed = torch.linalg.cholesky_ex(G, upper=True)
     if failed:
         return None
-    P = torch.linalg.solve_triangular(R, torch.eye(len(R), dtype=R.dtype), upper=True)
+    P = torch.linalg.solve_triangular(
+        R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True
+    )
     condition = float(torch.linalg.norm(G)) * float(P.square().sum())
     return Basis(P, R) if condition < 1 / ONE_PASS else None
 

@@ -64,7 +64,7 @@ def range_map(
         new = orthonormalise(G, rows, size, dtype, ordered=ordered, team=team).P[:, :columns]
     else:
         B = pad(before, (0, 0, 0, len(G) - len(before)))
-        E = torch.eye(len(G), dtype=G.dtype)[:, len(before) :]
+        E = torch.eye(len(G), dtype=G.dtype, device=G.device)[:, len(before) :]
         last = G[len(before) :, len(before) :]
         T, scale = team.one(
             lambda: (E - B @ (B.T @ (G @ E)), float(torch.linalg.matrix_norm(last, 2)))

@@ -101,7 +101,7 @@ class Buffers:
         import torch
 
         if self._slabs is None:
-            slab = torch.empty(rows, width, dtype=self._dtype)
+            slab = torch.empty(rows, width, dtype=self._dtype, device="cpu")
             others = (torch.empty_like(slab) for _ in range(side_by_side(slab, rows)))
             self._slabs = cycle([slab, *others])
         return next(self._slabs).resize_(rows, width)

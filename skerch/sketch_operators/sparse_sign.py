@@ -85,11 +85,11 @@ class SparseSign(SketchOperator):
         return [(members.to(self.device), bounds.to(self.device)) for members, bounds in self._bags]
 
     def _rows(self, start: int, stop: int) -> Tensor:
-        block = torch.zeros(stop - start, self.shape[1])
+        block = torch.zeros(stop - start, self.shape[1], dtype=torch.float32, device="cpu")
         for span, (members, bounds) in zip(self._spans(), self._bags, strict=True):
             bounds = bounds[2 * start : 2 * stop + 1].long()
             bag = torch.repeat_interleave(bounds.diff())
-            sign = 1 - 2 * (bag % 2)
+            sign = 1 - 2 * (bag % 2).to(torch.float32)
             block[bag // 2, span.start + members[bounds[0] : bounds[-1]]] = self.scale * sign
         return block
 

@@ -126,8 +126,8 @@ class SSRFT(SketchOperator):
 
     def _rows(self, start: int, stop: int) -> Tensor:
         """One row at a time, in float64, as the bits of a transform depend on its batch."""
-        block = torch.empty(stop - start, self.shape[1], dtype=self.dtype)
-        one = torch.ones(1, 1, dtype=torch.float64)
+        block = torch.empty(stop - start, self.shape[1], dtype=self.dtype, device="cpu")
+        one = torch.ones(1, 1, dtype=torch.float64, device="cpu")
         for out, sample in zip(block, self._factors.sample[start:stop], strict=True):
             out.copy_(self._adjoint(one, sample[None], self._factors)[0])
         return block
