@@ -39,9 +39,9 @@ def batches(dataset: Any, indices: Iterable[Tensor]) -> Iterator[Any]:
     if type(dataset).__getitem__ is TensorDataset.__getitem__:
         yield from (tuple(tensor[index] for tensor in dataset.tensors) for index in indices)
         return
-    for index in indices:  # a DataLoader would draw a seed, on torch's default device
-        many = getattr(dataset, "__getitems__", None)
-        numbers = index.tolist()
+    many = getattr(dataset, "__getitems__", None)
+    for chosen in indices:  # a DataLoader would draw a seed, on torch's default device
+        numbers = chosen.tolist()
         batch = default_collate(many(numbers) if many else [dataset[i] for i in numbers])
         yield tuple(batch) if isinstance(batch, list) else batch
 
@@ -115,7 +115,9 @@ def _stored_labels(dataset: Any) -> Tensor | None:
         candidates += reversed(dataset.tensors[1:])
     elif isinstance(dataset, Subset):
         whole = _stored_labels(dataset.dataset)
-        candidates.append(None if whole is None else whole[torch.as_tensor(dataset.indices, device="cpu")])
+        candidates.append(
+            None if whole is None else whole[torch.as_tensor(dataset.indices, device="cpu")]
+        )
     elif isinstance(dataset, ConcatDataset):
         parts = [part for part in map(_stored_labels, dataset.datasets) if part is not None]
         candidates.append(torch.cat(parts) if len(parts) == len(dataset.datasets) else None)

@@ -190,7 +190,9 @@ class Eigenvectors:
                 "Eigenvectors are read by slices, as in [:, :10]; select others from all of them, "
                 "[:]."
             )
-        torch.empty((), device="meta").expand(self.shape)[key]  # raises what a tensor of this shape would
+        torch.empty((), device="meta").expand(self.shape)[
+            key
+        ]  # raises what a tensor of this shape would
         with self._context.eigh() as file:
             return file.eigenvectors[key]
 

@@ -506,7 +506,7 @@ def mixed() -> nn.Module:
             r"returned \(4,\); take the mean",
         ),
         ({"loss_fn": lambda model, batch: 1.0}, "returned float; take the mean"),
-        ({"data": ["text"]}, "no tensor with a dimension of examples"),
+        ({"data": ["text", "more"]}, r"cannot be counted .* give a batch_weight"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_a_sentence(kwargs, message):
