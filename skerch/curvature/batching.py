@@ -119,33 +119,43 @@ def _children(batch: Any) -> dict[Any, Any] | None:
 def _with(batch: Any, children: dict[Any, Any]) -> Any:
     """A tree of the same type that holds these in place of its children."""
     try:
-        if isinstance(batch, PackedSequence):
-            return batch._replace(**children)
-        if isinstance(batch, tuple):
-            try:  # whatever its own __new__ takes
-                made: Any = tuple.__new__(type(batch), children.values())
-            except TypeError:  # torch.Size, and others that are not written in Python
-                made = type(batch)(children.values())
-            if hasattr(batch, "__dict__"):
-                vars(made).update(vars(batch))
-            return made
-        if isinstance(batch, Mapping) and not isinstance(batch, MutableMapping):
-            return type(batch)(children)  # type: ignore[call-arg]
-        made = copy(batch)
-        if isinstance(batch, list):
-            made[:] = children.values()
-        elif isinstance(batch, Mapping):
-            for key, child in children.items():
-                made[key] = child
-        else:
-            for name, child in children.items():
-                object.__setattr__(made, name, child)  # also where the dataclass is frozen
+        made = _copy(batch, children)
+        attributes, held = getattr(batch, "__dict__", {}), _children(batch) or {}
+        if len(held) == len(children):  # some have their entries as attributes, too
+            new = dict(zip(map(id, held.values()), children.values(), strict=True))
+            for name in [name for name, value in attributes.items() if id(value) in new]:
+                vars(made)[name] = new[id(attributes[name])]
         return made
     except Exception as error:  # the type is the user's
         raise SkerchError(
             f"A batch of type {type(batch).__name__} cannot be copied ({error}); give tensors in "
             "tuples, lists, dicts or dataclasses."
         ) from error
+
+
+def _copy(batch: Any, children: dict[Any, Any]) -> Any:
+    if isinstance(batch, PackedSequence):
+        return batch._replace(**children)
+    if isinstance(batch, tuple):
+        try:  # whatever its own __new__ takes
+            made: Any = tuple.__new__(type(batch), children.values())
+        except TypeError:  # torch.Size, and others that are not written in Python
+            return type(batch)(children.values())
+        if hasattr(batch, "__dict__"):
+            vars(made).update(vars(batch))
+        return made
+    if isinstance(batch, Mapping) and not isinstance(batch, MutableMapping):
+        return type(batch)(children)  # type: ignore[call-arg]
+    made = copy(batch)
+    if isinstance(batch, list):
+        made[:] = children.values()
+    elif isinstance(batch, Mapping):
+        for key, child in children.items():
+            made[key] = child
+    else:
+        for name, child in children.items():
+            object.__setattr__(made, name, child)  # also where the dataclass is frozen
+    return made
 
 
 def _map(

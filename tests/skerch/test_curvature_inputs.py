@@ -83,6 +83,23 @@ class Slotted:
     y: torch.Tensor
 
 
+class Attributes(dict):
+    """A dict whose entries are attributes, by the shortest of the usual recipes."""
+
+    def __init__(self, **entries):
+        super().__init__(entries)
+        self.__dict__ = self
+
+
+class Both(tuple):
+    """A tuple whose parts are attributes."""
+
+    def __new__(cls, x, y):
+        made = super().__new__(cls, (x, y))
+        made.x, made.y = x, y
+        return made
+
+
 Named = namedtuple("Named", "x y")
 
 
@@ -106,6 +123,8 @@ class Graph:
 OWN_TYPES = {
     "mapping": (Sample(x=torch.ones(4), y=torch.arange(4)), lambda b: [b.x, b["y"]]),
     "frozen mapping": (MappingProxyType({"x": torch.ones(4)}), lambda b: [b["x"]]),
+    "attributes": (Attributes(x=torch.ones(4), y=torch.arange(4)), lambda b: [b.x, b["x"], b.y]),
+    "tuple with attributes": (Both(torch.ones(4), torch.arange(4)), lambda b: [b.x, b[0], b.y]),
     "default": (defaultdict(list, x=torch.ones(4)), lambda b: [b["x"]]),
     "tuple": (Triple(torch.ones(4), "kept", torch.arange(4)), lambda b: [b[0], b[2]]),
     "named": (Named(torch.ones(4), torch.arange(4)), lambda b: [b.x, b.y]),
