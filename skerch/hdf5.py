@@ -2,8 +2,8 @@
 
 Files are written in the format of HDF5 1.10, which has checksums on all metadata and which any h5py
 of today reads (HDF5 1.14 cannot read what 2.0 calls "latest"), and datasets uncompressed, with a
-Fletcher checksum on every chunk: what can be read back is what was written. No file is locked: ours
-never change once they have their name, and some file systems have no locks.
+Fletcher checksum on every chunk: what can be read back is what was written. HDF5's locks do
+not matter: our files never change once they have their name, and some file systems have no locks.
 """
 
 from __future__ import annotations
@@ -52,13 +52,13 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
 
 
 def open_hdf5(file: Path | IO[bytes], mode: str = "r", **options: Any) -> h5py.File:
-    """What h5py.File opens, without a lock: the one place that opens an HDF5 file."""
+    """What h5py.File opens, without a lock where it gets none: all HDF5 files are opened here."""
     try:
+        return h5py.File(file, mode, **options)
+    except FileNotFoundError:
+        raise
+    except OSError:  # the file is damaged, or it is only the lock
         return h5py.File(file, mode, locking=False, **options)
-    except OSError as error:
-        if "locking flag" not in str(error):
-            raise
-        return h5py.File(file, mode, **options)  # as this process has it open already
 
 
 def open_for_reading(path: Path, *, in_order: bool = False, **options: Any) -> h5py.File:

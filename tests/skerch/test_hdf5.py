@@ -1,4 +1,4 @@
-"""HDF5 files are opened without locks, which some file systems lack and viewers hold."""
+"""HDF5 files are opened also without a lock, which some file systems lack and viewers hold."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import h5py
 import pytest
 import torch
 
+from skerch.files import FileError
 from skerch.hdf5 import open_for_reading, verify, write_arrays, write_hdf5
 from skerch.measurements.legacy import create_hdf5_layout, merge_hdf5
 
@@ -53,11 +54,20 @@ def test_a_layout_of_0_x_is_merged_while_its_files_are_locked(tmp_path, held):
         assert (file["data"][...] == 7).all()
 
 
-def test_a_file_that_this_process_has_open_with_locks_is_read(tmp_path):
+@pytest.mark.parametrize("locking", [None, False])
+def test_a_file_that_this_process_has_open_can_be_opened_again(locking, tmp_path):
     path = tmp_path / "x.h5"
     write_hdf5(path, lambda file: write_arrays(file, {"x": torch.arange(3)}, {}))
-    with h5py.File(path), open_for_reading(path) as file:
+    with h5py.File(path, locking=locking), open_for_reading(path) as file:
         assert file["x"][2] == 2
+    with open_for_reading(path), h5py.File(path) as file:
+        assert file["x"][2] == 2
+
+
+def test_a_damaged_file_is_still_refused_by_name(tmp_path):
+    (tmp_path / "x.h5").write_bytes(b"no HDF5")
+    with pytest.raises(FileError, match=r"x\.h5 is damaged .*signature"):
+        open_for_reading(tmp_path / "x.h5")
 
 
 def test_one_function_opens_all_hdf5_files():
