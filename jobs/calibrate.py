@@ -75,7 +75,7 @@ def measure_pace(config: Config) -> Pace:
             ends.append(time.perf_counter())
     seconds = statistics.median(after - before for before, after in pairwise(ends))
     start = max(0.0, ends[1] - begin - seconds)
-    A = torch.randn(SIZE, SIZE, dtype=torch.float64)
+    A = torch.randn(SIZE, SIZE, dtype=torch.float64, device="cpu")
     return Pace(
         seconds / columns,
         start,

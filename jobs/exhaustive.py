@@ -223,11 +223,11 @@ def free_memory() -> int | None:
     """Bytes that this process can have on Linux, by what is free and its limit; else None."""
     found = []
     with suppress(OSError):
-        text = Path("/proc/meminfo").read_text()
+        text = Path("/proc/meminfo").read_text(encoding="utf-8")
         found += [1024 * int(kib) for kib in re.findall(r"MemAvailable: +(\d+)", text)]
-        group = Path("/proc/self/cgroup").read_text().rpartition("::")[2].strip()
+        group = Path("/proc/self/cgroup").read_text(encoding="utf-8").rpartition("::")[2].strip()
         folder = Path(f"/sys/fs/cgroup{group}")
         for limit in [parent / "memory.max" for parent in (folder, *folder.parents)]:
             with suppress(OSError, ValueError):  # "max": as much as there is
-                found.append(int(limit.read_text()))
+                found.append(int(limit.read_text(encoding="utf-8")))
     return min(found, default=None)

@@ -33,7 +33,7 @@ def dense_hessian(
     Raises SkerchError where the loss or a parameter is not float64, or H not finite or symmetric.
     """
     N = sum(model.get_parameter(name).numel() for name in names)
-    H = torch.empty(N, N, dtype=torch.float64)
+    H = torch.empty(N, N, dtype=torch.float64, device="cpu")
     for index, row in enumerate(hessian_rows(model, names, batch, loss_fn)):
         H[index] = row
         progress(index + 1, N)

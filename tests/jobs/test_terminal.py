@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import shutil
 import signal
 import sys
 from io import BytesIO, TextIOWrapper
@@ -41,15 +42,23 @@ def started(main, monkeypatch, *arguments):
     return int(end.value.code or 0)
 
 
-@pytest.mark.parametrize("encoding", ["ascii", "koi8-r"])
-def test_check_says_its_findings_in_any_encoding(
-    encoding, terminal, tmp_path, monkeypatch, small_overrides
+@pytest.mark.parametrize(("encoding", "name"), [("ascii", "λ"), ("koi8-r", "‖"), ("utf-8", "λ")])
+def test_a_run_shows_its_table_in_any_encoding(
+    encoding, name, terminal, reference, tmp_path, monkeypatch
 ):
+    run = shutil.copytree(reference.run_dir, tmp_path / name)
     screen = terminal(encoding)
-    overrides = [*small_overrides, f"run_dir={tmp_path / 'run'}"]
-    assert started(program.main, monkeypatch, "check", "digits", *overrides) == 0
+    assert started(program.main, monkeypatch, "run", str(run)) == 0
     said = screen.getvalue().decode(encoding)
-    assert "|u?Hv - v?Hu|" in said
+    assert f"tasks are done in {tmp_path}/{'?' if encoding != 'utf-8' else name}.\n" in said
+    assert ("+----" in said) == (encoding != "utf-8")  # no table of question marks
+
+
+def test_a_probability_is_said_in_any_encoding(terminal, monkeypatch):
+    screen = terminal("cp1251")
+    arguments = ("post_bounds", "--apost_n", "30", "--apost_err", "0.5")
+    assert started(program.main, monkeypatch, *arguments) == 0
+    assert b"P(estimate? <= 0.5 true?) <= " in screen.getvalue()
 
 
 @pytest.mark.parametrize(
