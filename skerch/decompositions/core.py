@@ -18,7 +18,7 @@ class Core:
 
     values: Tensor  # (k,), sorted by decreasing magnitude
     coefficients: Tensor  # (m, k), the eigenvectors are Y times these
-    health: dict[str, float]  # figures that tell how far to trust it
+    health: dict[str, float]  # figures that tell how far to trust it; "asymmetry" of the products
 
 
 @dataclass(frozen=True)

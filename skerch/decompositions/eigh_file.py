@@ -91,8 +91,8 @@ class EighFile(Reader):
 
     @property
     def asymmetry(self) -> float:
-        """‖M - Mᵀ‖ / ‖M‖ of the sketched matrix that was solved."""
-        return float(attribute(self._file, "health_asymmetry"))
+        """‖M - Mᵀ‖ / ‖M‖ for M = XᵀHX; 0 from a recovery that cannot tell."""
+        return float(self._file.attrs.get("health_asymmetry", 0.0))
 
     @property
     def probes(self) -> int:

@@ -15,7 +15,7 @@ from skerch.measurements.summary import Summary
 
 
 def recover(summary: Summary, outer: int) -> Core:
-    """Eigenpairs of the symmetrised core; `health` has its relative asymmetry."""
+    """Eigenpairs of the symmetrised core; `health` has its relative asymmetry, of the sketch."""
     assert summary.inner is not None
     m = summary.stored
     left = summary.inner[:, :m] @ summary.P
@@ -23,4 +23,4 @@ def recover(summary: Summary, outer: int) -> Core:
     half = torch.linalg.lstsq(left, summary.inner, driver="gelsd").solution
     C = torch.linalg.lstsq(right, half.T, driver="gelsd").solution.T
     values, U = largest(C, outer)
-    return Core(values, summary.P @ U, {"asymmetry": asymmetry(C)})
+    return Core(values, summary.P @ U, {"core_asymmetry": asymmetry(C)})

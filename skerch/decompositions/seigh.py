@@ -124,11 +124,12 @@ def seigh(
         range_map=P,
     )
     solution = solve(summary, recovery, outer)
-    if solution.health["asymmetry"] > rounding(op.dtype):
+    asymmetry = solution.health.get("asymmetry", 0.0)
+    if asymmetry > rounding(op.dtype):
         warnings.warn(
-            f"{op!r} is declared symmetric, and its products are so to "
-            f"{solution.health['asymmetry']:.1g} only, where rounding explains "
-            f"{rounding(op.dtype):.1g}: they are inexact, or of another matrix each time.",
+            f"{op!r} is declared symmetric, and its products are so to {asymmetry:.1g} only, "
+            f"where rounding explains {rounding(op.dtype):.1g}: they are inexact, or of another "
+            "matrix each time.",
             stacklevel=2,
         )
     vectors = _product(Y, solution.coefficients, stored_dtype)
