@@ -9,7 +9,7 @@ from __future__ import annotations
 import fcntl
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 from skerch.errors import SkerchError
@@ -60,7 +60,7 @@ def bind(run: RunDir, config: Config) -> None:
     """Bind training and method of a run directory to a config.
 
     A part that has results must have the config's identity. The configs in the directory then take
-    the new values of the keys that say only how the numbers are computed.
+    the new values of the other keys; that of the training keeps the steps and splits it has.
 
     Raises ConfigError where a part has results of another identity, RunDirError where measurements
     are of another run, and RecordedError where checkpoints are no longer those that are recorded.
@@ -72,7 +72,8 @@ def bind(run: RunDir, config: Config) -> None:
     except OSError as error:
         raise _unusable(run, error) from error
     check_bound(run, config)
-    for path in (run.training_config, run.hessian_config(name), run.config):
+    configs.save(_grown(run, config), run.training_config)
+    for path in (run.hessian_config(name), run.config):
         configs.save(config, path)
 
 
@@ -85,14 +86,32 @@ def check_bound(run: RunDir, config: Config) -> None:
     _check_measurements(run, config)
 
 
+def _grown(run: RunDir, config: Config) -> Config:
+    """The config with the training's steps and splits: all that jobs may be at, if it adds none.
+
+    Else with those that are recorded, so that nobody asks again for what was asked once in vain.
+    """
+    asked = config.training.record_steps or [], config.hessian.splits
+    with suppress(ConfigError):  # it is not there yet, or damaged, and written anew
+        bound = configs.load_resolved(run.training_config)
+        changes = configs.difference(*(configs.identity(c, "training") for c in (bound, config)))
+        if not changes and configs.grown(bound, *asked) == bound:
+            return run.grown(config)
+    if not run.parameters.exists():
+        return config
+    there = describe(run)
+    return configs.grown(config, there["steps"], there["datapoints"])
+
+
 def _check_measurements(run: RunDir, config: Config) -> None:
     """Refuse measurements of other settings, parameters or datapoints than the run has."""
     if not run.parameters.exists():
         return
-    datapoints = describe(run)["datapoints"]
-    for step in config.training.record_steps or []:
+    there = describe(run)
+    datapoints = there["datapoints"]
+    for step in set(config.training.record_steps or []).intersection(there["steps"]):
         parameters = None
-        for split in config.hessian.splits:
+        for split in set(config.hessian.splits).intersection(datapoints):
             directory = run.step(method_name(config), step, split)
             for path in sorted(directory.path.glob("measurements/round-*/manifest.json")):
                 if parameters is None:
@@ -144,7 +163,8 @@ def _check(run: RunDir, part: str, old: dict[str, Any] | None, new: Config) -> N
         return
     way_out = "another name (as in name=seigh-2) or " if part == "method" else ""
     raise ConfigError(
-        f"{run.path} holds results of other settings:\n  "
+        f"{run.path} holds results of other settings, which stay as they are:\n  "
         + "\n  ".join(changes)
-        + f"\nSet {way_out}another run_dir, or take the old values back."
+        + f"\nSet {way_out}another run_dir, or take the old values back; a run grows by steps, "
+        "splits and checkpoints only."
     )

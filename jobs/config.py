@@ -15,7 +15,7 @@ import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, is_dataclass
+from dataclasses import asdict, is_dataclass, replace
 from importlib.resources import files
 from io import StringIO
 from pathlib import Path
@@ -36,6 +36,7 @@ __all__ = [
     "Config",
     "ConfigError",
     "difference",
+    "grown",
     "identity",
     "load",
     "load_resolved",
@@ -45,12 +46,18 @@ __all__ = [
 
 WRITTEN, CHECKED = "# Written by skerch", "sha256 of what follows"
 LATER_KEYS = {  # and their defaults
-    "training.eval_samples": None,
     "hessian.memory_format": "auto",
     "hessian.mode": "eval",
 }
 GLOB = r"\*|!(?!!)"  # as text may begin, but not in YAML
 GLOB_IN_A_LIST = rf"([\[,]\s*)((?:{GLOB})(?:\[[^\]]*\]|[^\[\],])*)"
+GROWING = (  # what may change as a run grows: results say of which step and split they are
+    "training.max_steps",
+    "training.record_steps",
+    "training.eval_samples",
+    "hessian.splits",
+)
+STATE_DICTS = "state dicts"  # what an identity has for a training done elsewhere
 LONGEST_PATH = 3500  # bytes of a folder, so that what lies below it stays within 4096
 
 
@@ -124,11 +131,14 @@ def load_resolved(path: Path) -> Config:
 def identity(config: Config, part: str) -> dict[str, Any]:
     """What gives the numbers of a part ("training" or "method") their value, as from JSON.
 
-    Never part of it: where data, modules and results lie, and how the numbers are computed
-    (launcher, cluster, resources, keep_blocks, consolidate).
+    Never part of it: where data, modules and results lie, how the numbers are computed (launcher,
+    cluster, resources, keep_blocks, consolidate), and of which steps and splits there are any.
     """
     whole = asdict(config)
-    data = {key: whole["hessian"][key] for key in ("splits", "datapoints", "subset")}
+    for section, key in (growing.split(".") for growing in GROWING):
+        del whole[section][key]
+    whole["training"]["checkpoints"] = config.training.checkpoints and STATE_DICTS
+    data = {key: whole["hessian"][key] for key in ("datapoints", "subset")}
     problem = {k: v for k, v in whole["problem"].items() if k not in ("root", "download")}
     parts = {"problem": problem, "training": whole["training"], "hessian": data}
     if part == "method":
@@ -139,16 +149,29 @@ def identity(config: Config, part: str) -> dict[str, Any]:
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> list[str]:
     """Lines `key.path: old -> new` for the leaves in which two nested mappings differ.
 
-    What was written before a key was there counts as having its default.
+    What was written before a key was there counts as having its default, and what it says of the
+    keys of `GROWING` does not count.
     """
-    old, new = dict(_leaves(a)), dict(_leaves(b))
+    old, new = ({k: v for k, v in _leaves(tree) if k not in GROWING} for tree in (a, b))
     old = {key: value for key, value in LATER_KEYS.items() if key in new} | old
+    if old.get("training.checkpoints"):  # once the pattern itself
+        old["training.checkpoints"] = STATE_DICTS
     absent = "(not set)"
     return [
         f"{key}: {old.get(key, absent)} -> {new.get(key, absent)}"
         for key in [*old, *(key for key in new if key not in old)]
         if key not in old or key not in new or old[key] != new[key]
     ]
+
+
+def grown(config: Config, steps: Iterable[int], splits: Iterable[str]) -> Config:
+    """A config with further steps to record, and further splits."""
+    hessian, training = config.hessian, config.training
+    hessian = replace(hessian, splits=list(dict.fromkeys([*hessian.splits, *splits])))
+    training = replace(training, record_steps=sorted({*(training.record_steps or []), *steps}))
+    if training.checkpoints is None:
+        training.max_steps = max(training.max_steps, *training.record_steps)
+    return replace(config, hessian=hessian, training=training)
 
 
 def _find(name: str) -> Path:
@@ -313,7 +336,8 @@ def _complete(config: Config, path: Path, of_run: bool) -> None:
     if sketch.rounds is None and sketch.recovery in RECOVERIES:
         sketch.rounds = RECOVERIES[sketch.recovery].default
     training = config.training
-    if training.checkpoints is not None and not (of_run and os.path.isabs(training.checkpoints)):
+    known = of_run and training.record_steps and os.path.isabs(training.checkpoints or "")
+    if training.checkpoints is not None and not known:
         training.checkpoints = _absolute_pattern(training.checkpoints, path.parent)
         found = list(checkpoint_files(training.checkpoints))
         missing = sorted(set(training.record_steps or []) - set(found))

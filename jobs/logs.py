@@ -25,7 +25,7 @@ def print_logs(run: RunDir, part: str = "", *, follow: bool = False) -> None:
 
     Raises ConfigError where no task has that id.
     """
-    tasks = [task for name in run.methods for task in pipeline.tasks(run.load(name))]
+    tasks = [task for name in run.methods for task in pipeline.tasks(run.grown(run.load(name)))]
     named = {task.id: run.task_log(task.id) for task in tasks if part in task.id}
     if not named:
         raise ConfigError(

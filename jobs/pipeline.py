@@ -8,6 +8,7 @@ that a scheduler can be given all of it at once.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ RESULTS = ("train", "decompose", "analyze")  # stages whose outputs a user wants
 class Task:
     """A stage on one part of a run.
 
-    It is done when its outputs exist; where they are only a means, also when all tasks that read
+    It is done when it is `made`; where its outputs are only a means, also when all tasks that read
     them are done.
     """
 
@@ -34,11 +35,19 @@ class Task:
     arguments: dict[str, Any]  # JSON: step, split, round, tasks; what there is of them
     outputs: tuple[Path, ...]
     needs: tuple[str, ...]  # ids of the tasks whose outputs it reads
+    records: tuple[int | str, ...] = ()  # the steps and splits that a training's outputs must have
 
     @property
     def array(self) -> str | None:
         """What the ids of all tasks of its measurement array begin with, if it is of one."""
         return self.id.rpartition(".")[0] if self.stage == "measure" else None
+
+    @property
+    def made(self) -> bool:
+        """Whether its outputs exist, with all that they must have."""
+        return all(map(os.path.exists, self.outputs)) and (
+            not self.records or _has(self.outputs[0], self.records)
+        )
 
     @property
     def is_means(self) -> bool:
@@ -50,10 +59,10 @@ def tasks(config: Config) -> list[Task]:
     """All tasks of an experiment, each after those that it needs."""
     run = RunDir(config.run_dir)
     outputs = (run.parameters, run.hessian_data, run.log)
-    training = Task("train", "train", {}, outputs, ())
-    result = [training]
-    for step in config.training.record_steps:
-        for split in config.hessian.splits:
+    steps, splits = config.training.record_steps or [], config.hessian.splits
+    result = [Task("train", "train", {}, outputs, (), (*steps, *splits))]
+    for step in steps:
+        for split in splits:
             result += _hessian_tasks(config, run, step, split)
     return result
 
@@ -129,6 +138,21 @@ def _hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterat
     yield task("analyze", [directory.overlap, figure], ["train", decompose.id])
 
 
+def _has(parameters: Path, records: tuple[int | str, ...]) -> bool:
+    """Whether recorded parameters are of these steps, and their datapoints of these splits.
+
+    A damaged file counts as having them: who reads it refuses it by name.
+    """
+    import h5py  # takes a tenth of a second
+
+    try:
+        with h5py.File(parameters, "r", locking=False) as file:
+            datapoints = json.loads(file["description"][()].tobytes())["datapoints"]
+            return {*file["steps"][()].tolist(), *datapoints}.issuperset(records)
+    except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError):
+        return True
+
+
 def missing(all_tasks: list[Task]) -> list[Task]:
     """The tasks that are not done, in order."""
     consumers: dict[str, list[str]] = {task.id: [] for task in all_tasks}
@@ -138,7 +162,5 @@ def missing(all_tasks: list[Task]) -> list[Task]:
     done: dict[str, bool] = {}
     for task in reversed(all_tasks):
         read_by = consumers[task.id]
-        done[task.id] = all(map(os.path.exists, task.outputs)) or (
-            task.is_means and all(done[consumer] for consumer in read_by)
-        )
+        done[task.id] = task.made or (task.is_means and all(done[consumer] for consumer in read_by))
     return [task for task in all_tasks if not done[task.id]]

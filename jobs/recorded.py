@@ -4,9 +4,9 @@
     parameters   (N, n) one column per recorded step, in the order of `named_parameters`
     buffers      (B, n) float64, likewise, where the model has persistent buffers
     steps        (n,) int64
-    description  JSON as bytes: names and shapes of both, the identity of the training, the hash
-                 of each split's datapoints and of each file of training.checkpoints, and what
-                 log.jsonl says
+    description  JSON as bytes: names and shapes of both, the identity of the training and its
+                 number of threads, the hash of each split's datapoints and of each file of
+                 training.checkpoints, and what log.jsonl says
 `hessian_data.pt` is a dict {split: batch} of tensors, tuples and dicts.
 """
 
@@ -72,23 +72,28 @@ def write_parameters(
     log: Sequence[Mapping[str, Any]] = (),
     checkpoints: Mapping[int, str] | None = None,
 ) -> None:
-    """Write the columns of a model by step, atomically, with the hashes of what they depend on."""
+    """Write the columns of a model in the order of their steps, atomically.
+
+    With them go the hashes of what they depend on.
+    """
+    order = sorted(columns)
     description = {
         "parameters": _shapes(dict(model.named_parameters())),
         "buffers": _shapes(_buffers(model)),
         "identity": identity,
         "datapoints": datapoints,
+        "threads": torch.get_num_threads(),
         "log": list(log),
-        "checkpoints": {str(step): digest for step, digest in (checkpoints or {}).items()},
+        "checkpoints": {str(step): digest for step, digest in sorted((checkpoints or {}).items())},
     }
 
     def fill(file: h5py.File) -> None:
-        _write_columns(file, "parameters", [c.parameters for c in columns.values()])
+        _write_columns(file, "parameters", [columns[s].parameters for s in order])
         if description["buffers"]:
-            _write_columns(file, "buffers", [c.buffers for c in columns.values()])
+            _write_columns(file, "buffers", [columns[s].buffers for s in order])
         text = bytearray(json.dumps(description).encode())
         small = {
-            "steps": torch.tensor(list(columns), dtype=torch.int64, device="cpu"),
+            "steps": torch.tensor(order, dtype=torch.int64, device="cpu"),
             "description": torch.frombuffer(text, dtype=torch.uint8),
         }
         write_arrays(file, small, {})
@@ -165,18 +170,24 @@ def write_log(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 
 
 def check_log(run: RunDir) -> None:
-    """Raise RecordedError unless the log is there as it was written."""
+    """Raise RecordedError unless the log has all that was written; there may be more by now."""
     try:
-        intact = run.log.read_bytes() == _lines(describe(run)["log"]).encode()
+        lines = run.log.read_bytes().split(b"\n")
     except OSError as error:
         raise RecordedError(f"{run.log} cannot be read: {cause(error)}.") from error
-    if not intact:
+    if not set(_lines(describe(run)["log"]).encode().split(b"\n")).issubset(lines):
         raise _damaged(run.log, "it is not what the training logged")
 
 
 def write_hessian_data(path: Path, batches: Mapping[str, Any]) -> None:
     """Write the Hessian datapoints of each split, atomically."""
     stream_atomically(path, lambda stream: torch.save(dict(batches), stream))
+
+
+def check_hessian_data(run: RunDir) -> None:
+    """Raise RecordedError unless the datapoints of all recorded splits are there as written."""
+    for split in describe(run)["datapoints"]:
+        load_hessian_data(run, split)
 
 
 def load_hessian_data(run: RunDir, split: str) -> Any:

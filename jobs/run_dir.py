@@ -99,7 +99,7 @@ class RunDir:
 
     @property
     def training_config(self) -> Path:
-        """The config that the training is bound to."""
+        """The config that the training is bound to, with all its steps and splits."""
         return self.training / "training_config.yaml"
 
     @property
@@ -147,7 +147,7 @@ class RunDir:
         return self.path / name
 
     def hessian_config(self, name: str) -> Path:
-        """The config that a method's results are bound to."""
+        """The config that a method's results are bound to, as its latest run had it."""
         return self.method(name) / "hessian_config.yaml"
 
     @property
@@ -168,6 +168,13 @@ class RunDir:
             raise ConfigError(f"{self.path} has no {name}; there is {there}.")
         config = configs.load_resolved(self.config if name is None else self.hessian_config(name))
         return replace(config, run_dir=str(self.path))
+
+    def grown(self, config: Config) -> Config:
+        """A config of this run with all steps and splits that it was ever to have, or has."""
+        if not self.training_config.exists():
+            return config
+        bound = configs.load_resolved(self.training_config)
+        return configs.grown(config, bound.training.record_steps or [], bound.hessian.splits)
 
     def step(self, name: str, step: int, split: str) -> StepDir:
         """The folder of a method's results at a training step, of a split."""

@@ -12,7 +12,7 @@ import argparse
 import os
 import re
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
@@ -155,10 +155,10 @@ def main(stage: str) -> None:
     try:
         with refusals_named():
             run = RunDir(options.run)
-            config = run.load(options.name)
-            name = method_name(config)
+            asked = run.load(options.name)
+            config, name = run.grown(asked), method_name(asked)
             tasks = None if options.tasks is None else parse_ranges(options.tasks)
-            for step, split in _hessians(stage, config, options.step, options.split):
+            for step, split in _hessians(stage, [asked, config], options.step, options.split):
                 execute(
                     stage, Context(run, config, name, step, split, options.round, tasks, _print)
                 )
@@ -168,12 +168,15 @@ def main(stage: str) -> None:
 
 
 def _hessians(
-    stage: str, config: Config, step: int | None, split: str | None
+    stage: str, configs: Sequence[Config], step: int | None, split: str | None
 ) -> list[tuple[int | None, str | None]]:
-    """The steps and splits that are asked for; one of neither for the training."""
+    """The steps and splits of the first config that has such; one of neither for the training."""
     if stage == "train":
         return [(None, None)]
-    steps, splits = config.training.record_steps or [], config.hessian.splits
+    for config in configs:
+        steps, splits = config.training.record_steps or [], config.hessian.splits
+        if (step is None or step in steps) and (split is None or split in splits):
+            break
     if step is not None and step not in steps:
         raise ConfigError(f"--step {step} is not recorded; there are {steps}.")
     if split is not None and split not in splits:

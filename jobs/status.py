@@ -6,7 +6,7 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -166,9 +166,8 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
     yield from check(run.checkpoint, partial(recorded.load_checkpoint, run.checkpoint))
     if run.parameters.exists():  # they have the hashes of the other files
         yield from check(run.log, partial(recorded.check_log, run))
-        for split in config.hessian.splits:
-            yield from check(run.hessian_data, partial(recorded.load_hessian_data, run, split))
-    for task in pipeline.tasks(config):
+        yield from check(run.hessian_data, partial(recorded.check_hessian_data, run))
+    for task in pipeline.tasks(run.grown(config)):
         for path in task.outputs:
             if path.suffix == ".h5":
                 yield from check(path, partial(hdf5.verify, path))
@@ -183,7 +182,7 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
 
 
 def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) -> dict[str, Any]:
-    tasks, name = pipeline.tasks(config), method_name(config)
+    tasks, name = _tasks(run, config, known), method_name(config)
     missing = {task.id for task in pipeline.missing(tasks)}
     found: list[dict[str, Any]] = []
     bad: dict[str, str] = {}  # tasks that will not be done as things are, and the first cause
@@ -215,6 +214,23 @@ def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) 
         "tasks": found,
         "next": _go_on(run, config_file, known, Counter(entry["state"] for entry in found)),
     }
+
+
+def _tasks(run: RunDir, config: Config, known: Submitted) -> list[Task]:
+    """The tasks of a method's latest run, and of those before as far as they came."""
+    asked = {task.id: task for task in pipeline.tasks(config)}
+
+    @cache
+    def begun(step: int, split: str) -> bool:
+        return run.step(method_name(config), step, split).path.exists()
+
+    return [
+        asked.get(task.id, task)
+        for task in pipeline.tasks(run.grown(config))
+        if task.id in asked
+        or task.id in known.latest
+        or begun(task.arguments["step"], task.arguments["split"])
+    ]
 
 
 def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str]) -> str | None:

@@ -156,7 +156,15 @@ def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
             f"{', '.join(known.strangers)}. Cancel them, then submit again: "
             f"{command('cancel', run.path)}."
         )
-    name = method_name(config)
+    training, name = known.live.get("train"), method_name(config)
+    if training is not None:
+        asked, whole = (pipeline.tasks(c)[0].records for c in (config, run.grown(run.load())))
+        if not set(asked) <= set(whole):
+            raise SubmitError(
+                f"Job {training.job}, which lives, trains without some of training.record_steps="
+                f"{config.training.record_steps} or hessian.splits={config.hessian.splits}; wait "
+                "until it is done, then submit again."
+            )
     arrays = (s for s in known.live.values() if s.indices is not None and s.name == name)
     live = next(arrays, None)
     if live is None or name not in run.methods:

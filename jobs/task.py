@@ -58,7 +58,8 @@ def _run(options: argparse.Namespace) -> str | None:
     from skerch.jobs.stage import omp_threads
 
     slurm.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
-    config = RunDir(options.run).load(options.name)
+    run = RunDir(options.run)
+    config = run.grown(run.load(options.name))  # so that a job does what it was submitted for
     threads = config.launcher.threads or omp_threads() or slurm.cpus()
     config = replace(config, launcher=replace(config.launcher, threads=threads))
     wanted = options.task
@@ -68,7 +69,7 @@ def _run(options: argparse.Namespace) -> str | None:
     if wanted not in tasks:
         raise ConfigError(f"{options.run} has no task {wanted}.")
     task = tasks[wanted]
-    if all(map(os.path.exists, task.outputs)):
+    if task.made:
         print(f"{task.id} is done already.", flush=True)
         return None
     _await(path for need in task.needs for path in tasks[need].outputs)

@@ -1,8 +1,9 @@
 """Train a problem's network and record its parameters, and the Hessian's datapoints.
 
 Initialisation, data order and whatever is drawn during a step are functions of (seed, step), so
-that a training that was killed goes on from its checkpoint to the same bits. Afterwards no stage
-touches a dataset again.
+that a training that was killed, or is to have more steps, goes on to the same bits: from its
+checkpoint, or from the start where a step is missing before that. Afterwards no stage touches a
+dataset again.
 """
 
 from __future__ import annotations
@@ -13,7 +14,9 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from inspect import unwrap
+from operator import itemgetter
 from typing import Any
+from zlib import crc32
 
 import torch
 from torch import Tensor, nn
@@ -54,49 +57,53 @@ def train(
     device: torch.device | str = "cpu",
     checkpoint_seconds: float = 30.0,
 ) -> None:
-    """Write `parameters.h5`, `hessian_data.pt` and `log.jsonl`, those that are not there yet.
+    """Write `parameters.h5`, `hessian_data.pt` and `log.jsonl`, or add to them what they lack.
 
     Trains up to the last of `training.record_steps`, or reads the state dicts of
-    `training.checkpoints`. A checkpoint is written about every `checkpoint_seconds`.
+    `training.checkpoints`. A checkpoint is written about every `checkpoint_seconds`, and at the
+    end. What is recorded stays: steps and splits that are not asked for, too.
 
     Raises:
         ConfigError: the problem, the optimizer or the datapoints cannot be had.
         StateDictError: a file of `training.checkpoints` cannot be read, or does not fit.
-        TrainingError: a loss is not finite, or what is there is of another training.
+        TrainingError: a loss is not finite, or what is there is of another training, or of other
+            data.
     """
     wanted = identity(config, "training")
-    trained = run.parameters.exists()
-    if trained:
-        description = recorded.describe(run)
-        changes = difference(description["identity"], wanted)
+    hessian, device = config.hessian, torch.device(device)
+    old = recorded.describe(run) if run.parameters.exists() else None
+    missing = {*(config.training.record_steps or []), *hessian.splits}
+    hashes: dict[str, str] = old["datapoints"] if old else {}
+    if old:
+        changes = difference(old["identity"], wanted)
         if changes:
             raise TrainingError(
                 f"{run.parameters} is of another training ({'; '.join(changes)}); delete it to "
                 "train again, or set another run_dir."
             )
         if not run.log.exists():
-            recorded.write_log(run.log, description["log"])
-        if run.hessian_data.exists():
+            recorded.write_log(run.log, old["log"])
+        missing -= {*old["steps"], *hashes}
+        if run.hessian_data.exists() and not missing:
             return
     from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
 
     problem = load_problem(config.problem, config.problem_path)
-    hessian, device = config.hessian, torch.device(device)
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        _seed(config.training.seed, "data", 0)
-        splits = dict.fromkeys(["train", *hessian.splits])
-        data = {split: load_data(problem, split) for split in splits}
-        batches = {s: datapoints.hessian_batch(data[s], s, hessian) for s in hessian.splits}
-        hashes = {split: recorded.content_hash(batch) for split, batch in batches.items()}
-        if trained and hashes != description["datapoints"]:
+        data, batches = _load(problem, config, hashes)
+        found = {split: recorded.content_hash(batch) for split, batch in batches.items()}
+        changed = [split for split in hashes if found[split] != hashes[split]]
+        if changed:
             raise TrainingError(
-                f"{run.hessian_data} is missing, and the problem's data are no longer those of the "
-                "training; bring the old ones back, or set another run_dir."
+                f"The problem's data are no longer those of the training in {run.path} (split "
+                f"{', '.join(changed)}), so that nothing can be added to it; what is there stays. "
+                "Bring the old data back, or set another run_dir."
             )
-        recorded.write_hessian_data(run.hessian_data, batches)
-        if trained:
+        if not run.hessian_data.exists() or found != hashes:
+            recorded.write_hessian_data(run.hessian_data, batches)
+        if old and not missing:
             return
-        session = _Session(run, config.training, problem, data, device, wanted)
+        session = _Session(run, config.training, problem, data, device, wanted, old)
         if config.training.checkpoints is None:
             session.train(progress, checkpoint_seconds)
         else:
@@ -108,10 +115,28 @@ def train(
         session.model,
         session.state.columns,
         wanted,
-        hashes,
+        found,
         session.state.log,
         session.checkpoints,
     )
+    session.keep()
+
+
+def _load(
+    problem: Problem, config: Config, others: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data of the training and of the config's and other splits, and each split's datapoints.
+
+    What a split draws does not depend on the others.
+    """
+    splits = list(dict.fromkeys([*config.hessian.splits, *others]))
+    data, batches = {}, {}
+    for split in dict.fromkeys(["train", *splits]):
+        _seed(config.training.seed, "data", 0 if split == "train" else crc32(split.encode()))
+        data[split] = load_data(problem, split)
+        if split in splits:
+            batches[split] = datapoints.hessian_batch(data[split], split, config.hessian)
+    return data, batches
 
 
 @dataclass
@@ -134,6 +159,7 @@ class _Session:
         data: Mapping[str, Any],
         device: torch.device,
         wanted: Mapping[str, Any],
+        old: Mapping[str, Any] | None,
     ):
         self.run = run
         self.training = training
@@ -144,17 +170,44 @@ class _Session:
         self.model = initial_model(problem, training.seed).to(device)
         self.state = _State()
         self.checkpoints: dict[int, str] = {}  # hashes of the state dicts read, by step
+        self.recorded: dict[int, Column] = {}  # what parameters.h5 has already
+        self.threads = torch.get_num_threads()
+        if old:
+            self._take_over(old)
+
+    def _take_over(self, old: Mapping[str, Any]) -> None:
+        """Begin with what is recorded, and log the splits that are new there."""
+        self.threads = old.get("threads") or self.threads
+        self.checkpoints = {
+            int(step): digest for step, digest in old.get("checkpoints", {}).items()
+        }
+        self.state.log = list(old["log"])
+        for step in old["steps"]:
+            self.recorded[step] = recorded.load_column(self.run, step)
+            if any(not self._logged(step, split) for split in self.data):
+                model = recorded.load_model(self.run, self.problem, step).to(self.device)
+                self._log(step, model)
+        self.state.columns = dict(self.recorded)
 
     def train(self, progress: Progress | None, checkpoint_seconds: float) -> None:
-        """Train from the start, or the checkpoint, to the last step to record."""
+        """Train from the start, or the checkpoint, until all steps to record are.
+
+        A step before one that is recorded already is shown to be of the same training there.
+        """
         training, state = self.training, self.state
-        last = training.record_steps[-1]
-        optimizer = make_optimizer(training, self.model)
-        self._resume(optimizer)
+        self.optimizer = optimizer = make_optimizer(training, self.model)
+        self._resume()
+        torch.set_num_threads(self.threads)  # they decide the last bits
+        missing = [step for step in training.record_steps if step not in state.columns]
+        if not missing:
+            return
+        last = min((step for step in state.columns if step > missing[-1]), default=missing[-1])
         batches = datapoints.batches(self.data["train"], self._order(state.step, last))
         due = time.monotonic() + checkpoint_seconds
         while True:
-            if state.step in training.record_steps and state.step not in state.columns:
+            if state.step in state.columns:
+                self._compare(state.step)
+            elif state.step in training.record_steps:
                 self.record(state.step)
             if progress is not None:
                 progress(state.step, last, "steps")
@@ -162,7 +215,7 @@ class _Session:
                 return
             if time.monotonic() >= due:
                 begin = time.monotonic()
-                self._checkpoint(optimizer)
+                self._checkpoint()
                 end = time.monotonic()
                 due = end + max(checkpoint_seconds, (end - begin) / CHECKPOINT_SHARE)
             state.step += 1
@@ -176,7 +229,8 @@ class _Session:
 
     def read_checkpoints(self, progress: Progress | None) -> None:
         """Record the state dicts of a training done elsewhere."""
-        files = files_of(self.training, self.training.record_steps)
+        steps = [step for step in self.training.record_steps if step not in self.state.columns]
+        files = files_of(self.training, steps)
         for index, (step, path) in enumerate(files.items()):
             self.checkpoints[step] = recorded.file_hash(path)
             load_into(self.model, path)
@@ -186,9 +240,16 @@ class _Session:
 
     def record(self, step: int) -> None:
         """Take a column, and log the losses and accuracies of all splits."""
+        self._log(step, self.model)
+        self.state.columns[step] = recorded.column(self.model)
+
+    def _log(self, step: int, model: nn.Module) -> None:
+        """Log a model's losses and accuracies at a step, of the splits that have none there yet."""
         entry: dict[str, Any] = {"step": step}
         for split, dataset in self.data.items():
-            entry[split] = figures = self._evaluate(split, dataset)
+            if self._logged(step, split):
+                continue
+            entry[split] = figures = self._evaluate(model, split, dataset)
             if not math.isfinite(figures["loss"]):
                 elsewhere = self.training.checkpoints is not None
                 lower = "" if elsewhere else f"lower training.lr (now {self.training.lr}), or "
@@ -196,9 +257,23 @@ class _Session:
                     f"The {split} loss is {figures['loss']} at step {step}; {lower}look at the "
                     "problem's data and loss."
                 )
-        self.state.columns[step] = recorded.column(self.model)
         self.state.log.append(entry)
+        self.state.log.sort(key=itemgetter("step"))
         recorded.write_log(self.run.log, self.state.log)
+
+    def _logged(self, step: int, split: str) -> bool:
+        return any(entry["step"] == step and split in entry for entry in self.state.log)
+
+    def _compare(self, step: int) -> None:
+        """Refuse to go on from other parameters than those that are recorded at a step."""
+        if recorded.column(self.model).hash() != self.state.columns[step].hash():
+            self.run.checkpoint.unlink(missing_ok=True)  # it may be of these others
+            raise TrainingError(
+                f"Trained again, the parameters of step {step} are not those in "
+                f"{self.run.parameters}: this is another kind of machine, version of PyTorch, code "
+                "or data. What is there stays; add steps where it was trained, or set another "
+                "run_dir."
+            )
 
     def _order(self, start: int, stop: int) -> Iterator[Tensor]:
         """The sample indices of the batches of steps start + 1 … stop: shuffled epochs.
@@ -222,15 +297,15 @@ class _Session:
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = self._loss(batch)
+            loss = self._loss(self.model, batch)
             loss.backward()
             return loss
 
         self.model.train()
         return float(optimizer.step(closure).detach())
 
-    def _loss(self, batch: Any) -> Tensor:
-        loss = self.problem.loss_fn(self.model, batch)
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        loss = self.problem.loss_fn(model, batch)
         if not isinstance(loss, Tensor) or loss.ndim != 0:
             found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
             raise ConfigError(
@@ -238,14 +313,14 @@ class _Session:
             )
         return loss
 
-    def _evaluate(self, split: str, dataset: Any) -> dict[str, float]:
+    def _evaluate(self, model: nn.Module, split: str, dataset: Any) -> dict[str, float]:
         """The mean loss over a split in eval mode, and the accuracy of a classifier.
 
         With `training.eval_samples`, of as many of its samples, evenly spaced.
         """
-        self.model.eval()
+        model.eval()
         outputs: list[Any] = []
-        hook = self.model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        hook = model.register_forward_hook(lambda *call: outputs.append(call[-1]))
         weight_of = self.problem.batch_weight or count_examples
         total = weights = hits = judged = 0.0
         size = datapoints.count(dataset, split)
@@ -255,7 +330,9 @@ class _Session:
             batch = to_device(on_cpu, self.device)
             outputs.clear()
             weight = float(weight_of(batch))
-            total += weight * float(self._loss(batch).detach())  # it may take derivatives itself
+            total += weight * float(
+                self._loss(model, batch).detach()
+            )  # it may take derivatives itself
             weights += weight
             correct = _correct(outputs, batch)
             if correct is not None:
@@ -265,32 +342,43 @@ class _Session:
         figures = {"loss": total / weights if weights else math.nan}
         return figures | ({"accuracy": hits / judged} if judged else {})
 
-    def _checkpoint(self, optimizer: torch.optim.Optimizer) -> None:
+    def keep(self) -> None:
+        """Checkpoint the end of a training once its columns are recorded, to go on from there."""
+        if self.state.step and self.state.step == max(self.state.columns):
+            self.recorded = self.state.columns
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
         """Write the whole state, so that it can be loaded with weights_only."""
+        new = self.state.columns.keys() - self.recorded
         state = {
             "identity": self.identity,
             "model": self.model.state_dict(),
-            "optimizer": optimizer.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
             "threads": torch.get_num_threads(),
             "step": self.state.step,
             "log": self.state.log,
-            "columns": {step: asdict(column) for step, column in self.state.columns.items()},
+            "columns": {step: asdict(self.state.columns[step]) for step in sorted(new)},
         }
         recorded.write_checkpoint(self.run.checkpoint, state)
 
-    def _resume(self, optimizer: torch.optim.Optimizer) -> None:
-        """Take over the checkpoint, if there is one of this training."""
+    def _resume(self) -> None:
+        """Take over the checkpoint, if there is one of this training before all that is missing."""
         if not self.run.checkpoint.exists():
             return
         saved = recorded.load_checkpoint(self.run.checkpoint)
         if difference(json.loads(saved["identity"]), json.loads(self.identity)):
             return
-        torch.set_num_threads(saved["threads"])  # they decide the last bits
+        columns = {step: Column(**parts) for step, parts in saved["columns"].items()}
+        columns |= self.recorded
+        if any(s < saved["step"] for s in self.training.record_steps if s not in columns):
+            return
+        self.threads = saved["threads"]
         self.model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
+        self.optimizer.load_state_dict(saved["optimizer"])
         self.state.step = saved["step"]
-        self.state.log = saved["log"]
-        self.state.columns = {step: Column(**parts) for step, parts in saved["columns"].items()}
+        self.state.log += [entry for entry in saved["log"] if entry not in self.state.log]
+        self.state.columns = columns
 
 
 def initial_model(problem: Problem, seed: int) -> nn.Module:
