@@ -1,12 +1,12 @@
 """Each key of the experiment file, changed on a run directory that has results.
 
-What gives the numbers their value is refused with the difference; what says only how they are
-computed, or where they lie, is taken, and no result is touched.
+What gives the numbers their value is refused with the difference; what makes the run grow, or says
+only how they are computed, or where they lie, is taken, and no result is touched.
 """
 
 import re
 import shutil
-from dataclasses import fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass
 from pathlib import Path
 from typing import get_type_hints
 
@@ -15,7 +15,7 @@ import torch
 
 from skerch.jobs import launchers, pipeline, validation
 from skerch.jobs.binding import bind
-from skerch.jobs.config import ConfigError, load, load_resolved
+from skerch.jobs.config import ConfigError, difference, identity, load, load_resolved
 from skerch.jobs.problems import load_problem
 from skerch.jobs.recorded import RecordedError, load_parameters
 from skerch.jobs.run_dir import RunDir
@@ -29,15 +29,17 @@ TRAINING = {  # bound to the training: another run_dir
     "training.optimizer": "Adam",
     "training.lr": "0.2",
     "training.batch_size": "50",
-    "training.max_steps": "61",
-    "training.record_steps": "[20]",
-    "training.eval_samples": "10",
     "training.seed": "1",
     "training.optimizer_options": "{momentum: 0.9}",
     "training.checkpoints": "net_*.pt",
-    "hessian.splits": "[train,test]",
     "hessian.datapoints": "90",
     "hessian.subset": "first",
+}
+GROWS = {  # of what there are to be results: what is there stays
+    "training.max_steps": "61",
+    "training.record_steps": "[20,40]",
+    "training.eval_samples": "10",
+    "hessian.splits": "[train,test]",
 }
 METHOD = {  # bound to the method's results: another name or run_dir
     "hessian.curvature": "ggn",
@@ -72,7 +74,7 @@ TAKEN = {  # how the numbers are computed, and where things lie
     "consolidate": "false",
 }
 ELSEWHERE = {"name": "other", "run_dir": "other"}  # beside what is there
-TABLE = {**TRAINING, **METHOD, **TAKEN, **ELSEWHERE}
+TABLE = {**TRAINING, **GROWS, **METHOD, **TAKEN, **ELSEWHERE}
 
 
 def keys(section=Config, prefix=""):
@@ -121,7 +123,8 @@ def test_every_key_of_the_schema_is_here_and_in_the_document():
     for names, verdict in re.findall(r"^\| (`.*?) \| (.*?) \|$", table, re.MULTILINE):
         said |= dict.fromkeys(re.findall(r"`([\w.]+)`", names), verdict)
     assert set(said) == set(TABLE)
-    for group, word in ((TRAINING, "refused"), (METHOD, "refused"), (TAKEN, "taken")):
+    words = ((TRAINING, "refused"), (GROWS, "added"), (METHOD, "refused"), (TAKEN, "taken"))
+    for group, word in words:
         (verdict,) = {said[key] for key in group}
         assert verdict.startswith(word)
 
@@ -134,6 +137,7 @@ def test_what_gives_numbers_their_value_is_refused_with_the_difference(
     status, _, err = skerch("run", results.path, "name=seigh", override(key))
     assert status == 2
     assert re.search(rf"^  {re.escape(key)}\b.*: .+ -> .+$", err, re.MULTILINE)
+    assert "which stay as they are" in err
     assert "another run_dir" in err
     assert ("another name" in err) == (key in METHOD)
     assert results.config.read_text() == config
@@ -153,6 +157,32 @@ def test_another_method_under_another_name_needs_no_training(key, results, any_c
     missing = pipeline.missing(pipeline.tasks(config))
     assert missing
     assert "train" not in {task.stage for task in missing}
+
+
+@pytest.mark.parametrize("key", GROWS)
+@pytest.mark.parametrize("name", ["seigh", "other"])
+def test_a_run_that_grows_lacks_what_is_new_only(key, name, results):
+    before = pipeline.tasks(load(results.path))
+    grown = load(results.path, [f"name={name}", override(key)])
+    bind(results, grown)
+    missing = {task.id for task in pipeline.missing(pipeline.tasks(grown))}
+    if name == "seigh":
+        assert not missing & {task.id for task in before} - {"train"}
+    new = key in ("training.record_steps", "hessian.splits")
+    assert ("train" in missing) == new
+    assert bool(missing) == (new or name == "other")
+    assert pipeline.missing(before) == []
+
+
+@pytest.mark.parametrize("part", ["training", "method"])
+def test_what_an_identity_once_held_of_steps_and_splits_does_not_count(part, reference):
+    new = identity(reference, part)
+    old = identity(reference, part)
+    old["training"] |= asdict(reference.training)
+    old["hessian"] |= {"splits": ["train"]}
+    assert difference(old, new) == []
+    old["training"]["checkpoints"] = "/old/net_*.pt"
+    assert difference(old, new) == ["training.checkpoints: state dicts -> None"]
 
 
 @pytest.mark.parametrize("key", TAKEN)

@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -123,6 +124,109 @@ def test_the_resumed_training_does_not_start_over(start, monkeypatch):
     train(run, config, progress=lambda done, total, text: steps.append(done))
     assert steps[0] == 19
     assert steps[-1] == 30
+
+
+def test_a_training_goes_on_from_its_end(start, monkeypatch):
+    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy())
+    run, config = start("run", *NOISY)
+    train(run, config)
+    steps = []
+    _, config = start("run", *NOISY, "training.max_steps=40", "training.record_steps=[40]")
+    train(run, config, progress=lambda done, total, text: steps.append(done))
+    assert steps == list(range(30, 41))
+
+
+@pytest.mark.parametrize(
+    ("first", "fail_at"),
+    [
+        (["training.max_steps=10", "training.record_steps=[0,10]"], 5),
+        (["training.record_steps=[0,30]"], 5),
+        (["training.record_steps=[10]"], 5),
+        (["hessian.splits=[train]"], 2),
+        (["hessian.splits=[test]", "training.record_steps=[0]"], 5),
+        (["training.record_steps=[0,30]"], 25),
+    ],
+)
+def test_a_training_that_grows_and_is_killed_has_the_bits_of_one(
+    first, fail_at, start, monkeypatch
+):
+    """Later steps, earlier ones, both, and a split; killed in it, or past the step that is new."""
+    monkeypatch.setattr(stage, "CHECKPOINT_SHARE", math.inf)
+    problems = iter([noisy(), noisy(), noisy(fail_at), noisy()])
+    monkeypatch.setattr(stage, "load_problem", lambda *_: next(problems))
+    whole, config = start("whole", *NOISY)
+    train(whole, config)
+    run, smaller = start("run", *NOISY, *first)
+    train(run, smaller)
+    log = run.log.read_text().splitlines()
+    run, config = start("run", *NOISY)
+    with pytest.raises(KeyboardInterrupt):
+        train(run, config, checkpoint_seconds=0)
+    recorded.check_log(run)
+    train(run, config)
+    descriptions = [recorded.describe(r) for r in (whole, run)]
+    for key in ("steps", "datapoints", "identity", "parameters", "threads"):
+        assert descriptions[0][key] == descriptions[1][key]
+    for step in (0, 10, 30):
+        assert recorded.load_column(whole, step).hash() == recorded.load_column(run, step).hash()
+    recorded.check_hessian_data(run)
+    entries = [json.loads(line) for line in run.log.read_text().splitlines()]
+    logged = [(entry["step"], split) for entry in entries for split in entry if split != "step"]
+    assert sorted(logged) == [(step, split) for step in (0, 10, 30) for split in ("test", "train")]
+    assert set(log) < set(run.log.read_text().splitlines())
+
+
+def test_fewer_steps_and_splits_leave_the_others(start):
+    run, config = start("run")
+    train(run, config)
+    before = [path.read_bytes() for path in (run.parameters, run.hessian_data)]
+    fewer = ["training.record_steps=[10]", "hessian.splits=[test]"]
+    _, config = start("run", *fewer)
+    train(run, config)
+    assert [path.read_bytes() for path in (run.parameters, run.hessian_data)] == before
+    run.hessian_data.unlink()
+    train(run, config)
+    assert [path.read_bytes() for path in (run.parameters, run.hessian_data)] == before
+
+
+def test_other_data_cannot_be_added(start, monkeypatch):
+    run, config = start("run", *NOISY, "hessian.splits=[test]")
+    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy())
+    train(run, config)
+    before = [path.read_bytes() for path in (run.parameters, run.hessian_data, run.log)]
+    other = Problem(noisy().model, lambda split: Triples(60), noisy().loss_fn)
+    monkeypatch.setattr(stage, "load_problem", lambda *_: other)
+    for more in ("hessian.splits=[train]", "training.record_steps=[20]"):
+        _, config = start("run", *NOISY, more)
+        with pytest.raises(TrainingError, match=r"split test.* what is there stays\. Bring"):
+            train(run, config)
+        assert [p.read_bytes() for p in (run.parameters, run.hessian_data, run.log)] == before
+
+
+def test_steps_of_another_training_are_seen_at_the_next_that_is_recorded(start, monkeypatch):
+    run, config = start("run", *NOISY, "training.record_steps=[0,30]")
+    problem = noisy()
+    monkeypatch.setattr(stage, "load_problem", lambda *_: problem)
+    train(run, config)
+    before = run.parameters.read_bytes()
+    problem = Problem(problem.model, problem.data, lambda *call: 2 * noisy().loss_fn(*call))
+    _, config = start("run", *NOISY, "training.record_steps=[0,10]")
+    with pytest.raises(TrainingError, match=r"step 30 are not those.* What is there stays"):
+        train(run, config)
+    assert run.parameters.read_bytes() == before
+
+
+def test_further_steps_are_trained_with_the_threads_of_the_first(start):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        run, config = start("run", "training.record_steps=[0]")
+        train(run, config)
+        torch.set_num_threads(1)
+        train(*start("run", "training.record_steps=[10]"))
+        assert (torch.get_num_threads(), recorded.describe(run)["threads"]) == (2, 2)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def test_training_follows_the_published_recipe(start):
@@ -272,6 +376,27 @@ def test_checkpoints_of_a_training_done_elsewhere_are_recorded(start, tmp_path):
     for step, model in models.items():
         expected = torch.cat([p.detach().flatten() for p in model.parameters()])
         assert torch.equal(load_parameters(run, step), expected)
+
+
+def test_state_dicts_that_come_later_are_added_and_those_that_are_gone_stay(start):
+    network = load_problem({"name": "digits_mlp"}).model
+    for step in (0, 7):
+        torch.save(network().state_dict(), f"net_{step}.pt")
+    all_of_them = ["training.checkpoints=net_*.pt", "training.record_steps=null"]
+    run, config = start("run", *all_of_them)
+    train(run, config)
+    before = [recorded.load_column(run, step).hash() for step in (0, 7)]
+    Path("net_0.pt").unlink()
+    torch.save(network().state_dict(), "net_9.pt")
+    config = configs.load(run.path, ["training.record_steps=null"])
+    assert config.training.record_steps == [7, 9]
+    bind(run, config)
+    train(run, config)
+    assert recorded.describe(run)["steps"] == [0, 7, 9]
+    assert [recorded.load_column(run, step).hash() for step in (0, 7)] == before
+    torch.save(network().state_dict(), "net_9.pt")
+    with pytest.raises(RecordedError, match=r"net_9\.pt has changed since"):
+        start("run", *all_of_them)
 
 
 def test_a_loss_that_is_not_finite_of_a_checkpoint_is_no_learning_rates_fault(start, monkeypatch):
