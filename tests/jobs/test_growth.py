@@ -3,45 +3,67 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from skerch.jobs import pipeline, results, task_log
+from skerch.jobs.problems import load_problem
+from skerch.jobs.recorded import load_model
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.status import status
 
-BESIDES = ("config.yaml", "checkpoint.pt", "log.jsonl", "parameters.h5", "training.png")
+GROWING = ("checkpoint.pt", "hessian_data.pt", "parameters.h5", "training.png")
 
 
 def files(run):
     """The bytes and the time of each file of results that stays as it is."""
-    kept = (".h5", ".json", ".pt", ".png")
     return {
         path.relative_to(run.path): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in run.path.rglob("*")
-        if path.suffix in kept and path.name not in BESIDES and path.name[0] != "."
+        if path.suffix in (".h5", ".json", ".pt", ".png") and path.name not in GROWING
     }
+
+
+def grow(first, second):
+    """Run two configs, and see that the second adds to what is there: files, and tasks run."""
+    run = RunDir(first.run_dir)
+    assert not results.complete(first)
+    before, ran = files(run), task_log.records(run)
+    missing = {task.id for task in pipeline.missing(pipeline.tasks(second))}
+    old = {task.id for task in pipeline.tasks(first)}
+    assert missing == {task.id for task in pipeline.tasks(second)} - old | {"train"}
+    assert not results.complete(second)
+    after = files(run)
+    assert {path: after[path] for path in before} == before
+    now = task_log.records(run)
+    assert {task for task in now if ran.get(task) != now[task]} == missing
 
 
 @pytest.mark.parametrize(
     ("first", "workers"),
-    [(["training.max_steps=20", "training.record_steps=[20]"], 2),
-     (["training.record_steps=[60]"], 1)],
-    ids=["later", "earlier"],
-)  # fmt: skip
-def test_a_run_that_grows_by_a_step_becomes_that_of_all_steps(
-    first, workers, small, reference, results_of
-):
-    config = small(*first)
-    run = RunDir(config.run_dir)
-    assert not results.complete(config)
-    before, ran = files(run), task_log.records(run)
-    grown = small(f"launcher.workers={workers}")
-    assert not results.complete(grown)
-    after = files(run)
-    assert {path: after[path] for path in before} == before
-    assert results_of(run.path) == results_of(reference.run_dir)
-    again = {task for task, record in task_log.records(run).items() if ran.get(task) != record}
-    old = f"step-{config.training.record_steps[0]:06d}"
-    assert again == {t.id for t in pipeline.tasks(grown) if old not in t.id}
+    [
+        (["training.max_steps=20", "training.record_steps=[20]"], 2),
+        (["training.record_steps=[60]"], 1),
+        (["hessian.splits=[train]", "training.record_steps=[60]"], 1),
+    ],
+    ids=["later", "earlier", "split"],
+)
+def test_a_run_that_grows_becomes_that_of_all_at_once(first, workers, small, reference, results_of):
+    grow(small(*first), small(f"launcher.workers={workers}"))
+    expected, found = results_of(reference.run_dir), results_of(small().run_dir)
+    if "hessian.splits=[train]" in first:  # which the other does not have
+        del expected["training/parameters.h5"]
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_a_run_grows_by_state_dicts(small, reference):
+    problem = load_problem(reference.problem)
+
+    def save(step):
+        model = load_model(RunDir(reference.run_dir), problem, step)
+        torch.save(model.state_dict(), f"net_{step}.pt")
+        return small("training.checkpoints=net_*.pt", "training.record_steps=null")
+
+    grow(save(60), save(20))
 
 
 def test_status_tells_of_what_is_there_or_was_asked_for_last_and_of_no_more(small):

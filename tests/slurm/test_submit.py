@@ -105,6 +105,36 @@ def test_missing_tasks_are_submitted_alone_under_their_numbers(run, results_of):
     assert sorted(logs) == [f"seigh.step-000020-test.measure-1.{task}.log" for task in (104, 3)]
 
 
+@pytest.mark.slow
+def test_a_run_grows_by_submit_and_only_what_is_new_is_submitted(run, local, results_of):
+    shutil.copytree(local, run.path)
+    before = results_of(run.path)
+    del before["training/parameters.h5"]
+    log = (run.path / "training" / "log.jsonl").read_text()
+    grown = ["training.record_steps=[10,20,30]", "training.max_steps=30"]
+    said = run.submit(*grown).stdout
+    jobs = re.findall(r"job \d+: (\S+)", said)
+    assert {job.partition(".")[2][:11] for job in jobs} == {"", "step-000010", "step-000030"}
+    run.wait_for_end(240)
+    whole = run.path.with_name("whole")
+    run.skerch("run", run.experiment, f"run_dir={whole}", *grown)
+    found = results_of(run.path)
+    assert found == results_of(whole)
+    assert before.items() < found.items()
+    assert set(log.splitlines()) < set(
+        (run.path / "training" / "log.jsonl").read_text().splitlines()
+    )
+    assert {task["state"] for task in run.status().values()} == {"done"}
+    assert run.submit().stdout == f"All tasks are done in {run.path}.\n"
+
+
+def test_more_steps_are_refused_while_the_training_lives(run):
+    run.submit(LATER)
+    refused = run.submit(LATER, "training.record_steps=[10,20]", check=False)
+    assert refused.returncode == 1
+    assert re.match(r"error: Job \d+, which lives, trains without some of .*10", refused.stderr)
+
+
 @pytest.fixture(scope="module")
 def waiting(new_run, train, tmp_path_factory):
     """A run whose jobs wait for an hour, with resources of their own."""
