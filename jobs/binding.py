@@ -109,9 +109,9 @@ def _check_measurements(run: RunDir, config: Config) -> None:
         return
     there = describe(run)
     datapoints = there["datapoints"]
-    for step in set(config.training.record_steps or []).intersection(there["steps"]):
+    for step in filter(there["steps"].__contains__, config.training.record_steps or []):
         parameters = None
-        for split in set(config.hessian.splits).intersection(datapoints):
+        for split in filter(datapoints.__contains__, config.hessian.splits):
             directory = run.step(method_name(config), step, split)
             for path in sorted(directory.path.glob("measurements/round-*/manifest.json")):
                 if parameters is None:

@@ -170,7 +170,7 @@ class RunDir:
         return replace(config, run_dir=str(self.path))
 
     def grown(self, config: Config) -> Config:
-        """A config of this run with all steps and splits that it was ever to have, or has."""
+        """A config of this run with all the steps and splits that its training is bound to."""
         if not self.training_config.exists():
             return config
         bound = configs.load_resolved(self.training_config)

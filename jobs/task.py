@@ -13,10 +13,14 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from skerch.jobs.pipeline import Task
 
 
 def main() -> None:
@@ -72,21 +76,24 @@ def _run(options: argparse.Namespace) -> str | None:
     if task.made:
         print(f"{task.id} is done already.", flush=True)
         return None
-    _await(path for need in task.needs for path in tasks[need].outputs)
+    _await(task, tasks)
     return run_task(config, task)
 
 
-def _await(paths: Iterable[Path], patience: float = 60.0) -> None:
-    """Wait for files that another node has written: a network file system shows them late.
+def _await(task: Task, tasks: Mapping[str, Task], patience: float = 60.0) -> None:
+    """Wait for what another node has written: a network file system shows it late.
 
-    Those that never come are the stage's to name.
+    What never comes is the stage's to name.
     """
     end = time.monotonic() + patience
-    for path in paths:
-        while not path.exists() and time.monotonic() < end:
+    for need in (tasks[name] for name in task.needs):
+        if need.records:
+            need = replace(need, records=(task.arguments["step"], task.arguments["split"]))
+        while not need.made and time.monotonic() < end:
             time.sleep(1.0)
-            with suppress(OSError):
-                os.listdir(path.parent)  # asks the server
+            for path in need.outputs:
+                with suppress(OSError):
+                    os.listdir(path.parent)  # asks the server
 
 
 if __name__ == "__main__":
