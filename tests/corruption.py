@@ -37,10 +37,7 @@ import yaml
 sys.path.remove(str(Path(__file__).parent))  # its folder skerch/ is not the package
 
 from skerch.__main__ import main as skerch
-from skerch.jobs import train
-from skerch.jobs.config import load
 from skerch.jobs.problems import load_problem
-from skerch.jobs.run_dir import RunDir
 from skerch.jobs.schema import STAGES
 
 EXPERIMENT = [
@@ -133,23 +130,6 @@ def make(run_dir: Path, *overrides: str) -> None:
         sys.exit(f"the undamaged run failed:\n{output}")
 
 
-def add_checkpoint(run_dir: Path) -> None:
-    """Give a finished run the checkpoint that a longer training leaves, as of step 30."""
-
-    def interrupt(step: int, last: int, unit: str) -> None:
-        if step == 30:
-            raise KeyboardInterrupt
-
-    train.CHECKPOINT_SHARE = float("inf")  # a checkpoint at every step
-    with tempfile.TemporaryDirectory() as folder:
-        short = RunDir(Path(folder))
-        config = load("digits", [f"run_dir={folder}", *EXPERIMENT])
-        torch.set_num_threads(1)
-        with suppress(KeyboardInterrupt):
-            train.train(short, config, interrupt, checkpoint_seconds=0)
-        shutil.copy(short.checkpoint, RunDir(run_dir).checkpoint)
-
-
 def decoded(path: Path) -> Any:
     """What a file says, read without skerch."""
     if path.suffix == ".h5":
@@ -190,7 +170,6 @@ class Laboratory:
         self.reference, self.copy = folder / "reference", folder / "copy"
         make(self.reference)
         import_all(self.reference)
-        add_checkpoint(self.reference)
         everywhere = [pattern.replace(STEP, "seigh/step-*") for pattern, _ in FILES.values()]
         self.content = {
             str(path.relative_to(self.reference)): decoded(path)
