@@ -64,12 +64,12 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """The training steps whose Hessians are wanted."""
-        return list(self.config.training.record_steps or [])
+        return list(dict.fromkeys(step for step, _ in self.directory.hessians(self.config)))
 
     @property
     def splits(self) -> list[str]:
         """The splits whose Hessians are wanted."""
-        return list(self.config.hessian.splits)
+        return list(dict.fromkeys(split for _, split in self.directory.hessians(self.config)))
 
     def __getitem__(self, key: tuple[int, str]) -> Hessian:
         hessians = [(hessian.step, hessian.split) for hessian in self]
@@ -81,7 +81,7 @@ class Run:
         return self._hessian(*hessians[hessians.index(key)])
 
     def __iter__(self) -> Iterator[Hessian]:
-        return (self._hessian(step, split) for step in self.steps for split in self.splits)
+        return (self._hessian(*hessian) for hessian in self.directory.hessians(self.config))
 
     def _hessian(self, step: int, split: str) -> Hessian:
         return Hessian(step, split, Context(self.directory, self.config, self.name, step, split))

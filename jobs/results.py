@@ -6,6 +6,7 @@ import sys
 from collections import defaultdict
 from collections.abc import Iterator, Mapping
 from csv import DictWriter
+from itertools import product
 from json import dumps
 from typing import Any, TypeAlias
 
@@ -58,14 +59,14 @@ def complete(config: Config, launch: launchers.Launch | None = None) -> dict[str
     return failures
 
 
-def found(run: RunDir, config: Config) -> Hessians:
-    """What a method's Hessians have come to, by step and split; None for one that is missing."""
-    name = method_name(config)
-    paths = {
-        (step, split): run.step(name, step, split).overlap
-        for step in config.training.record_steps or []
-        for split in config.hessian.splits
-    }
+def found(run: RunDir, config: Config, every: bool = True) -> Hessians:
+    """What a method's Hessians have come to, by step and split; None for one that is missing.
+
+    It is `every` one that the run has, or those that the config asks for.
+    """
+    asked = product(config.training.record_steps or [], config.hessian.splits)
+    hessians = run.hessians(config) if every else asked
+    paths = {hessian: run.step(method_name(config), *hessian).overlap for hessian in hessians}
     return {key: overlap_file.read(path) if path.exists() else None for key, path in paths.items()}
 
 
@@ -77,7 +78,7 @@ def print_results(
     configs = [latest] if name else [run.load(each) for each in run.methods] or [latest]
     if not json and not csv:
         for config in configs:
-            print_table(config)
+            print_table(config, every=True)
         return
     rows = [
         {"name": method_name(config), "step": step, "split": split} | _row(results)
@@ -92,11 +93,14 @@ def print_results(
         writer.writerows(rows)
 
 
-def print_table(config: Config) -> None:
-    """Print each Hessian's results in a row, what is missing, times, and where files are."""
+def print_table(config: Config, every: bool = False) -> None:
+    """Print each Hessian's results in a row, what is missing, times, and where files are.
+
+    It is of those that the config asks for, or of `every` one that the run has.
+    """
     run, name = RunDir(config.run_dir), method_name(config)
     sketch = config.sketch
-    hessians = found(run, config)
+    hessians = found(run, config, every)
     ks = sorted({len(results.overlap) for results in hessians.values() if results})
     overlap = f"overlap (k = {' or '.join(map(str, ks))})"
     headings = ("step", "split", "top eigenvalues", "relative\nresidual", overlap)

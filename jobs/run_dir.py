@@ -176,6 +176,18 @@ class RunDir:
         bound = configs.load_resolved(self.training_config)
         return configs.grown(config, bound.training.record_steps or [], bound.hessian.splits)
 
+    def hessians(self, config: Config) -> list[tuple[int, str]]:
+        """The steps and splits that a method's latest run is of, and others that have results."""
+        name, asked = method_name(config), config.training.record_steps or []
+        whole = self.grown(config)
+        return [
+            (step, split)
+            for step in whole.training.record_steps or []
+            for split in whole.hessian.splits
+            if (step in asked and split in config.hessian.splits)
+            or self.step(name, step, split).overlap.exists()
+        ]
+
     def step(self, name: str, step: int, split: str) -> StepDir:
         """The folder of a method's results at a training step, of a split."""
         return StepDir(self.method(name) / _step_name(step, split))

@@ -6,7 +6,8 @@ import json
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from functools import cache, partial
+from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -217,20 +218,11 @@ def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) 
 
 
 def _tasks(run: RunDir, config: Config, known: Submitted) -> list[Task]:
-    """The tasks of a method's latest run, and of those before as far as they came."""
-    asked = {task.id: task for task in pipeline.tasks(config)}
-
-    @cache
-    def begun(step: int, split: str) -> bool:
-        return run.step(method_name(config), step, split).path.exists()
-
-    return [
-        asked.get(task.id, task)
-        for task in pipeline.tasks(run.grown(config))
-        if task.id in asked
-        or task.id in known.latest
-        or begun(task.arguments["step"], task.arguments["split"])
-    ]
+    """The tasks of a method's latest run, those of other results, and those of live jobs."""
+    hessians = set(run.hessians(config))
+    training, *others = pipeline.tasks(config)[:1] + pipeline.tasks(run.grown(config))[1:]
+    of = itemgetter("step", "split")
+    return [training, *(t for t in others if of(t.arguments) in hessians or t.id in known.live)]
 
 
 def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str]) -> str | None:

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 
-from skerch.jobs import pipeline, results, task_log
+from skerch.jobs import pipeline, results
+from skerch.jobs.loading import load
 from skerch.jobs.problems import load_problem
 from skerch.jobs.recorded import load_model
 from skerch.jobs.run_dir import RunDir
@@ -32,7 +35,7 @@ def grow(first, second, lost="none"):
     assert not results.complete(first)
     for path in run.path.glob(f"seigh/*/{lost}"):
         path.unlink()
-    before, ran = files(run), task_log.records(run)
+    before, ran = files(run), run.task_records.read_text()
     missing = {task.id for task in pipeline.missing(pipeline.tasks(second))}
     begun = {task.id for task in pipeline.tasks(first)}
     left = {task.id for task in pipeline.missing(pipeline.tasks(first))}
@@ -40,8 +43,8 @@ def grow(first, second, lost="none"):
     assert not results.complete(second)
     after = files(run)
     assert {path: after[path] for path in before} == before
-    now = task_log.records(run)
-    assert {task for task in now if ran.get(task) != now[task]} == missing
+    lines = run.task_records.read_text().removeprefix(ran).splitlines()
+    assert sorted(json.loads(line)["id"] for line in lines if line) == sorted(missing)
 
 
 @pytest.mark.parametrize(
@@ -87,3 +90,5 @@ def test_status_tells_of_what_is_there_or_was_asked_for_last_and_of_no_more(smal
         "other": {"step-000020-train"},
     }
     assert {task["state"] for method in methods for task in method["tasks"]} == {"done"}
+    run = load(small().run_dir, "seigh")
+    assert [(h.step, h.split) for h in run] == [(20, "test"), (60, "train"), (60, "test")]
