@@ -143,10 +143,10 @@ def _has(parameters: Path, records: tuple[int | str, ...]) -> bool:
 
     A damaged file counts as having them: who reads it refuses it by name.
     """
-    import h5py  # takes a tenth of a second
+    from skerch.hdf5 import open_hdf5  # h5py takes a tenth of a second
 
     try:
-        with h5py.File(parameters, "r", locking=False) as file:
+        with open_hdf5(parameters) as file:
             datapoints = json.loads(file["description"][()].tobytes())["datapoints"]
             return {*file["steps"][()].tolist(), *datapoints}.issuperset(records)
     except (OSError, RuntimeError, LookupError, ValueError, TypeError, AttributeError):

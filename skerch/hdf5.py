@@ -18,13 +18,13 @@ from typing import IO, TYPE_CHECKING, Any
 
 import h5py
 import numpy as np
-import torch
-from torch import Tensor
 
 from skerch.errors import SkerchError
 from skerch.files import FileError, stream_atomically
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from typing_extensions import Self
 
 CHUNK_ROWS = 4096
@@ -115,11 +115,15 @@ class Dataset:
         with reading(group.file.filename):
             self._dataset = group[name]
             self.shape: tuple[int, ...] = self._dataset.shape
+            import torch  # status asks HDF5 files without it
+
             self.dtype: torch.dtype = getattr(torch, str(self._dataset.dtype))
 
     def __getitem__(self, key: Any) -> Tensor:
         with reading(self._dataset.file.filename):
-            return torch.from_numpy(np.asarray(self._dataset[key]))  # one entry is no array
+            from torch import from_numpy
+
+            return from_numpy(np.asarray(self._dataset[key]))  # one entry is no array
 
     def read_into(self, slab: Tensor, start: int, column: int = 0) -> None:
         """Read rows from `start` on into all rows of a slab, from its column `column` on."""
