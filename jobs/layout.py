@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 import skerch
-from skerch.curvature.checks import CheckError, fingerprint
+from skerch.curvature.checks import fingerprint
 from skerch.decompositions import recovery as recoveries
 from skerch.decompositions.recovery import RoundSize
 from skerch.jobs.config import Config, identity
@@ -86,8 +86,6 @@ def _choose(context: Context) -> tuple[int, dict[str, Any]]:
         op.verify()
         choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
         seen = fingerprint(op)
-    if not seen["‖Hv‖"]:
-        raise CheckError("The Hessian is zero, as the loss is linear in the parameters.")
     provenance = kind | {
         "step": context.step,
         "split": context.split,

@@ -25,15 +25,15 @@ def select_parameters(
 
     Patterns that begin with ! take away from what the others select, or from all.
 
-    Raises SkerchError for a pattern that matches nothing, where nothing is left, and for a model
-    without trainable parameters or with a shape that is not known yet.
+    Raises SkerchError for a pattern that matches nothing, where nothing is left, for a complex
+    parameter, and for a model without trainable parameters or with a shape that is not known yet.
     """
     check_shapes(model)
     known = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not known:
         raise SkerchError("The model has no parameter with requires_grad=True; set it on some.")
     if patterns is None:
-        return known
+        return _real(known)
     patterns = [patterns] if isinstance(patterns, str) else list(patterns)
     if not patterns:
         raise SkerchError("An empty param_filter selects nothing; leave it out to select all.")
@@ -50,7 +50,17 @@ def select_parameters(
             f"The patterns {', '.join(map(short, patterns))} leave no parameter; those with ! take "
             f"away all that the others select of {', '.join(known)}."
         )
-    return {name: p for name, p in known.items() if name in chosen}
+    return _real({name: p for name, p in known.items() if name in chosen})
+
+
+def _real(params: dict[str, Parameter]) -> dict[str, Parameter]:
+    for name, p in params.items():
+        if p.is_complex():
+            raise SkerchError(
+                f"The parameter {name} is complex, and Hessians are of real ones; make its "
+                "torch.view_as_real the parameter, or leave it out by param_filter."
+            )
+    return params
 
 
 def _matching(names: Iterable[str], patterns: Sequence[str]) -> set[str]:

@@ -310,3 +310,11 @@ def test_shapes_that_are_not_known_yet_are_refused(lazy, name):
 def test_helpers_refuse_in_a_sentence(call, message):
     with pytest.raises(SkerchError, match=message):
         call()
+
+
+def test_complex_parameters_are_refused_by_name_and_can_be_left_out():
+    model = nn.ModuleList([nn.Linear(4, 3, dtype=torch.complex64), nn.Linear(3, 2)])
+    for patterns in (None, "*.weight"):
+        with pytest.raises(SkerchError, match=r"parameter 0\.weight is complex.*view_as_real"):
+            select_parameters(model, patterns)
+    assert list(select_parameters(model, "!0.*")) == ["1.weight", "1.bias"]
