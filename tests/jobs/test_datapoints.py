@@ -1,7 +1,5 @@
 """Which samples the Hessian is of: the first, or equally many of each class."""
 
-from collections import UserDict, namedtuple
-
 import numpy as np
 import pytest
 import torch
@@ -13,7 +11,6 @@ from skerch.jobs.schema import ConfigError, Hessian
 CLASSES = [2, 0, 0, 1, 0, 2, 1, 1, 2]
 LOWEST_TWO = [0, 1, 2, 3, 5, 6]  # of each class
 X, Y = torch.arange(9.0), torch.tensor(CLASSES)
-Pair = namedtuple("Pair", "x y")
 
 
 class Samples(Dataset):
@@ -35,6 +32,11 @@ def bare(x, label):
     return (x,)
 
 
+def pair(x, label):
+    """A sample with its class."""
+    return x, label
+
+
 class Cropped(TensorDataset):
     """Samples without the first and the last, but the classes of all."""
 
@@ -51,15 +53,15 @@ class Cropped(TensorDataset):
         Samples(bare, targets=np.array(CLASSES, dtype=np.uint8)),
         Samples(bare, targets=list(Y)),
         Samples(bare, labels=np.array(CLASSES)),
-        Samples(Pair, labels=["cat", "dog", "eel"]),
+        Samples(pair, labels=["cat", "dog", "eel"]),
         Cropped(X, Y),
         Subset(TensorDataset(X.repeat(2), torch.tensor([7] * 9 + CLASSES)), range(9, 18)),
         ConcatDataset([TensorDataset(X[:4], Y[:4]), Subset(TensorDataset(X, Y), [4, 5, 6, 7, 8])]),
         Samples(lambda x, label: [x, torch.tensor(label), torch.ones(3)]),
         Samples(lambda x, label: (x, np.int64(label))),
-        Subset(Samples(Pair), range(9)),
+        Subset(Samples(pair), range(9)),
         Samples(lambda x, label: {"x": x, "labels": label}),
-        Samples(lambda x, label: UserDict(x=x, y=torch.tensor(label))),
+        Samples(lambda x, label: {"x": x, "y": torch.tensor(label)}),
     ],
 )
 def test_balanced_takes_the_lowest_of_each_class_of_any_samples_that_have_one(dataset):

@@ -46,6 +46,7 @@ def folder(tmp_path, monkeypatch):
     """The current folder, with an experiment whose loss fails."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.delitem(sys.modules, "linear", raising=False)  # another test's
     (tmp_path / "linear.py").write_text(PROBLEM)
     (tmp_path / "small.yaml").write_text(EXPERIMENT)
     yield tmp_path
