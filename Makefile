@@ -4,13 +4,18 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
+OLDEST := $(shell sed -n 's/^python_requires = >=//p' setup.cfg)
 
 .PHONY: demo test test-slow reliability mutations accuracy bench bench-quick overhead lint clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
 
+# Where this is root on Debian, the tests of Slurm get one; SLURM=no installs none. What cannot be
+# tested is said at the end.
 test: lint
+	if [[ "$(SLURM)" != no ]] && ((!EUID)) && type apt-get >/dev/null 2>&1; then \
+	  slurm/devcluster/install.sh 2>/dev/null || true; fi
 	$(BIN)/python -m pytest -m "not slow" --cov $(PYTEST_OPTIONS)
 
 test-slow: $(VENV)/.installed-dev
@@ -58,9 +63,13 @@ lint: $(VENV)/.installed-dev
 	$(BIN)/mypy
 
 $(VENV)/bin/python:
-	$(PYTHON) -m venv $(VENV) || { echo "venv is missing: apt-get install python3-venv"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))' \
+	|| { echo "skerch needs Python $(OLDEST) or newer: make PYTHON=python3.12, for example"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) >/dev/null \
+	|| { rm -rf $(VENV); echo "venv is missing: apt-get install python3-venv"; exit 1; }
 
 $(VENV)/.installed: setup.cfg pyproject.toml | $(VENV)/bin/python
+	@echo "Installing skerch and torch, which is large, in $(VENV): some minutes"
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet --editable .
 	touch $@

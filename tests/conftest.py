@@ -1,12 +1,14 @@
 """What tests in several folders share: one finished run on the digits, and needs of the machine.
 
-Where the machine lacks what a test needs, the test is skipped, and fails where CI=true.
+Where the machine lacks what a test needs, the test is skipped, and fails where CI=true. One line at
+the end says what was not tested.
 """
 
 from __future__ import annotations
 
 import os
 import signal
+import subprocess
 from collections import Counter
 from pathlib import Path
 
@@ -44,22 +46,51 @@ def pytest_sessionfinish(session):
             session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_terminal_summary(terminalreporter):
+    """Say in one line what was not tested, and how to have it tested."""
+    reports = terminalreporter.stats.get("skipped", ())
+    skipped = Counter(report.longrepr[2].removeprefix("Skipped: ") for report in reports)
+    counts, ways = [], []
+    for reason, number in skipped.items():
+        what, _, way = reason.partition(": ")
+        counts.append(f"{what} ({number} test{'s' * (number > 1)})")
+        ways.append(way)
+    if skipped:
+        line = f"not tested: {', '.join(counts)}; to have it: {', '.join(ways)}"
+        terminalreporter.write_line(line)
+
+
 @pytest.fixture(scope="session")
 def needs():
-    """A function that ends a test unless what it needs is there."""
+    """A function that ends a test unless what it needs is there: "what: how to have it"."""
 
     def check(present, what):
+        if not present and os.environ.get("CI") == "true":
+            pytest.fail(f"needs {what}")
         if not present:
-            (pytest.fail if os.environ.get("CI") == "true" else pytest.skip)(f"needs {what}")
+            pytest.skip(what)
 
     return check
+
+
+@pytest.fixture
+def disk(tmp_path, needs):
+    """A folder on a disk of its own, and a function that mounts it again with other options."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+    mount = ["mount", "-t", "tmpfs", "tmpfs", folder, "-o"]
+    mounted = subprocess.run([*mount, "size=4k"], capture_output=True).returncode == 0
+    needs(mounted, "full and read-only disks: root that may mount")
+    yield folder, lambda options: subprocess.run([*mount, f"remount,{options}"], check=True)
+    subprocess.run(["umount", folder], check=True)
 
 
 @pytest.fixture(scope="session")
 def mnist(needs):
     """The folder that holds MNIST/raw: $MNIST, or beside the repository."""
     root = os.environ.get("MNIST", Path(__file__).parents[2] / "shared" / "data")
-    needs((Path(root) / "MNIST" / "raw").is_dir(), f"MNIST in {root}; set MNIST=PATH")
+    needs((Path(root) / "MNIST" / "raw").is_dir(), "MNIST: MNIST=PATH of the folder with MNIST/raw")
     return Path(root)
 
 

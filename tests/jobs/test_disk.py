@@ -46,21 +46,6 @@ def run(small, skerch):
 
 
 @pytest.fixture
-def disk(tmp_path, needs):
-    """An empty disk, and a function that mounts it again with other options."""
-    needs(os.geteuid() == 0, "root, who mounts disks")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
-
-    mount("size=4k")
-    yield folder, lambda options: mount(f"remount,{options}")
-    subprocess.run(["umount", folder], check=True)
-
-
-@pytest.fixture
 def shared_folder():
     """A folder that any user can reach, unlike pytest's."""
     with tempfile.TemporaryDirectory() as folder:

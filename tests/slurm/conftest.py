@@ -67,7 +67,7 @@ def devcluster(needs):
     """`devcluster(*arguments, check=True)` runs devcluster.sh, where Slurm is installed."""
     for program in ("slurmctld", "slurmd", "munged", "sbatch"):
         present = shutil.which(program, path=PATH_WITH_DAEMONS)
-        needs(present, f"{program}: apt-get install slurm-wlm munge")
+        needs(present, "Slurm: slurm/devcluster/install.sh on Debian")
     return run_script
 
 

@@ -107,7 +107,7 @@ def test_env_file_is_for_a_shell_in_any_folder(awkward_cluster, devcluster):
 
 def test_all_servers_listen_on_loopback_only(cluster):
     if not socket.gethostbyname(socket.gethostname()).startswith("127."):
-        pytest.skip("the host's name is no loopback address, and Slurm listens where that is")
+        pytest.skip("Slurm on loopback: a host name with a loopback address")
     submit(cluster, "-o", "/dev/null", "--wrap", "srun sleep 3")
     eventually(lambda: len(listening(processes_of(cluster))) > 4)  # slurmctld, 3 slurmd; srun too
     assert set(listening(processes_of(cluster))) == {"0100007F"}
@@ -198,10 +198,11 @@ def test_a_job_outlives_the_controller(cluster, tmp_path):
     assert (tmp_path / "went").exists()
 
 
+@pytest.mark.slow
 def test_accounting_remembers_jobs(needs, devcluster, bring_up, tmp_path):
     for program in ("slurmdbd", "mariadbd"):
         present = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
-        needs(present, f"{program}: apt-get install slurmdbd mariadb-server")
+        needs(present, "accounting: slurm/devcluster/install.sh --accounting on Debian")
     try:
         cluster = bring_up(tmp_path, "--nodes", 1, "--accounting")
         pids = processes_of(cluster)

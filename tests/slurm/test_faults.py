@@ -11,7 +11,6 @@ import os
 import re
 import shutil
 import signal
-import subprocess
 import time
 from collections import Counter
 from dataclasses import replace
@@ -286,22 +285,15 @@ def lock_is_held(path):
 
 
 @pytest.fixture
-def disk(cluster, tmp_path, needs):
+def disk(disk):
     """A folder on a disk of its own, and a function that says how many KiB there are to be free."""
-    needs(os.geteuid() == 0, "root, who mounts disks")
-    folder = tmp_path / "disk"
-    folder.mkdir()
-
-    def mount(options):
-        subprocess.run(["mount", "-t", "tmpfs", "-o", options, "tmpfs", folder], check=True)
+    folder, remount = disk
 
     def leave(free):
-        usage = shutil.disk_usage(folder)
-        mount(f"remount,size={usage.used // 1024 + free}k")
+        remount(f"size={shutil.disk_usage(folder).used // 1024 + free}k")
 
-    mount("size=100m")
-    yield folder, leave
-    subprocess.run(["umount", folder], check=True)
+    remount("size=100m")
+    return folder, leave
 
 
 def test_a_full_disk_in_the_middle_of_a_write_costs_the_block(disk, trained, ends_well):
@@ -356,7 +348,7 @@ def test_with_accounting_a_silent_squeue_is_no_loss(
 ):
     for program in ("slurmdbd", "mariadbd"):
         present = shutil.which(program, path=os.environ["PATH"] + ":/usr/sbin")
-        needs(present, f"{program}: apt-get install slurmdbd mariadb-server")
+        needs(present, "accounting: slurm/devcluster/install.sh --accounting on Debian")
     folder, silent = tmp_path / "cluster", on_path(squeue="#!/bin/sh\nexit 1")
     folder.mkdir()
     try:
