@@ -5,11 +5,17 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
+from typing import TypeVar
 
 import torch
+from peers.products import seconds
+
+Work = Callable[[], float]  # something done, in seconds
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,20 @@ def least_seconds(work: Callable[[], object], repeat: int = 5, budget: float = 1
     return least
 
 
+def in_turns(works: Mapping[str, Callable[[], T]], turns: int) -> dict[str, list[T]]:
+    """What each returns by turn, after one for warmth; every other turn goes backwards."""
+    found: dict[str, list[T]] = {name: [] for name in works}
+    for turn in range(turns + 1):
+        for name in reversed(works) if turn % 2 else works:
+            found[name].append(works[name]())
+    return {name: values[1:] for name, values in found.items()}
+
+
+def over(ones: Sequence[float], others: Sequence[float]) -> float:
+    """The median of the ratios by turn: what else the machine does in a turn slows both."""
+    return median(one / other for one, other in zip(ones, others, strict=True))
+
+
 def machine() -> str:
     """The processor, threads and versions that the figures are of, in one line."""
     model = next(
@@ -80,33 +100,39 @@ def machine() -> str:
     return f"{model}, {torch.get_num_threads()} threads, torch {torch.__version__}"
 
 
+def gemm_operation(dtype: torch.dtype, size: int = 2048) -> Work:
+    """Measures a floating-point operation of a square matrix product."""
+    A = torch.randn(size, size, dtype=dtype)
+    return lambda: seconds(lambda: A @ A, A.device) / (2 * size**3)
+
+
 def gemm_rate(dtype: torch.dtype, size: int = 2048) -> float:
     """Floating-point operations a second of a square matrix product."""
     A = torch.randn(size, size, dtype=dtype)
     return 2 * size**3 / least_seconds(lambda: A @ A)
 
 
-def write_rate(path: Path, size: int = 2**30) -> float:
+def write_rate(path: Path, size: int = 2**30, now: Work = time.perf_counter) -> float:
     """Bytes a second that are written to a new file, until they are on the disk."""
     piece = os.urandom(2**24)
-    start = time.perf_counter()
+    start = now()
     with open(path, "wb", buffering=0) as file:
         for _ in range(size // len(piece)):
             file.write(piece)
         os.fsync(file.fileno())
-    return size / (time.perf_counter() - start)
+    return size / (now() - start)
 
 
-def read_rate(paths: Sequence[Path]) -> float:
+def read_rate(paths: Sequence[Path], now: Work = time.perf_counter) -> float:
     """Bytes a second that are read from files once the page cache has dropped them."""
     for path in paths:
         drop_cache(path)
-    start = time.perf_counter()
+    start = now()
     for path in paths:
         with open(path, "rb", buffering=0) as file:
             while file.read(2**24):
                 pass
-    return sum(path.stat().st_size for path in paths) / (time.perf_counter() - start)
+    return sum(path.stat().st_size for path in paths) / (now() - start)
 
 
 def drop_cache(path: Path) -> None:

@@ -112,7 +112,7 @@ def on_devcluster(seconds: float) -> tuple[Figure, Recording]:
         for count in range(1, NODES + 1):
             run = submit(count, seconds)
             tasks, seen = pipeline.tasks(run.load()), spans(run.task_records)
-            one = one or recording(tasks, seen)
+            one = one or recording(tasks, seen, seconds)  # a product checks the loss
             rows.append(compare(count, tasks, seen, one, CORES))
     assert one is not None
     print(
@@ -162,7 +162,7 @@ def on_threads(seconds: float) -> Figure:
     one, rows = None, []
     for count in (1, 2, 3):
         tasks, seen = by_threads(count, seconds)
-        one = one or recording(tasks, seen)
+        one = one or recording(tasks, seen, seconds)  # a product checks the loss
         rows.append(compare(count, tasks, seen, one, cores=1))
     print(table(HEADS, rows) + "\n")
     return worst_of(rows, "1 to 3 threads")

@@ -130,18 +130,19 @@ def spans(task_records: Path) -> Spans:
     return {r["id"]: (r["started"], r["started"] + r["seconds"]) for r in records}
 
 
-def recording(tasks: Sequence[Task], recorded: Spans) -> Recording:
+def recording(tasks: Sequence[Task], recorded: Spans, asleep: float = 0.0) -> Recording:
     """Task times and the scheduler's delays, from the spans of a run of one worker.
 
-    Measurement tasks have a start and equal blocks: the least-squares line of their seconds over
-    their numbers of blocks, which must not all be the same.
+    Measurement tasks have a start, `asleep` for some seconds of it, and equal blocks: the
+    least-squares line of their seconds over their numbers of blocks, which must not be all
+    the same.
     """
     by_id = {task.id: task for task in tasks}
     seconds = {task_id: end - begin for task_id, (begin, end) in recorded.items()}
     measuring = [task_id for task_id in recorded if by_id[task_id].stage == "measure"]
     blocks = [len(by_id[task_id].outputs) for task_id in measuring]
     line = statistics.linear_regression(blocks, [seconds[task_id] for task_id in measuring])
-    start = max(0.0, line.intercept)
+    start = max(0.0, line.intercept - asleep)
     work = {
         task_id: Work(min(start, total), max(0.0, total - start))
         if task_id in measuring

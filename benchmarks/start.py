@@ -39,7 +39,7 @@ EXPERIMENTS = {
         "hessian.datapoints=500", "hessian.subset=first", "hessian.batch_size=50",
     ],
 }  # fmt: skip
-LIMIT = 5.0  # seconds
+LIMIT = 5.0  # seconds of the processor, which what else the machine does hardly lengthens
 WORKER = """
 import os, sys, time
 laps = [time.monotonic()]
@@ -99,7 +99,7 @@ def main() -> None:
     print(table(heads, rows) + "\n")
     finish(
         [
-            Figure(f"worker start to first column, {name}", start.seconds, "≤", LIMIT, " s")
+            Figure(f"worker start to first column, {name}", start.processor, "≤", LIMIT, " s")
             for name, start in fastest.items()
         ]
     )

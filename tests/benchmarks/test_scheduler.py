@@ -69,6 +69,7 @@ def test_a_recording_has_the_start_and_the_delays_of_the_run_it_is_of(tmp_path):
     one = recording(tasks, spans(log))
     assert isinstance(one, Recording)
     assert (one.start, one.refill, one.chain) == pytest.approx((2.0, 0.3, 0.8))
+    assert recording(tasks, spans(log), asleep=0.5).start == pytest.approx(1.5)
     for count in (1, 2, 3):
         foreseen = makespan(replay(tasks, one.work, one.workers(count)))
         true = makespan(replay(tasks, works, Workers(count, refill=0.3, chain=0.8)))
