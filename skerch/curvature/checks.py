@@ -19,12 +19,12 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.func import functional_call
 
 from skerch.curvature.batching import join_batches, tensor_shapes
 from skerch.errors import SkerchError
@@ -80,12 +80,11 @@ def reached(op: HessianOperator) -> str:
     without = {n: p for (n, p), g in zip(op.params.items(), grads, strict=True) if g is None}
     if not without:
         return "the gradient reaches every parameter"
-    before = one.loss()
-    with _moved(list(without.values())) as parameters:
-        for index, parameter in enumerate(parameters):
-            noise = _gaussian(parameter.shape, index, parameter)
-            parameter.data = parameter + 0.1 * (parameter.abs() + 0.1) * noise
-        after = one.loss()
+    noisy = {
+        name: p.detach() + 0.1 * (p.detach().abs() + 0.1) * _gaussian(p.shape, index, p)
+        for index, (name, p) in enumerate(without.items())
+    }
+    before, after = one.loss(), float(_loss_at(one, noisy).detach())
     names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
     if abs(after - before) > 0.1 * rounding(op.dtype) * abs(before):
         raise CheckError(
@@ -236,41 +235,61 @@ def _difference(
 ) -> tuple[Tensor, float]:
     """(∇L(θ + step v) - ∇L(θ - step v)) / (2 step), and the part of it that may be rounding."""
     pieces = torch.split(v.to(dtype), [p.numel() for p in one.params.values()])
+    state = {**dict(one.model.named_parameters()), **dict(one.model.named_buffers())}
+    tensors = {
+        name: tensor.detach().to(dtype, copy=True)
+        for name, tensor in state.items()
+        if tensor.is_floating_point()
+    }
     sides = []
-    state = [*one.model.parameters(), *one.model.buffers()]
-    with _moved([t for t in state if t.is_floating_point()], dtype):
-        at = [p.detach().clone() for p in one.params.values()]
-        for sign in (step, -step):
-            for p, center, piece in zip(one.params.values(), at, pieces, strict=True):
-                p.data = center + sign * piece.view_as(center)
-            sides.append(_loss_and_gradient(one, dtype)[1])
-    norm = sum(float(side.norm()) for side in sides)
-    noise = 100 * torch.finfo(dtype).eps * norm / step
+    for sign in (step, -step):
+        moved = {
+            name: (tensors[name] + sign * piece.view_as(tensors[name])).requires_grad_()
+            for name, piece in zip(one.params, pieces, strict=True)
+        }
+        loss = _loss_at(one, tensors | moved, dtype)
+        sides.append(_flat(torch.autograd.grad(loss, list(moved.values()), allow_unused=True), one))
+    noise = 100 * torch.finfo(dtype).eps * float(sides[0].norm() + sides[1].norm()) / step
     return (sides[0] - sides[1]) / (2 * step), noise
 
 
-@contextmanager
-def _moved(tensors: list[Any], dtype: torch.dtype | None = None) -> Iterator[list[Any]]:
-    """The tensors of a network, free to be changed, in another dtype if asked; restored after."""
-    before = [tensor.data for tensor in tensors]
-    try:
-        with torch.no_grad():
-            for tensor, data in zip(tensors, before, strict=True):
-                tensor.data = data.to(dtype or data.dtype)
-        yield tensors
-    finally:
-        for tensor, data in zip(tensors, before, strict=True):
-            tensor.data = data
+class _Loss(nn.Module):
+    """The loss of an operator's first batch, as a module around the operator's."""
+
+    def __init__(self, one: HessianOperator):
+        super().__init__()
+        self.model = one.model
+        self.loss = one.first_loss
+
+    def forward(self, dtype: torch.dtype | None) -> Tensor:
+        return self.loss(dtype)
 
 
-def _loss_and_gradient(one: HessianOperator, dtype: torch.dtype | None = None) -> list[Tensor]:
-    """The loss (1,) and the gradient (N,) of an operator of one batch, in float64."""
-    loss, grads = one.gradients(dtype)
-    parts = [
-        (torch.zeros_like(p) if g is None else g.detach()).double().flatten()
-        for p, g in zip(one.params.values(), grads, strict=True)
-    ]
-    return [loss.detach().double().reshape(1), torch.cat(parts)]
+def _loss_at(
+    one: HessianOperator, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
+) -> Tensor:
+    """The loss of the first batch, in `dtype`, where the network has other tensors, by name.
+
+    The network's own stay untouched: even another dtype of a parameter, restored after, would cut
+    it off from graphs that somebody else holds.
+    """
+    named = {f"model.{name}": tensor for name, tensor in tensors.items()}
+    loss: Tensor = functional_call(_Loss(one), named, (dtype,))
+    return loss
+
+
+def _loss_and_gradient(one: HessianOperator) -> list[Tensor]:
+    """The loss (1,) and the gradient (N,) of an operator's first batch, in float64."""
+    loss, grads = one.gradients()
+    return [loss.detach().double().reshape(1), _flat(grads, one)]
+
+
+def _flat(grads: Sequence[Tensor | None], one: HessianOperator) -> Tensor:
+    """A gradient by parameter as one vector (N,) in float64, zero where there is none."""
+    parts = zip(one.params.values(), grads, strict=True)
+    return torch.cat(
+        [(torch.zeros_like(p) if g is None else g).double().flatten() for p, g in parts]
+    )
 
 
 def _gaussian(shape: tuple[int, ...], index: int, like: Tensor) -> Tensor:

@@ -208,14 +208,15 @@ class HessianOperator(LinearOperator):
         """The first batch of positive weight."""
         return next(self.data_batches())[1]
 
-    def gradients(self, dtype: torch.dtype | None = None) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss of the first batch and its gradient by parameter, None where it has none.
-
-        The floating tensors of the batch are converted to `dtype`, if given.
-        """
+    def first_loss(self, dtype: torch.dtype | None = None) -> Tensor:
+        """The loss of the first batch with its graph; the batch converted to `dtype`, if given."""
         with _differentiating():
             batch = to_device(self.first_batch(), self.device, dtype)
-            return self._gradients(batch, self.memory_format, create_graph=False)
+            return self._batch_loss(batch, self.memory_format)
+
+    def gradients(self) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of the first batch, and its gradient by parameter, None where it has none."""
+        return self._gradients(self.first_loss(), create_graph=False)
 
     def resolve(self, block_size: int) -> backends.Choice:
         """Settle "auto" for blocks of `block_size` columns, and return what products will use.
@@ -329,7 +330,8 @@ class HessianOperator(LinearOperator):
         A parameter whose gradient has no graph has a zero row in H_b, by symmetry also a column.
         Before them: whether there is a gradient at all.
         """
-        _, grads = self._gradients(to_device(batch, self.device), memory_format, create_graph=True)
+        loss = self._batch_loss(to_device(batch, self.device), memory_format)
+        _, grads = self._gradients(loss, create_graph=True)
         kept = [
             (c, p, g)
             for c, p, g in zip(self._columns(), self.params.values(), grads, strict=True)
@@ -338,11 +340,8 @@ class HessianOperator(LinearOperator):
         reached = any(g is not None for g in grads)
         return reached, [c for c, _, _ in kept], [p for _, p, _ in kept], [g for _, _, g in kept]
 
-    def _gradients(
-        self, batch: Any, memory_format: str, *, create_graph: bool
-    ) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss of a batch, which is on the device, and its gradient by parameter."""
-        loss = self._batch_loss(batch, memory_format)
+    def _gradients(self, loss: Tensor, *, create_graph: bool) -> tuple[Tensor, list[Tensor | None]]:
+        """A loss, and its gradient by parameter."""
         params = list(self.params.values())
         if not loss.requires_grad:
             return loss, [None] * len(params)

@@ -168,6 +168,24 @@ def test_a_loss_that_reaches_no_parameter_is_refused():
         op @ torch.ones(43).double()
 
 
+class Last(nn.Module):
+    def forward(self, outputs):
+        return outputs[0][:, -1]
+
+
+def test_the_checks_leave_graphs_that_somebody_else_holds_alone():
+    torch.manual_seed(0)
+    lstm = nn.LSTM(4, 3, num_layers=2, batch_first=True)
+    model, (_, x, y) = nn.Sequential(lstm, Last()), make()
+    batch = (x.float()[:, None].expand(-1, 3, -1), y)
+    held = CROSS_ENTROPY(model, batch)
+    expected = torch.autograd.grad(held, list(model.parameters()), retain_graph=True)
+    HessianOperator(model, [batch], CROSS_ENTROPY).verify()
+    again = torch.autograd.grad(held, list(model.parameters()))
+    assert all(torch.equal(a, b) for a, b in zip(again, expected, strict=True))
+    assert torch.equal(CROSS_ENTROPY(model, batch), held)
+
+
 def test_parameters_that_were_replaced_are_refused_by_name():
     model, x, y = make(nn.Tanh())
     op = HessianOperator(model, [(x, y)], CROSS_ENTROPY)
