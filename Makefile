@@ -43,7 +43,8 @@ accuracy: $(VENV)/.installed-dev
 # hour on two cores at rest. Exit status 1 if a figure falls short of its target.
 bench: $(VENV)/.installed-dev
 	failed=0; \
-	for script in start columns matvecs "hessian --root $(MNIST)" out_of_core scale resnet18; do \
+	for script in start "guards --root $(MNIST)" columns matvecs "hessian --root $(MNIST)" \
+	  out_of_core scale resnet18; do \
 	  set -- $$script; $(BIN)/python benchmarks/$$1.py "$${@:2}" \
 	  | $(BIN)/python docs/insert.py docs/performance.md $$1 || failed=1; \
 	done; exit $$failed
