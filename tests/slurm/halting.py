@@ -2,7 +2,8 @@
 
 Jobs run in the run directory. While a file `halt.<array index>` with a number is there, that worker
 stops at that block, and `halted.<array index>` has its pid. A block takes two calls of the loss,
-one for each batch, as the graph of a single one would serve all blocks.
+one for each batch, as the graph of a single one would serve all blocks. Before the first one a
+worker calls it as often for one product and for the loss, to see that both are the array's.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ def digits():
     problem = digits_mlp()
 
     def loss_fn(model, batch):
-        index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), (next(calls) + 1) // 2
+        index, number = os.environ.get("SLURM_ARRAY_TASK_ID"), (next(calls) + 1) // 2 - 2
         halt = Path(f"halt.{index}")
         if number >= first_of(halt):
             Path(f"halted.{index}").write_text(str(os.getpid()))
