@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -21,7 +21,7 @@ from skerch.jobs.cluster import resources
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import slurm
 from skerch.jobs.pipeline import Task
-from skerch.jobs.ranges import counted
+from skerch.jobs.ranges import counted, format_ranges
 from skerch.jobs.run_dir import RunDir, StepDir, command, method_name
 from skerch.jobs.submit import RESUMING, next_memory
 from skerch.jobs.submitted import PATIENCE, Submitted, observe
@@ -96,13 +96,14 @@ def _print_method(output: Console, run: RunDir, method: dict[str, Any]) -> None:
     for stage, counts in method["stages"].items():
         table.add_row(stage, *(str(counts[key] or "") for key in ("tasks", *states)))
     output.print(table)
-    needs, waiting, alike = Counter[str](), Counter[tuple[str, str]](), Counter[tuple[str, ...]]()
+    needs, alike = Counter[str](), Counter[tuple[str, ...]]()
+    waiting = defaultdict[str, list[int]](list)
     for task in method["tasks"]:
         state, reason = task["state"], task["reason"] or ""
         if reason.startswith(NEEDS):
             needs[reason.removeprefix(NEEDS)] += 1
         elif state == "pending":
-            waiting[task["job"].partition("_")[0], reason] += 1
+            waiting[reason].append(int(task["job"].partition("_")[0]))
         elif state in ("running", "failed", "lost"):
             alike[task["stage"], state, reason] += 1
             if alike[task["stage"], state, reason] == 1 or state == "running":
@@ -113,8 +114,9 @@ def _print_method(output: Console, run: RunDir, method: dict[str, Any]) -> None:
             say(f"{counted(count - 1, f'more {stage} task')} {state} likewise")
     for cause, count in needs.items():
         say(f"{counted(count, 'more task')} {'needs' if count == 1 else 'need'}{cause}")
-    for (job, reason), count in waiting.items():
-        say(f"job {job}: {counted(count, 'task')} pending ({reason or 'no reason given'})")
+    for reason, jobs in waiting.items():
+        which = f"job{'s' if len(set(jobs)) > 1 else ''} {format_ranges(sorted(set(jobs)))}"
+        say(f"{counted(len(jobs), 'task')} pending ({reason or 'no reason given'}): {which}")
     if method["next"]:
         say(method["next"])
 

@@ -118,8 +118,8 @@ def cancel(run: RunDir) -> None:
     if jobs:
         print(
             f"{counted(len(waiting), 'task')} in {'jobs' if len(jobs) > 1 else 'job'} "
-            f"{', '.join(jobs)} {'are' if len(waiting) > 1 else 'is'} cancelled; to go on: "
-            f"{command('submit', run.path)}"
+            f"{format_ranges(map(int, jobs))} {'are' if len(waiting) > 1 else 'is'} cancelled; "
+            f"to go on: {command('submit', run.path)}"
         )
     else:
         print(f"No job of {run.path} is live.")

@@ -11,6 +11,7 @@ from skerch.jobs import journal
 from skerch.jobs.journal import Submission
 from skerch.jobs.launchers import slurm
 from skerch.jobs.launchers.slurm import Element
+from skerch.jobs.ranges import format_ranges
 from skerch.jobs.run_dir import RunDir, command
 
 PATIENCE = 2.0  # seconds that the scheduler may take, where one can do without its answer
@@ -76,8 +77,8 @@ def refuse_live(run: RunDir) -> None:
     if jobs := sorted(live, key=int):
         what, are, them = ("Job", "is", "it") if len(jobs) == 1 else ("Jobs", "are", "them")
         raise LiveJobsError(
-            f"{what} {', '.join(jobs)} of {run.path} {are} live on the cluster; wait for {them}, "
-            f"or cancel {them}: {command('cancel', run.path)}."
+            f"{what} {format_ranges(map(int, jobs))} of {run.path} {are} live on the cluster; wait "
+            f"for {them}, or cancel {them}: {command('cancel', run.path)}."
         )
 
 

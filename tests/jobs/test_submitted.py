@@ -131,11 +131,11 @@ def test_what_lives_says_where_or_why_not(asked, run, skerch):
     _, status = asked([("11", "0", "RUNNING", "None", "n3", "0"), *FAILED[3:]])
     assert has(status["measure-1.0"], state="running", reason="n3")
     assert has(status["decompose"], state="pending", job="13")
-    waiting = ("12", "N/A", "PENDING", "Dependency", "", "0")
-    asked([("11", "0", "PENDING", "Resources", "", "0"), waiting])
+    waiting = [(job, "N/A", "PENDING", "Dependency", "", "0") for job in ("12", "13", "14")]
+    asked([("11", "0", "PENDING", "Resources", "", "0"), *waiting])
     table = skerch("status", run.path)[1]
-    assert "job 11: 1 task pending (Resources)" in table
-    assert "job 12: 1 task pending (Dependency)" in table
+    assert "1 task pending (Resources): job 11" in table
+    assert "3 tasks pending (Dependency): jobs 12-14" in table
 
 
 def test_accounting_knows_what_squeue_forgot_but_nothing_lives_by_its_word_alone(asked):
