@@ -12,6 +12,7 @@ import json
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from inspect import unwrap
 from operator import itemgetter
@@ -21,8 +22,8 @@ from zlib import crc32
 import torch
 from torch import Tensor, nn
 
-from skerch.curvature.batching import count_examples, to_device
-from skerch.errors import SkerchError
+from skerch.curvature.batching import count_examples, split_batch, to_device
+from skerch.errors import ShapeError, SkerchError
 from skerch.jobs import datapoints, recorded
 from skerch.jobs.checkpoints import files_of
 from skerch.jobs.config import difference, identity
@@ -34,6 +35,7 @@ from skerch.jobs.schema import Config, ConfigError, Training, unknown
 from skerch.jobs.stage import Context, main
 from skerch.jobs.state_dicts import load_into
 from skerch.randomness import stream
+from skerch.rounding import rounding
 
 CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
 
@@ -103,7 +105,7 @@ def train(
             recorded.write_hessian_data(run.hessian_data, batches)
         if old and not missing:
             return
-        session = _Session(run, config.training, problem, data, device, wanted, old)
+        session = _Session(run, config.training, problem, data, batches, device, wanted, old)
         if config.training.checkpoints is None:
             session.train(progress, checkpoint_seconds)
         else:
@@ -157,6 +159,7 @@ class _Session:
         training: Training,
         problem: Problem,
         data: Mapping[str, Any],
+        datapoints: Mapping[str, Any],
         device: torch.device,
         wanted: Mapping[str, Any],
         old: Mapping[str, Any] | None,
@@ -165,6 +168,7 @@ class _Session:
         self.training = training
         self.problem = problem
         self.data = data
+        self.datapoints = datapoints  # the Hessian's, by split
         self.device = device
         self.identity = json.dumps(wanted, sort_keys=True)
         self.model = initial_model(problem, training.seed).to(device)
@@ -184,8 +188,9 @@ class _Session:
         self.state.log = list(old["log"])
         for step in old["steps"]:
             self.recorded[step] = recorded.load_column(self.run, step)
+            model = recorded.load_model(self.run, self.problem, step).to(self.device)
+            self._require_same_loss(step, model)
             if any(not self._logged(step, split) for split in self.data):
-                model = recorded.load_model(self.run, self.problem, step).to(self.device)
                 self._log(step, model)
         self.state.columns = dict(self.recorded)
 
@@ -250,6 +255,8 @@ class _Session:
             if self._logged(step, split):
                 continue
             entry[split] = figures = self._evaluate(model, split, dataset)
+            if split in self.datapoints:
+                figures["hessian_batch_loss"] = self._hessian_batch_loss(model, split)
             if not math.isfinite(figures["loss"]):
                 elsewhere = self.training.checkpoints is not None
                 lower = "" if elsewhere else f"lower training.lr (now {self.training.lr}), or "
@@ -263,6 +270,22 @@ class _Session:
 
     def _logged(self, step: int, split: str) -> bool:
         return any(entry["step"] == step and split in entry for entry in self.state.log)
+
+    def _require_same_loss(self, step: int, model: nn.Module) -> None:
+        """Refuse to add to what was recorded with another loss."""
+        for entry in self.state.log:
+            for split in self.datapoints if entry["step"] == step else ():
+                was = entry.get(split, {}).get("hessian_batch_loss")  # older logs have none
+                if was is None:
+                    continue
+                now = self._hessian_batch_loss(model, split)
+                if not abs(now - was) <= rounding(torch.float32) * abs(was):
+                    raise TrainingError(
+                        f"The problem's loss is no longer that of the training in {self.run.path} "
+                        f"(step {step}, split {split}: it was {was:.6g} and is {now:.6g}), so that "
+                        "nothing can be added to it; what is there stays. Take the old code back, "
+                        "or set another run_dir."
+                    )
 
     def _compare(self, step: int) -> None:
         """Refuse to go on from other parameters than those that are recorded at a step."""
@@ -341,6 +364,14 @@ class _Session:
         hook.remove()
         figures = {"loss": total / weights if weights else math.nan}
         return figures | ({"accuracy": hits / judged} if judged else {})
+
+    def _hessian_batch_loss(self, model: nn.Module, split: str) -> float:
+        """The loss in eval mode of the first of the Hessian's datapoints: always the same."""
+        model.eval()
+        batch = self.datapoints[split]
+        with suppress(ShapeError):  # whose examples cannot be told apart: all of them
+            batch = split_batch(batch, self.training.batch_size)[0]
+        return float(self._loss(model, to_device(batch, self.device)).detach())
 
     def keep(self) -> None:
         """Checkpoint the end of a training once its columns are recorded, to go on from there."""

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 
-from skerch.jobs import pipeline, results
+from skerch.jobs import pipeline, results, train
 from skerch.jobs.loading import load
 from skerch.jobs.problems import load_problem
 from skerch.jobs.recorded import load_model
@@ -92,3 +93,25 @@ def test_status_tells_of_what_is_there_or_was_asked_for_last_and_of_no_more(smal
     assert {task["state"] for method in methods for task in method["tasks"]} == {"done"}
     run = load(small().run_dir, "seigh")
     assert [(h.step, h.split) for h in run] == [(20, "test"), (60, "train"), (60, "test")]
+
+
+@pytest.mark.parametrize("more", ["training.max_steps=60", "hessian.splits=[train,test]"])
+def test_nothing_is_added_by_another_loss_than_that_of_the_training(small, monkeypatch, more):
+    few = ["training.max_steps=20", "training.record_steps=[20]"]
+    config = small(*few, "hessian.splits=[test]")
+    assert not results.complete(config)
+    run, original = RunDir(config.run_dir), train.load_problem
+    before = files(run), run.parameters.read_bytes()
+
+    def edited(*arguments):
+        problem = original(*arguments)
+        return replace(problem, loss_fn=lambda *call: 1.01 * problem.loss_fn(*call))
+
+    monkeypatch.setattr(train, "load_problem", edited)
+    larger = small(*(few[1:] if "splits" in more else ["training.record_steps=[20,60]"]), more)
+    words = results.complete(larger)["train"]
+    assert "loss is no longer that of the training" in words
+    assert "step 20, split test: it was " in words
+    assert (files(run), run.parameters.read_bytes()) == before
+    monkeypatch.undo()
+    assert not results.complete(larger)
