@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +30,7 @@ from skerch.jobs.submitted import PATIENCE, Submitted, observe
 OUT_OF_MEMORY = "out of memory"
 KILLED = "killed or stopped, by someone or for lack of memory"
 NEEDS = "needs"  # what the reason of a task begins with that another has taken down
+FIGURES = re.compile(r"\d+\.\d+(e[+-]\d+)?")  # in which alone reasons of one kind differ
 STATES = ("done", "running", "pending", "failed", "lost", "submitted", "missing")
 
 
@@ -105,8 +107,9 @@ def _print_method(output: Console, run: RunDir, method: dict[str, Any]) -> None:
         elif state == "pending":
             waiting[reason].append(int(task["job"].partition("_")[0]))
         elif state in ("running", "failed", "lost"):
-            alike[task["stage"], state, reason] += 1
-            if alike[task["stage"], state, reason] == 1 or state == "running":
+            kind = task["stage"], state, FIGURES.sub("", reason)
+            alike[kind] += 1
+            if alike[kind] == 1 or state == "running":
                 for line in _told(run, task):
                     say(line)
     for (stage, state, _), count in alike.items():

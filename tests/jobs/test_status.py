@@ -146,3 +146,14 @@ def test_what_is_no_run_is_said_with_those_that_are_near(run, skerch):
 )
 def test_an_exit_code_is_said_in_words(state, code, words):
     assert Element("7", state, exit_code=code).outcome == words
+
+
+def test_reasons_that_differ_in_figures_alone_are_told_once(folder, skerch):
+    problem = PROBLEM + "def total(model, batch):\n    return short(model, batch)\n"
+    problem = problem.replace("batch[2].mean()", "(model(batch[0]) - batch[1]).square().sum()")
+    (folder / "linear.py").write_text(problem)
+    both = "hessian.splits=[train,test]"
+    assert skerch("run", "small.yaml", "hessian.batch_size=4", "training.lr=0.001", both)[0] == 1
+    table = skerch("status", "small.yaml")[1]
+    assert table.count("Batches do not combine") == 1
+    assert "layout tasks failed likewise" in table
