@@ -17,7 +17,7 @@ from skerch.analysis.results import HessianResults
 from skerch.files import sweep
 from skerch.jobs import console, launchers, overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
-from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.run_dir import RunDir, command, method_name
 from skerch.jobs.submitted import refuse_live
 
 Hessians: TypeAlias = Mapping[tuple[int, str], HessianResults | None]  # by step and split
@@ -116,8 +116,8 @@ def print_table(config: Config, every: bool = False) -> None:
     lines = [
         *_asymmetric(hessians),
         *_ties(hessians),
-        *_missing(hessians),
-        _times(config, run),
+        *_missing(run, hessians),
+        *_times(config, run),
         f"files    {run.method(name)}",
         f"figures  {run.figures}",
     ]
@@ -180,18 +180,22 @@ def _ties(hessians: Hessians) -> Iterator[str]:
             )
 
 
-def _missing(hessians: Hessians) -> Iterator[str]:
+def _missing(run: RunDir, hessians: Hessians) -> Iterator[str]:
     """A line on what is not there, if anything is not."""
     missing = [f"step {step} {split}" for (step, split), there in hessians.items() if not there]
     if missing:
-        yield f"missing  {len(missing)} of {len(hessians)} Hessians: {', '.join(missing)}"
+        yield (
+            f"missing  {len(missing)} of {len(hessians)} Hessians: {', '.join(missing)}; see: "
+            f"{command('status', run.path)}"
+        )
 
 
-def _times(config: Config, run: RunDir) -> str:
-    """The seconds that each stage took, summed over its tasks."""
+def _times(config: Config, run: RunDir) -> Iterator[str]:
+    """A line on the seconds that each stage took, summed over its tasks, once one has ended."""
     seconds: dict[str, float] = defaultdict(float)
     records = task_log.records(run)
     for task in pipeline.tasks(config):
         if task.id in records:
             seconds[task.stage] += records[task.id]["seconds"]
-    return "seconds  " + ", ".join(f"{stage} {total:.1f}" for stage, total in seconds.items())
+    if seconds:
+        yield "seconds  " + ", ".join(f"{stage} {total:.1f}" for stage, total in seconds.items())

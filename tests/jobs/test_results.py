@@ -67,7 +67,8 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(copy, skerch):
     copy.step("seigh", 20, "test").overlap.unlink()
     status, table, _ = skerch("results", copy.path)
     assert status == 0
-    assert "missing  1 of 2 Hessians: step 20 test" in table
+    see = "see: python -m skerch status runs/digits"
+    assert f"missing  1 of 2 Hessians: step 20 test; {see}" in table
     rows = [line for line in table.splitlines() if "test" in line and "σ" in line]
     assert len(rows) == 1
     assert " 60 " in rows[0]
@@ -151,3 +152,9 @@ def test_a_figures_title_says_which_hessian_it_is_and_what_was_spent(copy, refer
     assert _title(Context(copy, reference, "seigh", 60, "test"), found) == (
         "digits_mlp, step 60, test split\nseigh: 20 eigenpairs of N = 1,930 from 40 matvecs"
     )
+
+
+def test_before_a_task_has_ended_there_are_no_times(small, skerch):
+    config = small()
+    bind(RunDir(config.run_dir), config)
+    assert "seconds" not in skerch("results", config.run_dir)[1]
