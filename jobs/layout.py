@@ -17,6 +17,7 @@ from skerch.curvature.checks import fingerprint
 from skerch.decompositions import recovery as recoveries
 from skerch.decompositions.recovery import RoundSize
 from skerch.jobs.config import Config, identity
+from skerch.jobs.measure import require_same
 from skerch.jobs.operators import hessian_operator, load_inputs, resolve_device
 from skerch.jobs.problems import user_code
 from skerch.jobs.stage import Context, main
@@ -80,7 +81,13 @@ def _choose(context: Context) -> tuple[int, dict[str, Any]]:
         "device": device.type,
         "processor": _processor(device),
     }
-    op = hessian_operator(config, inputs, _chosen_before(context, kind))
+    chosen = None
+    if sibling := _laid_out_before(context, kind):
+        array = sibling.array(1)
+        seen = array.manifest.provenance
+        require_same(hessian_operator(config, load_inputs(sibling), seen), array)
+        chosen = {key: seen[key] for key in ("strategy", "chunk_size", "memory_format")}
+    op = hessian_operator(config, inputs, chosen)
     recoveries.check_size(op.shape[0], config.sketch.inner)
     with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
         op.verify()
@@ -98,17 +105,15 @@ def _choose(context: Context) -> tuple[int, dict[str, Any]]:
     return op.shape[0], provenance | inputs.hashes
 
 
-def _chosen_before(context: Context, kind: dict[str, Any]) -> dict[str, Any] | None:
-    """How another Hessian of this run is computed on this kind of machine; None for the first."""
-    for step in context.config.training.record_steps or []:
-        for split in context.config.hessian.splits:
-            directory = context.run.step(context.name, step, split)
-            path = manifest_path(directory.measurements(1))
-            if path.exists():
-                found = read(path).provenance
-                if all(found.get(key) == value for key, value in kind.items()):
-                    keys = ("strategy", "chunk_size", "memory_format")
-                    return {key: found[key] for key in keys}
+def _laid_out_before(context: Context, kind: dict[str, Any]) -> Context | None:
+    """Another Hessian of this run, laid out on this kind of machine; None for the first."""
+    for step, split in context.run.hessians(context.config):
+        sibling = replace(context, step=step, split=split, round=1)
+        path = manifest_path(sibling.directory.measurements(1))
+        if path.exists():
+            found = read(path).provenance
+            if all(found.get(key) == value for key, value in kind.items()):
+                return sibling
     return None
 
 

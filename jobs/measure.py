@@ -51,7 +51,7 @@ def run(context: Context) -> None:
                 f"{array.directory} was laid out for another range.h5; delete {array.directory} "
                 "to measure it anew."
             )
-        _require_same(op, array)
+        require_same(op, array)
         measurer = Measurer(array.manifest, device, range_file and range_file.columns)
 
         def measure(block: Block) -> dict[str, Tensor]:
@@ -66,8 +66,8 @@ def run(context: Context) -> None:
         fill(array, blocks, measure, context.progress)
 
 
-def _require_same(op: HessianOperator, array: MeasurementArray) -> None:
-    """Refuse to add columns of another Hessian than the one that was laid out."""
+def require_same(op: HessianOperator, array: MeasurementArray) -> None:
+    """Refuse an operator that is not the one which the array was laid out for."""
     laid_out = array.manifest.provenance.get("fingerprint")
     if laid_out is None:
         return
@@ -86,8 +86,8 @@ def _require_same(op: HessianOperator, array: MeasurementArray) -> None:
         raise MeasureError(
             f"{array.directory} was laid out for another loss: {', '.join(changes)}. The problem's "
             f"code has changed since{f', or the program ({other})' if other else ''}; take the old "
-            f"code back, or delete {array.directory.parents[1]} to measure anew, or set another "
-            "name."
+            f"code back, or delete {array.directory.parents[2]} to measure all anew, or set "
+            "another name."
         )
 
 

@@ -50,6 +50,28 @@ def test_a_loss_edited_between_a_kill_and_the_resume_is_refused(
     assert not results.complete(config)
 
 
+def test_all_hessians_of_a_run_are_of_one_loss(small, monkeypatch):
+    config = small("hessian.splits=[test]")
+    assert not results.complete(config)
+    run = RunDir(config.run_dir)
+    shutil.rmtree(run.step("seigh", 60, "test").path)
+    original = problems.load_problem
+
+    def edited(*arguments):
+        problem = original(*arguments)
+        return replace(problem, loss_fn=lambda m, b: problem.loss_fn(m, b) + sum_of_squares(m))
+
+    def sum_of_squares(model):
+        return 0.001 * sum(p.square().sum() for p in model.parameters())
+
+    monkeypatch.setattr(problems, "load_problem", edited)
+    words = results.complete(config)["seigh.step-000060-test.layout-1"]
+    assert f"{run.step('seigh', 20, 'test').measurements(1)} was laid out for another loss" in words
+    assert f"or delete {run.method('seigh')} to measure all anew" in words
+    shutil.rmtree(run.method("seigh"))
+    assert not results.complete(config)
+
+
 def test_the_strategy_is_timed_once_a_run(small, monkeypatch):
     timed = []
     fastest = backends.fastest
