@@ -68,6 +68,7 @@ def sample_inputs(config: Config) -> Inputs:
 
     It is taken from the run as far as that is trained, or from `training.checkpoints`.
     """
+    problem = load_problem(config.problem, config.problem_path)  # refuses what it does not know
     run, split = RunDir(config.run_dir), config.hessian.splits[-1]
     training, steps = config.training, config.training.record_steps or []
     if run.parameters.exists() and run.hessian_data.exists():
@@ -76,7 +77,6 @@ def sample_inputs(config: Config) -> Inputs:
         if known and (training.checkpoints is None or known[-1] == steps[-1]):
             recorded = load_inputs(Context(run, config, method_name(config), known[-1], split))
             return replace(recorded, origin=f"recorded step {known[-1]} of {run.path}")
-    problem = load_problem(config.problem, config.problem_path)
     model = in_mode(initial_model(problem, training.seed), config.hessian)
     origin = "the initial network"
     if training.checkpoints is not None:

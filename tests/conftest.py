@@ -1,4 +1,4 @@
-"""What tests in several folders share: one finished run on the digits, and needs of the machine.
+"""What tests in several folders share: a finished run on the digits, the command line, and needs.
 
 Where the machine lacks what a test needs, the test is skipped, and fails where CI=true. One line at
 the end says what was not tested.
@@ -7,13 +7,20 @@ the end says what was not tested.
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
+import sys
 from collections import Counter
+from contextlib import redirect_stderr, redirect_stdout
+from io import StringIO
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 from hypothesis import settings
+
+from skerch import __main__ as program
 
 settings.register_profile("same", derandomize=True, database=None)  # in every run
 settings.load_profile("same")
@@ -130,3 +137,40 @@ def results_of():
         for pattern in patterns
         for path in Path(run_dir).glob(pattern)
     }
+
+
+@pytest.fixture(scope="session")
+def skerch():
+    """The command line in this process: exit status, stdout and stderr of some arguments.
+
+    What would be a traceback is raised.
+    """
+
+    def run(*arguments):
+        streams = StringIO(), StringIO()
+        mounted = list(program.app.registered_commands)
+        try:
+            with (
+                patch.object(sys, "argv", ["skerch", *map(str, arguments)]),
+                redirect_stdout(streams[0]),
+                redirect_stderr(streams[1]),
+            ):
+                program.main()
+        except SystemExit as end:
+            status = end.code or 0
+        else:
+            status = 0
+        finally:
+            program.app.registered_commands[:] = mounted
+        return status, *(stream.getvalue() for stream in streams)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def blocks():
+    """A function of a page of docs/: its code blocks in their order, as pairs (language, text)."""
+    docs = Path(__file__).parents[1] / "docs"
+    return lambda page: re.findall(
+        r"^```(\w*)\n(.*?)^```$", (docs / page).read_text(encoding="utf-8"), re.M | re.S
+    )

@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import matplotlib as mpl
 import pytest
-
-PAGE = Path(__file__).parents[2] / "docs" / "notebook.md"
 
 
 @pytest.fixture
@@ -21,8 +17,8 @@ def runs(tmp_path, monkeypatch, reference):
     mpl.pyplot.close("all")
 
 
-def test_the_pages_blocks_run_one_after_the_other(runs, capsys):
-    blocks = [part.split("```")[0] for part in PAGE.read_text().split("```python\n")[1:]]
+def test_the_pages_blocks_run_one_after_the_other(runs, blocks, capsys):
+    blocks = [block for language, block in blocks("notebook.md") if language == "python"]
     namespace = {}
     for block in blocks:
         exec(block.replace("300", "60"), namespace)

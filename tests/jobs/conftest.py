@@ -1,15 +1,9 @@
-"""Runs on the digits: a small one for each test, a larger one made once, and the command line."""
+"""Runs on the digits: a small one for each test, a larger one made once."""
 
 from __future__ import annotations
 
-import sys
-from contextlib import redirect_stderr, redirect_stdout
-from io import StringIO
-from unittest.mock import patch
-
 import pytest
 
-from skerch import __main__ as program
 from skerch.jobs import results
 from skerch.jobs.config import load
 
@@ -37,31 +31,3 @@ def digits(tmp_path_factory):
     )
     assert not results.complete(config)
     return config
-
-
-@pytest.fixture(scope="session")
-def skerch():
-    """The command line in this process: exit status, stdout and stderr of some arguments.
-
-    What would be a traceback is raised.
-    """
-
-    def run(*arguments):
-        streams = StringIO(), StringIO()
-        mounted = list(program.app.registered_commands)
-        try:
-            with (
-                patch.object(sys, "argv", ["skerch", *map(str, arguments)]),
-                redirect_stdout(streams[0]),
-                redirect_stderr(streams[1]),
-            ):
-                program.main()
-        except SystemExit as end:
-            status = end.code or 0
-        else:
-            status = 0
-        finally:
-            program.app.registered_commands[:] = mounted
-        return status, *(stream.getvalue() for stream in streams)
-
-    return run

@@ -159,3 +159,5 @@ def test_check_says_whose_parameters_it_looks_at(reference, skerch, tmp_path, mo
     shutil.copytree(reference.run_dir, "run")
     assert f"recorded step 60 of {tmp_path}/run\n" in skerch("check", "run")[1]
     assert "the initial network\n" in skerch("check", "digits")[1]
+    status, _, err = skerch("check", "run", "problem.width=20")
+    assert (status, "There is no key problem.width" in err) == (2, True)

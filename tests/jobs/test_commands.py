@@ -23,13 +23,6 @@ def program(*arguments, cwd):
     )
 
 
-def code_blocks(path, language):
-    """The code blocks of a Markdown file."""
-    return [
-        block.split("```")[0] for block in path.read_text().split(f"```{language}\n")[1:]
-    ]  # fmt: skip
-
-
 def test_help_imports_nothing_heavy(tmp_path):
     script = "import sys; sys.argv = ['skerch', '--help']; import skerch.__main__ as m\n"
     script += "try:\n    m.main()\nexcept SystemExit: pass\n"
@@ -56,9 +49,9 @@ def test_version_is_of_all_that_numbers_depend_on(skerch):
         assert f"{name} {version}" in out
 
 
-def test_a_users_own_model_in_one_file(tmp_path):
-    (problem,) = code_blocks(ROOT / "docs" / "own_model.md", "python")
-    (experiment,) = code_blocks(ROOT / "docs" / "own_model.md", "yaml")
+def test_a_users_own_model_in_one_file(tmp_path, blocks):
+    (problem,) = (text for language, text in blocks("own_model.md") if language == "python")
+    (experiment,) = (text for language, text in blocks("own_model.md") if language == "yaml")
     assert len(problem.splitlines()) <= 20
     folder = tmp_path / "mine"
     folder.mkdir()
