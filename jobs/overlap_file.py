@@ -12,7 +12,7 @@ from typing import Any
 from skerch.analysis.results import HessianResults
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
-from skerch.jobs.run_dir import StepDir
+from skerch.jobs.run_dir import StepDir, command
 
 
 def write(path: Path, results: HessianResults, manifests: Sequence[str]) -> None:
@@ -31,7 +31,8 @@ def read(path: Path) -> HessianResults:
         content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
         intact = content.pop("hash") == _hash(content)
     except FileNotFoundError:
-        raise SkerchError(f"{path} is missing; run the same command again to make it.") from None
+        see = command("status", path.parents[2])
+        raise SkerchError(f"{path} is missing; see: {see}") from None
     except (OSError, ValueError, TypeError, LookupError, AttributeError):
         intact = False
     if not intact:

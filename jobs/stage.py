@@ -23,7 +23,7 @@ from skerch.errors import SkerchError
 from skerch.files import print_always, refusals_named
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.ranges import parse_ranges
-from skerch.jobs.run_dir import RunDir, StepDir, method_name
+from skerch.jobs.run_dir import RunDir, StepDir, command, method_name
 from skerch.measurements.manifest import manifest_path, read
 from skerch.measurements.team import ALONE, Team
 
@@ -116,6 +116,8 @@ class Context:
         return self._of_these(self.directory.exact, ExactFile)
 
     def _of_these(self, path: Path, reader: Callable[[Path], Bound]) -> Bound:
+        if not path.exists():
+            raise StageError(f"{path} is missing; see: {command('status', self.run.path)}")
         file = reader(path)
         if not self.directory.measured(file.manifests):
             with file:

@@ -119,9 +119,9 @@ def test_a_run_that_is_not_done_has_what_is_there(small, reference):
     h = skerch.load(config.run_dir)[60, "test"]
     directory.overlap.unlink()
     assert len(h.eigenvalues) == 20
-    with pytest.raises(SkerchError, match=r"overlap\.json is missing; run"):
+    with pytest.raises(SkerchError, match=r"overlap\.json is missing; see: .* status run"):
         _ = h.overlap
     directory.eigh.unlink()
     assert "not decomposed yet" in repr(h)
-    with pytest.raises(SkerchError, match=r"eigh\.h5 is missing; run"):
+    with pytest.raises(SkerchError, match=r"eigh\.h5 is missing; see: .* status run"):
         _ = h.eigenvalues
