@@ -388,8 +388,10 @@ def _absolute_pattern(pattern: str, folder: Path) -> str:
         absolute = os.path.join(glob.escape(base), expanded)
         if "\0" not in pattern and matches(absolute):
             return absolute
+    braces = " ({step} alone stands for digits)" if set("{}") & set(pattern) else ""
     raise ConfigError(
-        f"training.checkpoints: no file matches {short(pattern)} in {' or in '.join(bases)}."
+        f"training.checkpoints: no file matches {short(pattern)} in {' or in '.join(bases)}"
+        f"{braces}."
     )
 
 

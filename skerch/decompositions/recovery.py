@@ -86,7 +86,8 @@ def check_size(size: int, inner: int) -> None:
     """Refuse more matvecs than the dimension: a dense matrix costs no more than N of them."""
     if inner > size:
         raise SkerchError(
-            f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size}."
+            f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size} "
+            "(it is twice outer, unless given)."
         )
 
 
