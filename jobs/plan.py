@@ -71,7 +71,7 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
 
     row("Hessian matvecs", sketch.inner + sketch.probes)
     row("measurement tasks", len(measuring) / hessians)
-    row("tasks", (len(tasks) - 1) / hessians)
+    table.add_row("tasks, and the training", f"{(len(tasks) - 1) // hessians:,}", f"{len(tasks):,}")
     if RunDir(config.run_dir).config.exists():
         table.add_row("tasks, already done", "", f"{len(tasks) - len(pipeline.missing(tasks)):,}")
     row("files", sum(len(task.outputs) for task in tasks[1:]) / hessians)
