@@ -273,13 +273,14 @@ class _Session:
 
     def _require_same_loss(self, step: int, model: nn.Module) -> None:
         """Refuse to add to what was recorded with another loss."""
+        tolerance = rounding(next(model.parameters()).dtype)
         for entry in self.state.log:
             for split in self.datapoints if entry["step"] == step else ():
                 was = entry.get(split, {}).get("hessian_batch_loss")  # older logs have none
                 if was is None:
                     continue
                 now = self._hessian_batch_loss(model, split)
-                if not abs(now - was) <= rounding(torch.float32) * abs(was):
+                if not abs(now - was) <= tolerance * abs(was):
                     raise TrainingError(
                         f"The problem's loss is no longer that of the training in {self.run.path} "
                         f"(step {step}, split {split}: it was {was:.6g} and is {now:.6g}), so that "
