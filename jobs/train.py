@@ -189,7 +189,13 @@ class _Session:
         for step in old["steps"]:
             self.recorded[step] = recorded.load_column(self.run, step)
             model = recorded.load_model(self.run, self.problem, step).to(self.device)
-            self._require_same_loss(step, model)
+            losses = {  # older logs have none
+                split: figures["hessian_batch_loss"]
+                for entry in self.state.log
+                for split, figures in entry.items()
+                if entry["step"] == step and split != "step" and "hessian_batch_loss" in figures
+            }
+            self._require_same_loss(model, step, losses)
             if any(not self._logged(step, split) for split in self.data):
                 self._log(step, model)
         self.state.columns = dict(self.recorded)
@@ -271,22 +277,18 @@ class _Session:
     def _logged(self, step: int, split: str) -> bool:
         return any(entry["step"] == step and split in entry for entry in self.state.log)
 
-    def _require_same_loss(self, step: int, model: nn.Module) -> None:
-        """Refuse to add to what was recorded with another loss."""
+    def _require_same_loss(self, model: nn.Module, step: int, losses: Mapping[str, float]) -> None:
+        """Refuse to go on with another loss than that of the `losses` by split."""
         tolerance = rounding(next(model.parameters()).dtype)
-        for entry in self.state.log:
-            for split in self.datapoints if entry["step"] == step else ():
-                was = entry.get(split, {}).get("hessian_batch_loss")  # older logs have none
-                if was is None:
-                    continue
-                now = self._hessian_batch_loss(model, split)
-                if not abs(now - was) <= tolerance * abs(was):
-                    raise TrainingError(
-                        f"The problem's loss is no longer that of the training in {self.run.path} "
-                        f"(step {step}, split {split}: it was {was:.6g} and is {now:.6g}), so that "
-                        "nothing can be added to it; what is there stays. Take the old code back, "
-                        "or set another run_dir."
-                    )
+        for split in self.datapoints.keys() & losses.keys():
+            was, now = losses[split], self._hessian_batch_loss(model, split)
+            if not abs(now - was) <= tolerance * abs(was):
+                raise TrainingError(
+                    f"The problem's loss is no longer that of the training in {self.run.path} "
+                    f"(step {step}, split {split}: it was {was:.6g} and is {now:.6g}), so that "
+                    "nothing can be added to it; what is there stays. Take the old code back, "
+                    "or set another run_dir."
+                )
 
     def _compare(self, step: int) -> None:
         """Refuse to go on from other parameters than those that are recorded at a step."""
@@ -389,6 +391,7 @@ class _Session:
             "optimizer": self.optimizer.state_dict(),
             "threads": torch.get_num_threads(),
             "step": self.state.step,
+            "losses": {s: self._hessian_batch_loss(self.model, s) for s in self.datapoints},
             "log": self.state.log,
             "columns": {step: asdict(self.state.columns[step]) for step in sorted(new)},
         }
@@ -407,6 +410,7 @@ class _Session:
             return
         self.threads = saved["threads"]
         self.model.load_state_dict(saved["model"])
+        self._require_same_loss(self.model, saved["step"], saved.get("losses", {}))
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state.step = saved["step"]
         self.state.log += [entry for entry in saved["log"] if entry not in self.state.log]

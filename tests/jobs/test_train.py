@@ -4,6 +4,7 @@ import json
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -92,10 +93,10 @@ NOISY = [
 ]
 
 
-@pytest.mark.parametrize("fail_at", [3, 19, 27, 44])
+@pytest.mark.parametrize("fail_at", [3, 33, 47, 84])
 def test_a_killed_training_goes_on_to_the_same_bits(fail_at, start, monkeypatch):
     """Killed in the first evaluation, within an epoch of six steps, in the second evaluation, and
-    after it. (An evaluation takes twelve losses, a step one.)"""
+    after it. (An evaluation takes twelve losses, a step one, and a checkpoint two.)"""
     monkeypatch.setattr(stage, "CHECKPOINT_SHARE", math.inf)
     runs = {}
     for name, problem in (("whole", noisy()), ("killed", noisy(fail_at))):
@@ -113,12 +114,16 @@ def test_a_killed_training_goes_on_to_the_same_bits(fail_at, start, monkeypatch)
     assert whole.log.read_text() == killed.log.read_text()
 
 
-def test_the_resumed_training_does_not_start_over(start, monkeypatch):
+def test_the_resumed_training_does_not_start_over_nor_go_on_with_another_loss(start, monkeypatch):
     monkeypatch.setattr(stage, "CHECKPOINT_SHARE", math.inf)
     run, config = start("run", *NOISY)
-    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy(44))
+    monkeypatch.setattr(stage, "load_problem", lambda *_: noisy(84))
     with pytest.raises(KeyboardInterrupt):
         train(run, config, checkpoint_seconds=0)
+    edited = replace(noisy(), loss_fn=lambda *call: 1.01 * noisy().loss_fn(*call))
+    monkeypatch.setattr(stage, "load_problem", lambda *_: edited)
+    with pytest.raises(TrainingError, match=r"no longer that of the training.*\(step 19, split"):
+        train(run, config)
     steps = []
     monkeypatch.setattr(stage, "load_problem", lambda *_: noisy())
     train(run, config, progress=lambda done, total, text: steps.append(done))
