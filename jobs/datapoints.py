@@ -42,7 +42,8 @@ def batches(dataset: Any, indices: Iterable[Tensor]) -> Iterator[Any]:
     many = getattr(dataset, "__getitems__", None)
     for chosen in indices:  # a DataLoader would draw a seed, on torch's default device
         numbers = chosen.tolist()
-        batch = default_collate(many(numbers) if many else [dataset[i] for i in numbers])
+        with user_code("The problem's samples do not make a batch"):
+            batch = default_collate(many(numbers) if many else [dataset[i] for i in numbers])
         yield tuple(batch) if isinstance(batch, list) else batch
 
 

@@ -109,8 +109,8 @@ def prepare(config: Config, step: int | None, split: str | None) -> Context:
         with user_code("The loss cannot be computed"):
             hessian_operator(config, inputs).loss()
         with user_code(
-            "The loss cannot be differentiated twice in float64, as exhaustive does; what it makes "
-            "must have the dtype of the parameters or the batch"
+            "The loss cannot be differentiated twice in float64, as exhaustive does (what it makes "
+            "must have the dtype of the parameters or the batch)"
         ):
             next(hessian_rows(*_in_float64(config, inputs)))
     return context

@@ -10,6 +10,7 @@ import torch
 
 from skerch.curvature.batching import split_batch, to_device
 from skerch.curvature.hessian import HessianOperator
+from skerch.curvature.parameters import as_precision
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import difference, identity
@@ -139,10 +140,7 @@ def hessian_operator(
     data = to_device(inputs.data, device, dtype)
     model = inputs.model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
-        if tensor.is_complex():
-            tensor.data = tensor.data.to(dtype.to_complex())
-        elif tensor.is_floating_point():
-            tensor.data = tensor.data.to(dtype)
+        tensor.data = as_precision(tensor.data, dtype)
     return HessianOperator(
         model,
         split_batch(data, hessian.batch_size) if hessian.batch_size else [data],

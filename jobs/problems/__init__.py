@@ -172,7 +172,7 @@ def user_code(what: str) -> Iterator[None]:
     except SkerchError:
         raise
     except (Exception, SystemExit) as error:  # the code is the user's: it may raise anything
-        raise ConfigError(f"{what}: {describe(error)}.") from error
+        raise ConfigError(f"{what}: {describe(error).rstrip('.')}.") from error
 
 
 def describe(error: BaseException) -> str:

@@ -19,22 +19,44 @@ from __future__ import annotations
 import math
 import re
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext, suppress
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.overrides import TorchFunctionMode
 
-from skerch.curvature.batching import join_batches, tensor_shapes
+from skerch.curvature.batching import join_batches, split_batch, tensor_shapes
+from skerch.curvature.parameters import as_precision
 from skerch.errors import SkerchError
 from skerch.rounding import rounding
 
 if TYPE_CHECKING:
     from skerch.curvature.hessian import HessianOperator
 
-STEPS = {torch.float64: 1e-8, torch.float32: 3e-3}  # of differences, relative to ‖θ‖
-COARSE = 0.03  # relative error of differences of gradients in float32
+Result = TypeVar("Result")
+
+FEW = 32  # examples, for what costs more in float64
+LOST = 0.1  # share of a product that rounding may take
+
+
+@dataclass(frozen=True)
+class _Precision:
+    """How well differences of gradients tell a product in a dtype."""
+
+    step: float  # along v, relative to ‖θ‖
+    other: float  # a step whose differences are the same unless they tell nothing
+    wrong: float  # relative error that rounding does not explain …
+    small: float  # … of a parameter's rows of H v, of at least this share of its norm
+
+
+PRECISIONS = {
+    torch.float64: _Precision(2e-9, 6e-8, 1e-3, 0.01),
+    torch.float32: _Precision(3e-3, 8e-4, 0.03, 1.0),  # where a network knows no other
+}
 
 
 class CheckError(SkerchError):
@@ -50,6 +72,7 @@ def require(op: HessianOperator) -> None:
 def same_twice(op: HessianOperator) -> str:
     """The loss is finite, comes out the same again, and changes nothing in the network."""
     state = dict(op.model.named_parameters()) | dict(op.model.named_buffers())
+    state = {name: tensor for name, tensor in state.items() if tensor.layout == torch.strided}
     before = {name: tensor.detach().clone() for name, tensor in state.items()}
     first, second = op.loss(), op.loss()
     for name, tensor in state.items():
@@ -57,14 +80,14 @@ def same_twice(op: HessianOperator) -> str:
             with torch.no_grad():
                 tensor.copy_(before[name])
             raise CheckError(
-                f"The forward pass changes {name}; batch norm and the like must use their running "
-                "statistics (model.eval()), or not keep any (track_running_stats=False)."
+                f"The forward pass changes {name}; batch norm, spectral norm and the like must use "
+                "what they keep (model.eval()), or keep nothing (track_running_stats=False)."
             )
     if not math.isfinite(first):
         raise CheckError(
             f"The loss is {first}; check the data and the learning rate, or take an earlier step."
         )
-    if abs(first - second) > 0.1 * rounding(op.dtype) * abs(first):
+    if abs(first - second) > min(10 * torch.finfo(op.dtype).eps, 0.01) * abs(first):
         raise CheckError(
             f"The loss of the same parameters and data is {first!r} and then {second!r}; switch "
             "off dropout and other randomness (model.eval()), and give the same batches each time "
@@ -80,11 +103,13 @@ def reached(op: HessianOperator) -> str:
     without = {n: p for (n, p), g in zip(op.params.items(), grads, strict=True) if g is None}
     if not without:
         return "the gradient reaches every parameter"
-    noisy = {
-        name: p.detach() + 0.1 * (p.detach().abs() + 0.1) * _gaussian(p.shape, index, p)
-        for index, (name, p) in enumerate(without.items())
-    }
-    before, after = one.loss(), float(_loss_at(one, noisy).detach())
+    before = one.loss()
+
+    def loss_beside(wide: HessianOperator) -> float:
+        _nudge([wide.params[name] for name in without])
+        return wide.loss()
+
+    after = _at_copies(op, op.first_batch(), None, loss_beside)
     names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
     if abs(after - before) > 0.1 * rounding(op.dtype) * abs(before):
         raise CheckError(
@@ -108,22 +133,26 @@ def combined(op: HessianOperator) -> str:
     if not rest:
         return "all the data are in one batch"
     ((last_weight, last),) = rest
+    share = weight / (weight + last_weight)
     try:
         both = join_batches(first, last)
-        whole = _loss_and_gradient(op.restricted(both))
+        error = _apart(op, (both, first, last), share)
     except Exception as reason:  # batches that do not fit, or whatever a loss of them raises
         return f"whether batches combine is not known, as two cannot be joined ({reason})"
     alike = tensor_shapes(first) == tensor_shapes(last)
     if alike and weight == last_weight == op.batch_weight(both):
         return "batches weigh alike"  # and were joined along something else than examples
-    share = weight / (weight + last_weight)
-    parts = [_loss_and_gradient(op.restricted(batch)) for batch in (first, last)]
-    error = 0.0
-    for joint, a, b in zip(whole, *parts, strict=True):
-        scale = share * float(a.norm()) + (1 - share) * float(b.norm())
-        off = float((joint - share * a - (1 - share) * b).norm())
-        error = max(error, off / max(scale, 1e-300))
-    if error > rounding(op.dtype):
+    allowed = rounding(op.dtype)
+    if error > rounding(torch.float32):  # in half precisions, and under autocast, by rounding?
+        with suppress(Exception):
+            error = _at_copies(
+                op,
+                first,
+                torch.float64,
+                lambda wide: _apart(wide, (both, first, last), share, torch.float64),
+            )
+            allowed = rounding(torch.float32)
+    if error > allowed:
         raise CheckError(
             "Batches do not combine: the loss of two together is not the mean of theirs, weighted "
             f"by batch_weight; it is off by {error:.1g}. Where the loss is a sum, take the mean; "
@@ -134,11 +163,30 @@ def combined(op: HessianOperator) -> str:
     return f"batches combine to {error:.0e}"
 
 
+def _apart(
+    op: HessianOperator, batches: Sequence[Any], share: float, dtype: torch.dtype | None = None
+) -> float:
+    """How far the loss and gradient of the first batch are from the mean of the other two's."""
+    parts = [_loss_and_gradient(op.restricted(batch, dtype)) for batch in batches]
+    error = 0.0
+    for joint, a, b in zip(*parts, strict=True):
+        scale = share * float(a.norm()) + (1 - share) * float(b.norm())
+        off = float((joint - share * a - (1 - share) * b).norm())
+        error = max(error, off / max(scale, 1e-300))
+    return error
+
+
 def second_derivative(op: HessianOperator) -> str:
-    """On the first batch, products are finite, symmetric, and those of differences of gradients."""
-    one = op.restricted(op.first_batch())
-    u, v = (_gaussian((op.shape[0],), index, one.vector()) for index in range(2))
-    u, v = u / u.norm(), v / v.norm()
+    """On the first batch, products are finite, symmetric, and those of differences of gradients.
+
+    The latter is asked of a few examples. Their products are held against differences at θ. Where
+    these tell another product, as they do where a unit is exactly at its kink or float32 has lost
+    digits, both are taken anew in float64, beside θ: what is wrong there is wrong, and the rest is
+    rounding.
+    """
+    batch = op.first_batch()
+    one, few = op.restricted(batch), _few(op, batch)
+    u, v = (_direction(one, index) for index in range(2))
     Hu, Hv = (one @ u).double(), (one @ v).double()
     if not bool(torch.isfinite(Hu).all() and torch.isfinite(Hv).all()):
         raise CheckError(
@@ -147,24 +195,54 @@ def second_derivative(op: HessianOperator) -> str:
         )
     scale = max(float(Hu.norm()), float(Hv.norm()), 1e-300)
     asymmetry = abs(float(u.double() @ Hv - v.double() @ Hu)) / scale
-    error, settled = _differences(one, v, Hv)
-    advice = (
-        "PyTorch's second derivative of an operation of this model is wrong or leaves something "
-        "out (weight_norm, once_differentiable, fused losses that make gradients in the forward "
-        "pass), or it is lost to rounding. Replace the operation, or try float64 "
-        "(hessian.dtype=float64)."
-    )
-    if settled and error > max(10 * rounding(op.dtype), 0 if settled is torch.float64 else COARSE):
-        raise CheckError(
-            f"H v differs from the difference of gradients along v by {error:.1g} of its norm: "
-            f"{advice}"
+    told = f"products are finite, symmetric to {asymmetry:.0e}, and"
+    alike = "those of differences of gradients to"
+    H_few_v = Hv if few is batch else (op.restricted(few) @ v).double()
+    with suppress(Exception):  # whatever a network that has no float64 raises
+        error, slope = _at_copies(
+            op,
+            few,
+            torch.float64,
+            lambda wide: _errors(_difference(wide, v), H_few_v, wide),
         )
-    if asymmetry > rounding(op.dtype):
-        raise CheckError(f"|uᵀHv - vᵀHu| is {asymmetry:.1g} ‖u‖‖Hv‖, and H is symmetric: {advice}")
-    told = f"those of differences of gradients to {error:.0e}"
-    if not settled:
-        told = "not comparable with differences of gradients, which do not settle (kinks)"
-    return f"products are finite, symmetric to {asymmetry:.0e}, and {told}"
+        if max(error, slope, asymmetry) <= min(rounding(op.dtype), PRECISIONS[torch.float64].wrong):
+            return f"{told} {alike} {error:.0e}"
+    compared = _compared(op, few, v)
+    if compared is None:
+        if asymmetry > rounding(op.dtype):
+            raise CheckError(
+                f"|uᵀHv - vᵀHu| is {asymmetry:.1g} ‖u‖‖Hv‖, and H is symmetric: an operation of "
+                "this model has a wrong second derivative, or rounding has lost it. Replace the "
+                "operation, or try float64 (hessian.dtype=float64)."
+            )
+        return f"{told} not comparable with differences of gradients, which do not settle (kinks)"
+    error, slope, exact = compared
+    wrong = PRECISIONS[op.dtype if exact is None else torch.float64].wrong
+    if error > wrong:
+        raise CheckError(
+            f"H v differs from the difference of gradients along v by {error:.1g} of its norm: an "
+            "operation of this model has a wrong or incomplete second derivative (weight_norm, "
+            "once_differentiable, detach, straight-through estimators, fused losses that make "
+            "gradients in the forward pass). Replace it."
+        )
+    if slope > wrong:
+        raise CheckError(
+            f"The gradient along v differs from the difference of losses by {slope:.1g} of it: an "
+            "operation of this model has a backward pass that is not its derivative (detach, "
+            "straight-through estimators, hooks on gradients). Replace it."
+        )
+    lost = (
+        asymmetry
+        if exact is None
+        else float((H_few_v - exact).norm() / exact.norm().clamp(min=scale))
+    )
+    if max(lost, asymmetry) > max(LOST, rounding(op.dtype)):
+        raise CheckError(
+            f"Rounding takes {max(lost, asymmetry):.1g} of the norm of H v. Take float64 "
+            "(hessian.dtype=float64), or a step whose loss is not as near to zero."
+        )
+    digits = "" if exact is None else f", with {lost:.0e} of rounding"
+    return f"{told} {alike} {error:.0e} beside θ{digits}"
 
 
 GUARDS: tuple[Callable[[HessianOperator], str], ...] = (
@@ -206,90 +284,177 @@ def fingerprint(op: HessianOperator) -> dict[str, float]:
     return {"loss": op.loss(), "‖Hv‖": float(Hv.norm()), "vᵀHv": float(v.double() @ Hv)}
 
 
-def _differences(one: HessianOperator, v: Tensor, Hv: Tensor) -> tuple[float, torch.dtype | None]:
-    """|difference of gradients - Hv| over the larger of both, and the dtype that it was had in.
+def _few(op: HessianOperator, batch: Any) -> Any:
+    """A few of a batch's examples; all where they cannot be taken apart, or have no loss."""
+    with suppress(Exception):  # whatever a loss that wants another number of examples raises
+        few = split_batch(batch, FEW)[0]
+        if math.isfinite(op.restricted(few).loss()):
+            return few
+    return batch
 
-    In float64 if the network can do that, else in its own. Where two steps give other differences,
-    as across a kink, they tell nothing: None.
+
+def _compared(
+    op: HessianOperator, batch: Any, v: Tensor
+) -> tuple[float, float, Tensor | None] | None:
+    """The errors of products and gradients beside θ, and H v at θ, all in float64.
+
+    In the operator's dtype, without that H v, if the network has no other. None where they tell
+    nothing, as other steps give other differences.
     """
-    for dtype in dict.fromkeys((torch.float64, one.dtype)):
-        if dtype not in STEPS:
-            break
-        step = STEPS[dtype] * max(float(one.vector().double().norm()), 1e-3)
-        try:
-            found, noise = _difference(one, v, step, dtype)
-        except Exception:  # whatever a network that has no such dtype raises
-            continue
-        scale = max(float(found.norm()), float(Hv.norm()), noise, 1e-300)
-        error = float((found - Hv).norm()) / scale
-        if error <= rounding(one.dtype):
-            return error, dtype
-        again, more_noise = _difference(one, v, step / 4, dtype)
-        unsettled = float((found - again).norm()) + noise + more_noise
-        return error, dtype if unsettled < error * scale / 4 else None
-    return math.nan, None
+    for dtype in dict.fromkeys((torch.float64, op.dtype)):
+        for nudged in (True, False):  # for networks that are not finite beside θ
+
+            def compare(
+                wide: HessianOperator, nudged: bool = nudged
+            ) -> tuple[Tensor, Tensor, _Difference, _Difference, float, float]:
+                exact = (wide @ v.to(wide.dtype)).double()
+                if nudged:
+                    _nudge(list(wide.params.values()))
+                Hv = (wide @ v.to(wide.dtype)).double()
+                found, again = _difference(wide, v), _difference(wide, v, other=True)
+                return exact, Hv, found, again, *_errors(found, Hv, wide)
+
+            try:
+                exact, Hv, found, again, error, slope = _at_copies(op, batch, dtype, compare)
+            except Exception:  # whatever a network that has no such dtype raises
+                break
+            change = float((found.curvature - again.curvature).norm()) + found.noise + again.noise
+            apart = abs(again.slope - again.expected)
+            if not abs(found.slope - again.slope) < min(apart, abs(again.slope)) / 10:
+                slope = 0.0  # or there are too few digits to say so
+            settled = change <= float((found.curvature - Hv).norm()) / 4
+            if math.isfinite(error + slope) and (settled or error <= PRECISIONS[dtype].wrong):
+                return error, slope, exact if dtype == torch.float64 else None
+    return None
 
 
-def _difference(
-    one: HessianOperator, v: Tensor, step: float, dtype: torch.dtype
-) -> tuple[Tensor, float]:
-    """(∇L(θ + step v) - ∇L(θ - step v)) / (2 step), and the part of it that may be rounding."""
-    pieces = torch.split(v.to(dtype), [p.numel() for p in one.params.values()])
-    state = {**dict(one.model.named_parameters()), **dict(one.model.named_buffers())}
-    tensors = {
-        name: tensor.detach().to(dtype, copy=True)
-        for name, tensor in state.items()
-        if tensor.is_floating_point()
-    }
+@dataclass(frozen=True)
+class _Difference:
+    """Of losses and gradients on both sides of θ, along v."""
+
+    curvature: Tensor  # (N,), (∇L(θ + hv) - ∇L(θ - hv)) / 2h
+    noise: float  # the part of its norm that may be rounding
+    slope: float  # (L(θ + hv) - L(θ - hv)) / 2h
+    expected: float  # gᵀv
+
+
+def _difference(wide: HessianOperator, v: Tensor, other: bool = False) -> _Difference:
+    """By the step of the operator's dtype, or by the other one."""
+    how = PRECISIONS[wide.dtype]
+    step = (how.other if other else how.step) * max(float(wide.vector().double().norm()), 1e-3)
+    at = [p.detach().clone() for p in wide.params.values()]
+    pieces = torch.split(v.to(wide.dtype), [p.numel() for p in at])
     sides = []
-    for sign in (step, -step):
-        moved = {
-            name: (tensors[name] + sign * piece.view_as(tensors[name])).requires_grad_()
-            for name, piece in zip(one.params, pieces, strict=True)
-        }
-        loss = _loss_at(one, tensors | moved, dtype)
-        sides.append(_flat(torch.autograd.grad(loss, list(moved.values()), allow_unused=True), one))
-    noise = 100 * torch.finfo(dtype).eps * float(sides[0].norm() + sides[1].norm()) / step
-    return (sides[0] - sides[1]) / (2 * step), noise
+    for h in (step, -step):
+        for p, center, piece in zip(wide.params.values(), at, pieces, strict=True):
+            p.data = center + h * piece.view_as(center)
+        sides.append(_loss_and_gradient(wide))
+    for p, center in zip(wide.params.values(), at, strict=True):
+        p.data = center
+    (ahead, g), (behind, f) = sides
+    eps = 100 * torch.finfo(wide.dtype).eps / step
+    noise = eps * float(g.norm() + f.norm())
+    slope, expected = float(ahead - behind) / (2 * step), float((g + f) @ v.double()) / 2
+    return _Difference((g - f) / (2 * step), noise, slope, expected)
 
 
-class _Loss(nn.Module):
-    """The loss of an operator's first batch, as a module around the operator's."""
+def _errors(found: _Difference, Hv: Tensor, wide: HessianOperator) -> tuple[float, float]:
+    """Relative errors of H v, the largest of a parameter's rows, and of gᵀv."""
+    sizes = [p.numel() for p in wide.params.values()]
+    whole = PRECISIONS[wide.dtype].small * max(
+        float(Hv.norm()), float(found.curvature.norm()), 1e-300
+    )
+    error = max(
+        float((x - y).norm()) / (float(x.norm()) + whole)
+        for x, y in zip(torch.split(found.curvature, sizes), torch.split(Hv, sizes), strict=True)
+    )
+    steepest = max(abs(found.slope), abs(found.expected), 1e-300)
+    return error, abs(found.slope - found.expected) / steepest
 
-    def __init__(self, one: HessianOperator):
+
+class _Meanwhile(nn.Module):
+    """A network, and work that is done while it has other tensors."""
+
+    def __init__(self, model: nn.Module, work: Callable[[], Any]):
         super().__init__()
-        self.model = one.model
-        self.loss = one.first_loss
+        self.model = model
+        self.work = work
 
-    def forward(self, dtype: torch.dtype | None) -> Tensor:
-        return self.loss(dtype)
+    def forward(self) -> Any:
+        return self.work()
 
 
-def _loss_at(
-    one: HessianOperator, tensors: Mapping[str, Tensor], dtype: torch.dtype | None = None
-) -> Tensor:
-    """The loss of the first batch, in `dtype`, where the network has other tensors, by name.
+def _at_copies(
+    op: HessianOperator,
+    batch: Any,
+    dtype: torch.dtype | None,
+    work: Callable[[HessianOperator], Result],
+) -> Result:
+    """What work(operator) gives for the operator of a batch at copies of the network's tensors.
 
-    The network's own stay untouched: even another dtype of a parameter, restored after, would cut
-    it off from graphs that somebody else holds.
+    They are in `dtype`, as the batch is, if given. The network's own stay untouched: even another
+    dtype of a parameter, restored after, would cut it off from graphs that somebody else holds.
     """
+    wide = op.restricted(batch, dtype)
+    state = {**dict(op.model.named_parameters()), **dict(op.model.named_buffers())}
+    tensors = {
+        name: (tensor.detach() if dtype is None else as_precision(tensor.detach(), dtype)).clone()
+        for name, tensor in state.items()
+    }
+    wide.params = {name: tensors[name].requires_grad_() for name in op.params}  # type: ignore[misc]
+
+    def within() -> Result:
+        with _Wide() if dtype == torch.float64 else nullcontext():
+            return work(wide)
+
     named = {f"model.{name}": tensor for name, tensor in tensors.items()}
-    loss: Tensor = functional_call(_Loss(one), named, (dtype,))
-    return loss
+    result: Result = functional_call(_Meanwhile(op.model, within), named, ())
+    return result
+
+
+class _Wide(TorchFunctionMode):
+    """Within, what a network converts to float32 and the like becomes float64."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.float, Tensor.half, Tensor.bfloat16):
+            return args[0].double()
+
+        def wide(argument: Any) -> Any:
+            narrow = isinstance(argument, torch.dtype) and argument.is_floating_point
+            return torch.float64 if narrow else argument
+
+        return func(*map(wide, args), **{k: wide(a) for k, a in (kwargs or {}).items()})
+
+
+def _nudge(parameters: list[Any]) -> None:
+    """Move parameters by a tenth of themselves, or a hundredth, in new memory."""
+    for index, parameter in enumerate(parameters):
+        noise = _gaussian(parameter.shape, index, parameter)
+        parameter.data = parameter.data + 0.1 * (parameter.data.abs() + 0.1) * noise
 
 
 def _loss_and_gradient(one: HessianOperator) -> list[Tensor]:
-    """The loss (1,) and the gradient (N,) of an operator's first batch, in float64."""
+    """The loss (1,) and the gradient (N,) of an operator of one batch, in float64."""
     loss, grads = one.gradients()
-    return [loss.detach().double().reshape(1), _flat(grads, one)]
+    parts = [
+        (torch.zeros_like(p) if g is None else g.detach().to_dense()).double().flatten()
+        for p, g in zip(one.params.values(), grads, strict=True)
+    ]
+    return [loss.detach().double().reshape(1), torch.cat(parts)]
 
 
-def _flat(grads: Sequence[Tensor | None], one: HessianOperator) -> Tensor:
-    """A gradient by parameter as one vector (N,) in float64, zero where there is none."""
-    parts = zip(one.params.values(), grads, strict=True)
-    return torch.cat(
-        [(torch.zeros_like(p) if g is None else g).double().flatten() for p, g in parts]
-    )
+def _direction(one: HessianOperator, index: int) -> Tensor:
+    """A unit vector, always the same one for an index, in which all parameters weigh alike.
+
+    Of embeddings it leaves out padding, to which torch gives no gradient, whatever the loss.
+    """
+    parts = [_gaussian(p.shape, index, p) for p in one.params.values()]
+    for module in one.model.modules():
+        for p, part in zip(one.params.values(), parts, strict=True):
+            if isinstance(module, nn.Embedding) and module.weight is p:
+                part[[] if module.padding_idx is None else module.padding_idx] = 0
+    units = [part.flatten() / part.double().norm().clamp(min=1e-300) for part in parts]
+    return torch.cat(units) / math.sqrt(len(units))
 
 
 def _gaussian(shape: tuple[int, ...], index: int, like: Tensor) -> Tensor:

@@ -75,4 +75,4 @@ def hessian_rows(
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
-    return torch.cat([part.flatten() for part in parts])
+    return torch.cat([part.to_dense().flatten() for part in parts])

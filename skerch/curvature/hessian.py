@@ -177,9 +177,15 @@ class HessianOperator(LinearOperator):
             if not before:
                 self._kept = None
 
-    def restricted(self, batch: Any) -> HessianOperator:
-        """The operator of one batch alone, one vector after the other, without the checks."""
+    def restricted(self, batch: Any, dtype: torch.dtype | None = None) -> HessianOperator:
+        """The operator of one batch alone, one vector after the other, without the checks.
+
+        With a `dtype` it is of a network that is in that dtype meanwhile, as the batch is.
+        """
         one = copy.copy(self)
+        one.dtype = dtype or self.dtype
+        if dtype is not None:
+            batch = to_device(batch, self.device, dtype)
         one.data, one.strategy, one.chunk_size, one.check = [batch], "loop", 1, False
         one.memory_format = "preserve" if self.memory_format == "auto" else self.memory_format
         one._frozen, one._kept = False, None
@@ -208,15 +214,11 @@ class HessianOperator(LinearOperator):
         """The first batch of positive weight."""
         return next(self.data_batches())[1]
 
-    def first_loss(self, dtype: torch.dtype | None = None) -> Tensor:
-        """The loss of the first batch with its graph; the batch converted to `dtype`, if given."""
-        with _differentiating():
-            batch = to_device(self.first_batch(), self.device, dtype)
-            return self._batch_loss(batch, self.memory_format)
-
     def gradients(self) -> tuple[Tensor, list[Tensor | None]]:
-        """The loss of the first batch, and its gradient by parameter, None where it has none."""
-        return self._gradients(self.first_loss(), create_graph=False)
+        """The loss of the first batch and its gradient by parameter, None where it has none."""
+        with _differentiating():
+            batch = to_device(self.first_batch(), self.device)
+            return self._gradients(batch, self.memory_format, create_graph=False)
 
     def resolve(self, block_size: int) -> backends.Choice:
         """Settle "auto" for blocks of `block_size` columns, and return what products will use.
@@ -310,10 +312,12 @@ class HessianOperator(LinearOperator):
         """Refuse a model whose parameters are others than those that were selected."""
         named = dict(self.model.named_parameters())
         for name, parameter in self.params.items():
-            if named.get(name) is not parameter:
+            kind = (parameter.dtype, parameter.device, parameter.requires_grad)
+            if named.get(name) is not parameter or kind != (self.dtype, self.device, True):
                 raise SkerchError(
                     f"The model's parameter {name} is another one than when this operator was made "
-                    "(load_state_dict(assign=True), or a replaced layer); make the operator anew."
+                    "(load_state_dict(assign=True), a replaced layer, another dtype or device, "
+                    "requires_grad=False); make the operator anew."
                 )
 
     def _of_batch(self, weight: float, batch: Any, choice: backends.Choice) -> _BatchHessian:
@@ -330,8 +334,7 @@ class HessianOperator(LinearOperator):
         A parameter whose gradient has no graph has a zero row in H_b, by symmetry also a column.
         Before them: whether there is a gradient at all.
         """
-        loss = self._batch_loss(to_device(batch, self.device), memory_format)
-        _, grads = self._gradients(loss, create_graph=True)
+        _, grads = self._gradients(to_device(batch, self.device), memory_format, create_graph=True)
         kept = [
             (c, p, g)
             for c, p, g in zip(self._columns(), self.params.values(), grads, strict=True)
@@ -340,8 +343,11 @@ class HessianOperator(LinearOperator):
         reached = any(g is not None for g in grads)
         return reached, [c for c, _, _ in kept], [p for _, p, _ in kept], [g for _, _, g in kept]
 
-    def _gradients(self, loss: Tensor, *, create_graph: bool) -> tuple[Tensor, list[Tensor | None]]:
-        """A loss, and its gradient by parameter."""
+    def _gradients(
+        self, batch: Any, memory_format: str, *, create_graph: bool
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of a batch, which is on the device, and its gradient by parameter."""
+        loss = self._batch_loss(batch, memory_format)
         params = list(self.params.values())
         if not loss.requires_grad:
             return loss, [None] * len(params)

@@ -78,6 +78,13 @@ def check_shapes(model: Module) -> None:
             )
 
 
+def as_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A floating tensor in `dtype`, a complex one in that of two of these; others as they are."""
+    if tensor.is_complex():
+        return tensor.to(dtype.to_complex())
+    return tensor.to(dtype) if tensor.is_floating_point() else tensor
+
+
 def params_to_vector(params: Mapping[str, Tensor]) -> Tensor:
     """The parameters as one detached copy of shape (N,)."""
     return torch.cat([p.detach().reshape(-1) for p in params.values()])

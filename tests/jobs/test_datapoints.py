@@ -108,3 +108,9 @@ def test_first_takes_any_samples_as_many_as_there_are():
     assert batch[0].tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(ConfigError, match=r"hessian\.datapoints is 10, but .* only 9"):
         hessian_batch(Samples(bare), "train", Hessian(datapoints=10, subset="first"))
+
+
+def test_samples_of_several_shapes_are_refused_in_one_sentence():
+    ragged = [(torch.ones(2 + i % 2), i) for i in range(9)]
+    with pytest.raises(ConfigError, match=r"samples do not make a batch: .*equal size.*[^.]\.$"):
+        hessian_batch(ragged, "test", Hessian(datapoints=4, subset="first"))

@@ -5,12 +5,13 @@ import copy
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from skerch import HessianOperator, SkerchError, aslinearoperator, seigh
 from skerch.curvature import label_weight, supervised_loss
 from skerch.curvature.backends import DerivativeError, StrategyError
-from skerch.curvature.checks import CheckError
+from skerch.curvature.checks import CheckError, second_derivative
+from skerch.curvature.dense import hessian_rows
 
 CROSS_ENTROPY = supervised_loss(nn.functional.cross_entropy)
 
@@ -99,7 +100,7 @@ class Cube(nn.Module):
 
 def test_a_second_derivative_that_leaves_something_out_is_refused():
     model, x, y = make(Cube())
-    with pytest.raises(CheckError, match=r"differs from the difference of gradients .* float64"):
+    with pytest.raises(CheckError, match=r"differs from the difference of gradients .* Replace it"):
         seigh(HessianOperator(model, [(x, y)], CROSS_ENTROPY), outer=5)
     op = HessianOperator(model.float(), [(x.float(), y)], CROSS_ENTROPY)
     with pytest.raises(CheckError, match="differs from the difference of gradients"):
@@ -127,6 +128,105 @@ def test_a_network_that_knows_one_precision_is_checked_in_that():
         HessianOperator(model, [(x, y)], loss_fn).verify()
     model[1] = nn.Tanh()
     HessianOperator(model, [(x, y)], loss_fn).verify()
+
+
+class Branch(nn.Module):
+    """x + ε b(a(x)³) with the incomplete derivative of `Cube`, on two units of many."""
+
+    def __init__(self, ε: float):
+        super().__init__()
+        self.a, self.cube, self.b, self.ε = nn.Linear(5, 2), Cube(), nn.Linear(2, 5), ε
+
+    def forward(self, x):
+        return x + self.ε * self.b(self.cube(self.a(x)))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("how", ["small branch", "beside kinks", "float32 logits"])
+def test_a_wrong_derivative_does_not_hide(dtype, how):
+    """Not behind larger parts of the network, units at their kink, or other precisions."""
+    model, x, y = make(nn.ReLU(), Branch(0.01) if how == "small branch" else Cube())
+    if how == "beside kinks":
+        nn.init.zeros_(model[0].bias)
+        x[::2] = 0
+
+    def loss_fn(model, batch):
+        logits = model(batch[0])
+        logits = logits.to(torch.float32) if how == "float32 logits" else logits
+        return nn.functional.cross_entropy(logits, batch[1])
+
+    op = HessianOperator(model.to(dtype), [(x.to(dtype), y)], loss_fn)
+    with pytest.raises(CheckError, match="differs from the difference of gradients"):
+        op.verify()
+    for layer in (model[2], getattr(model[2], "cube", None)):
+        if isinstance(layer, Cube):
+            layer.forward = torch.sin
+    op.verify()
+
+
+def test_rounding_is_no_wrong_derivative_unless_it_takes_all():
+    """A saturated softmax in float32: 1 - p has lost most of its digits."""
+    model, x, _ = make(nn.Tanh())
+    y = model(x).argmax(dim=1)
+    with torch.no_grad():
+        logits = model(x).sort(dim=1).values
+        model[2].weight *= 14 / (logits[:, 2] - logits[:, 1]).min()
+        model[2].bias *= 14 / (logits[:, 2] - logits[:, 1]).min()
+    batch = (x.float(), y)
+    told = second_derivative(HessianOperator(model.float(), [batch], CROSS_ENTROPY))
+    assert "beside θ, with" in told
+    assert CROSS_ENTROPY(model, batch) < 1e-6
+    with torch.no_grad():
+        model[2].weight *= 1.3
+        model[2].bias *= 1.3
+    with pytest.raises(CheckError, match=r"Rounding takes 0\.\d of the norm .*float64"):
+        HessianOperator(model, [batch], CROSS_ENTROPY).verify()
+    HessianOperator(model.double(), [(x, y)], CROSS_ENTROPY).verify()
+    nn.init.zeros_(model[2].weight)
+    model[2].bias.data = torch.tensor([20.0, 0.0, 0.0]).double()
+    with pytest.raises(CheckError, match=r"Rounding takes 0\.\d of the norm"):
+        HessianOperator(model.float(), [(x.float(), 0 * y)], CROSS_ENTROPY).verify()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_gradient_that_is_not_that_of_the_loss_is_refused(dtype):
+    model, x, y = make(nn.Tanh())
+    losses = {
+        "detach": lambda m, b: CROSS_ENTROPY(m, b) + m[2].weight.detach().square().sum(),
+        "scaled": lambda m, b: Twice.apply(CROSS_ENTROPY(m, b)),
+    }
+    for loss_fn in losses.values():
+        op = HessianOperator(model.to(dtype), [(x.to(dtype), y)], loss_fn)
+        with pytest.raises(CheckError, match="gradient along v differs from the difference of los"):
+            op.verify()
+
+
+class Twice(torch.autograd.Function):
+    """L, with the gradient of 2 L."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    def backward(ctx, g):
+        return 2 * g
+
+
+def test_batches_under_autocast_combine_but_for_rounding():
+    model, x, y = make(nn.GELU(), examples=40)
+
+    def loss_fn(model, batch):
+        with torch.autocast("cpu", torch.bfloat16):
+            logits = model(batch[0])
+        return nn.functional.cross_entropy(logits.float(), batch[1], reduction=reduction)
+
+    data = [(x[:30].float(), y[:30]), (x[30:].float(), y[30:])]
+    reduction = "mean"
+    HessianOperator(model.float(), data, loss_fn).verify()
+    reduction = "sum"
+    with pytest.raises(CheckError, match="Batches do not combine"):
+        HessianOperator(model.float(), data, loss_fn).verify()
 
 
 class Cut(nn.Module):
@@ -201,6 +301,45 @@ def test_products_in_inference_mode_are_those_outside():
     with torch.inference_mode():
         H = op @ torch.eye(43).double()
     torch.testing.assert_close(H, hessian(CROSS_ENTROPY(model, (x, y)), model))
+
+
+@pytest.mark.parametrize("change", ["double", "half", "frozen"])
+def test_parameters_that_became_others_are_refused_by_name(change):
+    model, x, y = make(nn.Tanh())
+    op = HessianOperator(model.float(), [(x.float(), y)], CROSS_ENTROPY)
+    op @ torch.ones(43)
+    {"double": model.double, "half": model.half, "frozen": model.requires_grad_}[change](
+        *[False] * (change == "frozen")
+    )
+    with pytest.raises(SkerchError, match=r"parameter 0\.weight is another one .* anew"):
+        op @ torch.ones(43)
+
+
+@pytest.mark.parametrize("sparse", [False, True])
+def test_padding_gets_no_gradient_and_is_let_through(sparse):
+    """The Hessian is that of the network with the padding's vector as a constant."""
+    torch.manual_seed(2)
+    embedding = nn.Embedding(6, 3, padding_idx=2, sparse=sparse)
+    nn.init.normal_(embedding.weight)
+    model, tokens = nn.Sequential(embedding, nn.Flatten(), nn.Linear(12, 3)), torch.arange(40) % 6
+    op = HessianOperator(
+        model.double(), [(tokens.view(10, 4), torch.arange(10) % 3)], CROSS_ENTROPY
+    )
+    told = second_derivative(op)
+    assert "gradients to" in told
+    H = op @ torch.eye(op.shape[0]).double()
+    assert not H[6:9].any()
+    assert not H[:, 6:9].any()
+    assert H[:6].any()
+    exact = torch.stack(list(hessian_rows(model, list(op.params), op.data[0], CROSS_ENTROPY)))
+    torch.testing.assert_close(H, exact)
+
+
+def test_a_shuffled_loader_of_all_the_data_is_let_through():
+    model, x, y = make(nn.Tanh())
+    data = DataLoader(TensorDataset(x.float(), y), 5, shuffle=True)
+    for _ in range(3):
+        HessianOperator(model.float(), data, CROSS_ENTROPY).verify()
 
 
 class Augmented(Dataset):
