@@ -15,6 +15,7 @@ import traceback
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from importlib.machinery import PathFinder
 from pathlib import Path
 from reprlib import repr as short
 from types import FrameType
@@ -32,6 +33,7 @@ if TYPE_CHECKING:
 OURS = (Path(skerch.__file__).parent, Path(__file__).parents[1])
 PYTHONS = Path(sysconfig.get_path("stdlib"))
 INSTALLED = {"site-packages", "dist-packages"}  # folders of libraries, wherever they lie
+_folders: set[str] = set()  # that factories were imported from
 _factories: set[str] = set()  # top-level modules of the user's factories, which may be installed
 
 
@@ -130,8 +132,8 @@ def _user(problem: Mapping[str, Any], problem_path: str | None) -> Callable[...,
     """The function of a `module:function`."""
     module_name, function_name = problem["factory"].split(":")
     _factories.add(module_name.partition(".")[0])
-    if problem_path is not None and problem_path not in sys.path:
-        sys.path.insert(0, problem_path)
+    if problem_path is not None:
+        _prefer(problem_path, module_name)
     with user_code(f"problem.factory {problem['factory']} cannot be imported"):
         module = importlib.import_module(module_name)
     function = getattr(module, function_name, None)
@@ -141,6 +143,22 @@ def _user(problem: Mapping[str, Any], problem_path: str | None) -> Callable[...,
             f"{function_name}."
         )
     return function
+
+
+def _prefer(folder: str, module_name: str) -> None:
+    """Have a module, and what it imports from there, come from a folder.
+
+    This process may have modules of the same names from other places, as of another run's problem.
+    """
+    sys.path[:] = [folder, *(path for path in sys.path if path != folder)]
+    top = module_name.partition(".")[0]
+    there = PathFinder.find_spec(top, [folder])
+    for name, loaded in list(sys.modules.items()):
+        file = getattr(loaded, "__file__", None) or ""
+        another = name == top and there and there.origin != file
+        if another or str(Path(file).parent) in _folders - {folder}:
+            del sys.modules[name]
+    _folders.add(folder)
 
 
 def _check_arguments(make: Callable[..., Any], arguments: Mapping[str, Any]) -> None:

@@ -213,6 +213,16 @@ def test_a_users_factory_comes_from_its_own_folder(module):
     assert parameters(problem) == 16
 
 
+def test_modules_of_one_name_in_two_folders_are_not_confused(module, tmp_path):
+    folders = [tmp_path / "a", tmp_path / "b", tmp_path / "c"]
+    for width, folder in enumerate(folders, start=3):
+        module(f"{folder.name}/own_layers", f"WIDTH = {width}")
+        module(f"{folder.name}/own_problem", OWN)
+    for folder in (folders[0], folders[1], folders[0], folders[2]):
+        problem = load_problem({"factory": "own_problem:make", "depth": 4}, str(folder))
+        assert parameters(problem) == 4 * (4 + folders.index(folder))
+
+
 @pytest.mark.parametrize(
     ("problem", "words"),
     [

@@ -198,7 +198,7 @@ def test_without_slurm_submit_says_so_and_leaves_nothing_to_wait_for(run, tmp_pa
 def test_run_refuses_while_jobs_live(waiting):
     refused = waiting.skerch("run", waiting.experiment, f"run_dir={waiting.path}", check=False)
     assert refused.returncode == 1
-    assert re.match(r"error: Jobs \d+, \d+, \d+, \d+ of \S+ are live", refused.stderr)
+    assert re.match(r"error: Jobs \d+-\d+ of \S+ are live", refused.stderr)
 
 
 def test_a_full_disk_is_said_before_a_job_is_submitted(run):
