@@ -52,6 +52,7 @@ def run(context: Context) -> None:
                 "to measure it anew."
             )
         require_same(op, array)
+        op.compare = array.manifest.round == 1 and blocks[0].index == 0  # once an array
         measurer = Measurer(array.manifest, device, range_file and range_file.columns)
 
         def measure(block: Block) -> dict[str, Tensor]:

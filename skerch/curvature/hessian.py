@@ -34,6 +34,7 @@ class _BatchHessian:
 
     weight: float
     choice: backends.Choice
+    loss: float
     reached: bool  # whether the loss has a gradient at all
     columns: list[slice]
     params: list[Tensor]
@@ -92,7 +93,8 @@ class HessianOperator(LinearOperator):
         memory_format: "channels_last" to have images, tensors of shape (n, c, h, w), in that
             format, which convolutions on many processors like better; "preserve" to have them as
             they come; "auto" to settle it with the strategy.
-        check: whether to see before the first product that it will be right.
+        check: whether to see before the first product that it will be right, and to compare the
+            first vectorised block with products one by one; the attribute `compare` is the latter.
 
     Attributes:
         params: the selected parameters by name.
@@ -157,7 +159,7 @@ class HessianOperator(LinearOperator):
         self.strategy = strategy
         self.chunk_size = chunk_size
         self.memory_format = memory_format
-        self.check = check
+        self.check = self.compare = check
         self._frozen = False
         self._kept: _BatchHessian | None = None
         self._compared: tuple[backends.Choice | None, int] = None, 0  # of so many vectors at once
@@ -203,6 +205,8 @@ class HessianOperator(LinearOperator):
 
     def loss(self) -> float:
         """The mean loss Σ_b w_b L_b / Σ_b w_b."""
+        if self._kept is not None:
+            return self._kept.loss
         with _differentiating():  # for a loss that itself takes derivatives
             terms = [
                 (w, w * float(self._batch_loss(batch, self.memory_format).detach()))
@@ -249,7 +253,7 @@ class HessianOperator(LinearOperator):
         times: dict[backends.Choice, float] = {}
         for memory_format in formats:
             with _differentiating():
-                _, _, params, grads = self._curved(batch, memory_format)
+                *_, params, grads = self._curved(batch, memory_format)
             choice, seconds = backends.fastest(choices, grads, params, vectors)
             times[replace(choice, memory_format=memory_format)] = seconds
             del params, grads  # the graph, before the next one's
@@ -300,7 +304,7 @@ class HessianOperator(LinearOperator):
     def _to_compare(self, choice: backends.Choice, vectors: int) -> bool:
         """Whether these are more vectors at once than were compared with products one by one."""
         width = min(vectors, choice.chunk_size)
-        if choice.strategy == "loop" or width == 1:
+        if choice.strategy == "loop" or width == 1 or not self.compare:
             return False
         known, most = self._compared
         if known == choice and most >= width:
@@ -321,27 +325,31 @@ class HessianOperator(LinearOperator):
                 )
 
     def _of_batch(self, weight: float, batch: Any, choice: backends.Choice) -> _BatchHessian:
-        reached, columns, params, grads = self._curved(batch, choice.memory_format)
+        loss, reached, columns, params, grads = self._curved(batch, choice.memory_format)
         prepare = backends.STRATEGIES[choice.strategy if grads else "loop"].prepare
         product = prepare(grads, params)
-        return _BatchHessian(weight, choice, reached, columns, params, grads, product)
+        return _BatchHessian(weight, choice, loss, reached, columns, params, grads, product)
 
     def _curved(
         self, batch: Any, memory_format: str
-    ) -> tuple[bool, list[slice], list[Tensor], list[Tensor]]:
+    ) -> tuple[float, bool, list[slice], list[Tensor], list[Tensor]]:
         """Columns, parameters and gradients, with their graph, where the gradient is not constant.
 
         A parameter whose gradient has no graph has a zero row in H_b, by symmetry also a column.
-        Before them: whether there is a gradient at all.
+        Before them: the loss, and whether there is a gradient at all.
         """
-        _, grads = self._gradients(to_device(batch, self.device), memory_format, create_graph=True)
+        loss, grads = self._gradients(
+            to_device(batch, self.device), memory_format, create_graph=True
+        )
         kept = [
             (c, p, g)
             for c, p, g in zip(self._columns(), self.params.values(), grads, strict=True)
             if g is not None and g.requires_grad
         ]
         reached = any(g is not None for g in grads)
-        return reached, [c for c, _, _ in kept], [p for _, p, _ in kept], [g for _, _, g in kept]
+        columns = [c for c, _, _ in kept]
+        params: list[Tensor] = [p for _, p, _ in kept]
+        return float(loss.detach()), reached, columns, params, [g for _, _, g in kept]
 
     def _gradients(
         self, batch: Any, memory_format: str, *, create_graph: bool
