@@ -16,7 +16,7 @@ demo: $(VENV)/.installed
 test: lint
 	if [[ "$(SLURM)" != no ]] && ((!EUID)) && type apt-get >/dev/null 2>&1; then \
 	  slurm/devcluster/install.sh 2>/dev/null || true; fi
-	$(BIN)/python -m pytest -m "not slow" --cov $(PYTEST_OPTIONS)
+	$(BIN)/python -m pytest -m "not slow" $(PYTEST_OPTIONS) --cov
 
 test-slow: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
