@@ -241,7 +241,7 @@ def anatomy(run_dir: Path) -> dict[str, float]:
     import torch
 
     lap("import torch")
-    importlib.import_module("skerch.jobs.task")
+    importlib.import_module("skerch.jobs.launchers.slurm.task")
     from skerch.jobs import measure, operators, pipeline, stage
     from skerch.jobs.run_dir import RunDir
     from skerch.measurements.array import MeasurementArray

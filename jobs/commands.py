@@ -43,8 +43,8 @@ def submit(
 ) -> None:
     """Give every missing task to Slurm, with the resources of cluster=NAME; again resumes."""
     from skerch.jobs.config import load
-    from skerch.jobs.submit import dry_run as show
-    from skerch.jobs.submit import submit
+    from skerch.jobs.launchers.slurm.submit import dry_run as show
+    from skerch.jobs.launchers.slurm.submit import submit
 
     (show if dry_run else submit)(load(experiment, overrides or []))
 
@@ -79,8 +79,8 @@ def results(
 
 def cancel(run_dir: Run) -> None:
     """Cancel all live jobs of a run; what is finished is kept."""
+    from skerch.jobs.launchers.slurm.submit import cancel
     from skerch.jobs.run_dir import find_run
-    from skerch.jobs.submit import cancel
 
     cancel(find_run(run_dir))
 

@@ -17,8 +17,8 @@ from skerch.analysis.results import HessianResults
 from skerch.files import sweep
 from skerch.jobs import console, launchers, overlap_file, pipeline, task_log
 from skerch.jobs.config import Config
+from skerch.jobs.launchers.slurm.observed import refuse_live
 from skerch.jobs.run_dir import RunDir, command, method_name
-from skerch.jobs.submitted import refuse_live
 
 Hessians: TypeAlias = Mapping[tuple[int, str], HessianResults | None]  # by step and split
 

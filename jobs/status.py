@@ -17,15 +17,15 @@ from rich.table import Table
 
 from skerch.errors import SkerchError
 from skerch.files import alive
-from skerch.jobs import journal, overlap_file, pipeline, task_log
+from skerch.jobs import overlap_file, pipeline, task_log
 from skerch.jobs.cluster import resources
 from skerch.jobs.config import Config
-from skerch.jobs.launchers import slurm
+from skerch.jobs.launchers.slurm import journal, scheduler
+from skerch.jobs.launchers.slurm.observed import PATIENCE, Submitted, observe
+from skerch.jobs.launchers.slurm.submit import RESUMING, next_memory
 from skerch.jobs.pipeline import Task
 from skerch.jobs.ranges import counted, format_ranges
 from skerch.jobs.run_dir import RunDir, StepDir, command, method_name
-from skerch.jobs.submit import RESUMING, next_memory
-from skerch.jobs.submitted import PATIENCE, Submitted, observe
 
 OUT_OF_MEMORY = "out of memory"
 KILLED = "killed or stopped, by someone or for lack of memory"
@@ -286,7 +286,7 @@ def _task(
     elif live is not None and element is not None:
         state = "pending" if element.pending else "running"
         reason = element.reason or element.node
-    elif slurm.ran_out_of_memory(element, attempt):
+    elif scheduler.ran_out_of_memory(element, attempt):
         state, reason = "failed", OUT_OF_MEMORY + (f": {error}" if error else "")
     elif element is not None and element.state != "COMPLETED":
         state, reason = "failed", error or element.outcome
@@ -302,7 +302,9 @@ def _task(
         state, reason = "running", f"process {process} of this machine"
     elif process:
         state, reason = "failed", f"its process {process} was {KILLED}"
-    lines = [line for line in attempt.splitlines() if line.strip() and not slurm.ECHO.match(line)]
+    lines = [
+        line for line in attempt.splitlines() if line.strip() and not scheduler.ECHO.match(line)
+    ]
     return {
         "id": task.id,
         "stage": task.stage,

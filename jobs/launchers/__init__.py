@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from importlib import import_module
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from skerch.jobs.config import Config, ConfigError
-from skerch.jobs.pipeline import Task
+if TYPE_CHECKING:  # a job's program is below this package, and imports nothing before its time
+    from skerch.jobs.config import Config
+    from skerch.jobs.pipeline import Task
 
 LAUNCHERS = ("local", "mpi")
 
@@ -26,11 +27,13 @@ class Report(Protocol):
     def ended(self, task: Task, error: str | None) -> None: ...
 
 
-Launch = Callable[[Config, list[Task], Report], dict[str, str]]
+Launch = Callable[["Config", "list[Task]", Report], dict[str, str]]
 
 
 def load(name: str) -> Launch:
     """The `launch` function of a launcher."""
+    from skerch.jobs.schema import ConfigError
+
     if name == "slurm":
         raise ConfigError("launcher.name=slurm: give it to Slurm by `python -m skerch submit`.")
     if name not in LAUNCHERS:

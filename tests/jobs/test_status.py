@@ -14,7 +14,7 @@ import pytest
 
 from skerch.jobs.binding import bind
 from skerch.jobs.config import load
-from skerch.jobs.launchers.slurm import Element
+from skerch.jobs.launchers.slurm.scheduler import Element
 from skerch.jobs.run_dir import RunDir
 
 PROBLEM = """

@@ -10,9 +10,8 @@ from dataclasses import replace
 
 import pytest
 
-from skerch.jobs import journal
-from skerch.jobs.journal import Submission
-from skerch.jobs.launchers import slurm
+from skerch.jobs.launchers.slurm import journal, scheduler
+from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.run_dir import RunDir
 
 STEP = "seigh.step-000020-test"
@@ -32,7 +31,7 @@ def run(reference, tmp_path):
         ("13", "decompose", None, ("12",)),
         ("14", "analyze", None, ("13",)),
     ):
-        token = slurm.new_token(run.path)
+        token = scheduler.new_token(run.path)
         submission = Submission(token, "seigh", f"{STEP}.{task}", indices, after=after)
         journal.record(run, replace(submission, when=time.time()))
         journal.record(run, replace(submission, job=job))

@@ -12,12 +12,13 @@ import time
 import pytest
 
 from skerch.jobs.cluster import Resources
-from skerch.jobs.journal import Submission
-from skerch.jobs.launchers.slurm import Element, script
+from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.observed import Submitted
+from skerch.jobs.launchers.slurm.scheduler import Element
+from skerch.jobs.launchers.slurm.script import script
+from skerch.jobs.launchers.slurm.submit import SubmitError, _line, next_memory
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.submit import SubmitError, _line, next_memory
-from skerch.jobs.submitted import Submitted
 
 LAYOUT, MEASURE = "seigh.step-000020-test.layout-1", "seigh.step-000020-test.measure-1"
 
@@ -29,7 +30,7 @@ def run(reference, tmp_path):
 
 
 def task(*arguments, **environment):
-    command = [sys.executable, "-m", "skerch.jobs.task", *map(str, arguments)]
+    command = [sys.executable, "-m", "skerch.jobs.launchers.slurm.task", *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, env=os.environ | environment)
 
 

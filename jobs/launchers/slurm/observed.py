@@ -7,10 +7,9 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 from skerch.errors import SkerchError
-from skerch.jobs import journal
-from skerch.jobs.journal import Submission
-from skerch.jobs.launchers import slurm
-from skerch.jobs.launchers.slurm import Element
+from skerch.jobs.launchers.slurm import journal, scheduler
+from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.scheduler import Element
 from skerch.jobs.ranges import format_ranges
 from skerch.jobs.run_dir import RunDir, command
 
@@ -26,7 +25,7 @@ class Submitted:
     """All submissions of a run, oldest first, and what the scheduler says of them."""
 
     history: list[Submission]
-    elements: slurm.Elements
+    elements: scheduler.Elements
 
     @cached_property
     def latest(self) -> dict[str, Submission]:
@@ -64,7 +63,7 @@ def observe(run: RunDir, patience: float) -> Submitted:
     history = journal.submissions(run)
     elements = {}
     if run.jobs.parent.exists():
-        elements = slurm.elements(run.path, history, patience)
+        elements = scheduler.elements(run.path, history, patience)
     return Submitted([_identified(s, elements) for s in history], elements)
 
 
@@ -82,7 +81,7 @@ def refuse_live(run: RunDir) -> None:
         )
 
 
-def _identified(submission: Submission, elements: slurm.Elements) -> Submission:
+def _identified(submission: Submission, elements: scheduler.Elements) -> Submission:
     """A submission with its job id, where the scheduler knows it."""
     if submission.job is not None:
         return submission

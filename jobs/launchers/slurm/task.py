@@ -1,6 +1,6 @@
 """One task of a run, as a job of a scheduler runs it: in its log, and by its id.
 
-    python -m skerch.jobs.task RUN TASK [--name seigh] [--first 0] [--requeues 10]
+    python -m skerch.jobs.launchers.slurm.task RUN TASK [--name seigh] [--first 0] [--requeues 10]
 
 With --first the job is an element of an array: its task is number FIRST + index of those whose ids
 begin with TASK.
@@ -33,7 +33,7 @@ def main() -> None:
     from skerch.errors import SkerchError
     from skerch.files import print_always, refusals_named
 
-    parser = argparse.ArgumentParser(prog="python -m skerch.jobs.task")
+    parser = argparse.ArgumentParser(prog="python -m skerch.jobs.launchers.slurm.task")
     parser.add_argument("run", type=Path, help="the run directory")
     parser.add_argument("task", help="the task's id; with --first, what it begins with")
     parser.add_argument("--name", help="the method's folder; default: that of the latest run")
@@ -56,19 +56,19 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> str | None:
     from skerch.jobs import pipeline
     from skerch.jobs.config import ConfigError
-    from skerch.jobs.launchers import slurm
     from skerch.jobs.launchers.local import run_task
+    from skerch.jobs.launchers.slurm import inside
     from skerch.jobs.run_dir import RunDir
     from skerch.jobs.stage import omp_threads
 
-    slurm.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
+    inside.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
     run = RunDir(options.run)
     config = run.grown(run.load(options.name))  # so that a job does what it was submitted for
-    threads = config.launcher.threads or omp_threads() or slurm.cpus()
+    threads = config.launcher.threads or omp_threads() or inside.cpus()
     config = replace(config, launcher=replace(config.launcher, threads=threads))
     wanted = options.task
     if options.first is not None:
-        wanted += f".{options.first + slurm.array_index()}"
+        wanted += f".{options.first + inside.array_index()}"
     tasks = {task.id: task for task in pipeline.tasks(config)}
     if wanted not in tasks:
         raise ConfigError(f"{options.run} has no task {wanted}.")

@@ -15,15 +15,15 @@ from pathlib import Path
 
 from skerch.errors import SkerchError
 from skerch.files import sweep
-from skerch.jobs import journal, pipeline, task_log
+from skerch.jobs import pipeline, task_log
 from skerch.jobs.cluster import Resources, resources
 from skerch.jobs.config import Config
-from skerch.jobs.journal import Submission
-from skerch.jobs.launchers import slurm
+from skerch.jobs.launchers.slurm import journal, scheduler, script
+from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.observed import Submitted, observe
 from skerch.jobs.pipeline import Task
 from skerch.jobs.ranges import counted, format_ranges
 from skerch.jobs.run_dir import RunDir, command, method_name
-from skerch.jobs.submitted import Submitted, observe
 
 RESUMING = ("train", "measure")  # stages that go on where they were
 ABANDONED = 3600.0  # seconds after which no lost worker of another node still writes a file
@@ -47,7 +47,7 @@ class Job:
         indices = None if self.first is None else tuple(t.arguments["tasks"][0] for t in self.tasks)
         task = self.tasks[0]
         return Submission(
-            token=slurm.new_token(run),
+            token=scheduler.new_token(run),
             name=name,
             task=task.array or task.id,
             indices=indices,
@@ -70,26 +70,26 @@ def submit(config: Config) -> None:
     from skerch.jobs.plan import count_parameters
 
     run = RunDir(config.run_dir)
-    slurm.check_path(run.path)
+    script.check_path(run.path)
     wanted = resources(config)
     if pipeline.missing(pipeline.tasks(config)):
         count_parameters(config, here=False)
     with locked(run) as lock:
-        known = observe(run, slurm.PATIENCE)
+        known = observe(run, scheduler.PATIENCE)
         _check_live(run, config, known)
         jobs, stuck, ids = _missing_jobs(run, config, known, wanted)
         bind(run, config)
         sweep(run.path, age=None if known.live else ABANDONED)
-        with suppress(slurm.SlurmError):  # those that have ended meanwhile
-            slurm.cancel(stuck)
+        with suppress(scheduler.SlurmError):  # those that have ended meanwhile
+            scheduler.cancel(stuck)
         run.logs.mkdir(parents=True, exist_ok=True)
         for count, job in enumerate(jobs):
             submission = job.submission(run.path, method_name(config), _after(job, ids))
             text = _script(run, job, submission)
             journal.record(run, submission)
             try:
-                submission = replace(submission, job=slurm.submit(text, lock))
-            except slurm.SlurmError as error:
+                submission = replace(submission, job=scheduler.submit(text, lock))
+            except scheduler.SlurmError as error:
                 raise SubmitError(
                     f"{error} {count} of {len(jobs)} jobs are submitted; mend the cause (a limit "
                     "on jobs, by a larger launcher.blocks_per_task), then submit again; without "
@@ -111,10 +111,10 @@ def submit(config: Config) -> None:
 
 def cancel(run: RunDir) -> None:
     """Cancel the live jobs of a run."""
-    known = observe(run, slurm.PATIENCE)
+    known = observe(run, scheduler.PATIENCE)
     waiting = [element for element in known.elements.values() if not element.ended]
     jobs = sorted({element.job.partition("_")[0] for element in waiting}, key=int)
-    slurm.cancel(jobs)
+    scheduler.cancel(jobs)
     if jobs:
         print(
             f"{counted(len(waiting), 'task')} in {'jobs' if len(jobs) > 1 else 'job'} "
@@ -134,8 +134,8 @@ def dry_run(config: Config) -> None:
     from skerch.jobs.binding import check_bound  # imports torch
 
     run = RunDir(config.run_dir)
-    slurm.check_path(run.path)
-    known = observe(run, slurm.PATIENCE)
+    script.check_path(run.path)
+    known = observe(run, scheduler.PATIENCE)
     _check_live(run, config, known)
     check_bound(run, config)
     jobs, _, ids = _missing_jobs(run, config, known, resources(config))
@@ -193,7 +193,7 @@ def _missing_jobs(
         if known.elements[s.token, s.elements[task]].job not in stuck
     }
     groups: dict[tuple[str, int | None, int | None], list[Task]] = defaultdict(list)
-    size = slurm.array_size() if any(t.stage == "measure" for t in missing.values()) else 1
+    size = scheduler.array_size() if any(t.stage == "measure" for t in missing.values()) else 1
     for task in missing.values():
         if task.id in live:
             continue
@@ -244,7 +244,7 @@ def next_memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) ->
     if last is None or last.asked != wanted.memory:
         return wanted.memory
     attempt = task_log.last_attempt(run, task.id, last.when)
-    if not slurm.ran_out_of_memory(known.element(task.id), attempt):
+    if not scheduler.ran_out_of_memory(known.element(task.id), attempt):
         return last.memory
     key = f"resources.{task.stage}"
     if last.memory is None or wanted.most_memory is None:
@@ -260,7 +260,7 @@ def next_memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) ->
 def _script(run: RunDir, job: Job, submission: Submission) -> str:
     log = run.task_log(submission.task)
     resumes = job.tasks[0].stage in RESUMING
-    return slurm.script(submission, job.resources, run.path, log, resumes=resumes)
+    return script.script(submission, job.resources, run.path, log, resumes=resumes)
 
 
 def _line(submission: Submission) -> str:

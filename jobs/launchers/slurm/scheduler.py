@@ -1,8 +1,4 @@
-"""Slurm: the one file that knows the words sbatch, squeue, sacct, scancel and scontrol.
-
-Scripts are written by submitit, which runs the program under srun, so that the signal before a
-time limit reaches Python. Its pickles are not used: the run directory says what a task is, and a
-process that is killed between sbatch and the renaming of a pickle leaves an array that cannot run.
+"""What Slurm is asked: the one file that runs sbatch, squeue, sacct, scancel and scontrol.
 
 The scheduler's word is advice. Accounting may be missing (sacct), and squeue forgets a job some
 minutes after its end (MinJobAge) or does not answer.
@@ -13,25 +9,17 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import shlex
 import shutil
-import signal
 import subprocess
-import sys
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-from submitit import SlurmExecutor
-from submitit.core.utils import JobPaths
-
 from skerch.errors import SkerchError
 from skerch.jobs import task_log
-from skerch.jobs.cluster import Resources
-from skerch.jobs.journal import Submission
-from skerch.jobs.ranges import format_ranges
+from skerch.jobs.launchers.slurm.journal import Submission
 
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
@@ -45,8 +33,6 @@ OUT_OF_MEMORY = re.compile(
 )
 OF_A_DEVICE = re.compile(r"CUDA|HIP")
 ECHO = re.compile(r"srun: (Force Terminated|error: .* Exited with exit code)")  # in a task's log
-JOB = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"  # 12_3
-START = f'echo "$(date -u +%FT%T+00:00) job {JOB} starts on $(hostname)"'
 KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
 FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
 PATIENCE = 60.0  # seconds that a command may take, where nothing can be done without it
@@ -197,50 +183,6 @@ def ran_out_of_memory(element: Element | None, log: str) -> bool:
 # What is told to it.
 
 
-def script(
-    submission: Submission, resources: Resources, run: Path, log: Path, *, resumes: bool
-) -> str:
-    """The script of a job, whose log is `log`; an array's tasks have `.<t>` before its suffix.
-
-    A task that `resumes` where it was is requeued at its time limit.
-
-    `submission.after` becomes `afterok` (for ids that end in `?`, `afterany`).
-    """
-    output = str(log).replace("%", "%%")
-    command = [sys.executable, "-u", "-m", "skerch.jobs.task", str(run), submission.task]
-    command += ["--name", submission.name, "--requeues", str(resources.requeues if resumes else 0)]
-    options = {
-        "comment": submission.token,
-        "chdir": str(run),
-        "requeue": True,
-        "open-mode": "append",
-    }
-    if submission.indices is not None:
-        numbers = [index - submission.first for index in submission.indices]
-        limit = f"%{resources.throttle}" if resources.throttle else ""
-        options["array"] = format_ranges(numbers) + limit
-        command += ["--first", str(submission.first)]
-        output = output.removesuffix(".log") + f".{_padded(submission.first)}.log"
-    if submission.after:
-        kinds = {False: "afterok", True: "afterany"}
-        options["dependency"] = ",".join(
-            f"{word}:{':'.join(ids)}"
-            for lenient, word in kinds.items()
-            if (ids := [i.rstrip("?") for i in submission.after if i.endswith("?") == lenient])
-        )
-        options["kill-on-invalid-dep"] = "yes"
-    options["output"] = output
-    cores = [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []  # srun takes one else
-    executor = _Executor(folder=run / "slurm")
-    executor.update_parameters(
-        job_name=re.sub(r"[^\w.-]+", "-", f"{run.name}.{submission.task}"),
-        **_parameters(submission, resources),
-        additional_parameters=options | resources.sbatch,
-        srun_args=["--output", output, "--open-mode", "append", *cores, *resources.srun],
-    )
-    return executor.text(shlex.join(command))
-
-
 def new_token(run: Path) -> str:
     """What a job is known by before it has an id; it tells the run, too."""
     return _mark(run) + uuid.uuid4().hex[:16]
@@ -248,15 +190,6 @@ def new_token(run: Path) -> str:
 
 def _mark(run: Path) -> str:
     return f"skerch-{hashlib.sha256(os.fsencode(run)).hexdigest()[:8]}-"
-
-
-def check_path(run: Path) -> None:
-    """Refuse a run directory that Slurm cannot name a log in."""
-    if re.search(r"[\\\n\r]", str(run)):
-        raise SlurmError(
-            f"run_dir={str(run)!r} has a backslash or a line break, with which Slurm cannot name a "
-            "log; choose another."
-        )
 
 
 def submit(text: str, lock: int) -> str:
@@ -268,88 +201,15 @@ def submit(text: str, lock: int) -> str:
     return _slurm(command, patience=PATIENCE, text=text, keep=(lock,)).split(";")[0]
 
 
+def requeue(job: str) -> None:
+    """Ask that a job, or an element of an array, is queued again."""
+    _slurm(["scontrol", "requeue", job], patience=PATIENCE)
+
+
 def cancel(jobs: list[str]) -> None:
     """Cancel jobs, or elements of arrays, by id."""
     for start in range(0, len(jobs), 500):
         _slurm(["scancel", *jobs[start : start + 500]], patience=PATIENCE)
-
-
-def requeue_at_time_limit(requeues: int, say: Callable[[str], None]) -> None:
-    """Within a job: ask to be requeued at the signal before the time limit, some times at most."""
-    job = os.environ.get("SLURM_JOB_ID")
-    if job is None:
-        return
-    if "SLURM_ARRAY_JOB_ID" in os.environ:  # one element has the id of the array, which is all
-        job = f"{os.environ['SLURM_ARRAY_JOB_ID']}_{array_index()}"
-    count = int(os.environ.get("SLURM_RESTART_COUNT", 0))
-
-    def requeue(*_: object) -> None:
-        if count >= requeues:
-            say(f"The time limit is near, and this job was requeued {count} times: no more.")
-            return
-        say(f"The time limit is near: requeued for the {count + 1}. of {requeues} times.")
-        try:
-            _slurm(["scontrol", "requeue", job], patience=PATIENCE)
-        except SlurmError as error:
-            say(f"{error} It goes on until it is killed; submit again then.")
-
-    signal.signal(signal.SIGUSR2, requeue)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGUSR2})
-
-
-def array_index() -> int:
-    """Within a job: its index in the array."""
-    index = os.environ.get("SLURM_ARRAY_TASK_ID", "")
-    if not index.isdecimal():
-        raise SlurmError("SLURM_ARRAY_TASK_ID is not set; leave --first out for a task alone.")
-    return int(index)
-
-
-def cpus() -> int | None:
-    """Within a job: the CPUs that it has, as far as Slurm says."""
-    number = os.environ.get("SLURM_CPUS_PER_TASK", "")
-    return int(number) if number.isdecimal() else None
-
-
-class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
-    """submitit's, for its scripts alone; they can be written where there is no Slurm."""
-
-    @classmethod
-    def affinity(cls) -> int:
-        return 2
-
-    def text(self, command: str) -> str:
-        """The script that runs a command."""
-        text = str(self._make_submission_file_text(command, uid="")) + "\n"
-        theirs = ["--output", str(JobPaths(self.folder).stdout)]
-        return text.replace(f"{shlex.join(theirs)} ", "", 1)  # srun's, of which ours is the second
-
-
-def _parameters(submission: Submission, resources: Resources) -> dict[str, object]:
-    """Resources by submitit's names."""
-    values = {
-        "partition": resources.partition,
-        "account": resources.account,
-        "qos": resources.qos,
-        "constraint": resources.constraint,
-        "exclude": resources.exclude,
-        "gpus_per_node": resources.gpus,
-        "cpus_per_task": resources.cpus,
-        "mem": submission.memory and f"{submission.memory}M",
-        "time": resources.time,
-        "mail_type": resources.mail_type,
-        "mail_user": resources.mail_user,
-        "setup": [START, *resources.setup],
-    }
-    return values | {"signal_delay_s": resources.grace, "stderr_to_stdout": True, "wckey": None}
-
-
-def _padded(first: int) -> str:
-    """A pattern that names task `first + index` of an array for each index below `array_size`."""
-    if not first:
-        return "%a"
-    digits = len(str(first)) - len(str(first).rstrip("0"))
-    return str(first)[:-digits] + f"%{digits}a"
 
 
 def _slurm(

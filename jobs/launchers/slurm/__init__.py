@@ -1,0 +1,1 @@
+"""Tasks as jobs of Slurm: asked (scheduler), told (script), within a job (inside, task)."""

@@ -1,0 +1,125 @@
+"""What is told to Slurm: the script of a job.
+
+Scripts are written by submitit, which runs the program under srun, so that the signal before a
+time limit reaches Python. Its pickles are not used: the run directory says what a task is, and a
+process that is killed between sbatch and the renaming of a pickle leaves an array that cannot run.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sys
+from pathlib import Path
+
+from submitit import SlurmExecutor
+from submitit.core.utils import JobPaths
+
+from skerch.jobs.cluster import Resources
+from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.scheduler import SlurmError
+from skerch.jobs.ranges import format_ranges
+
+JOB = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"  # 12_3
+START = f'echo "$(date -u +%FT%T+00:00) job {JOB} starts on $(hostname)"'
+
+
+def script(
+    submission: Submission, resources: Resources, run: Path, log: Path, *, resumes: bool
+) -> str:
+    """The script of a job, whose log is `log`; an array's tasks have `.<t>` before its suffix.
+
+    A task that `resumes` where it was is requeued at its time limit.
+
+    `submission.after` becomes `afterok` (for ids that end in `?`, `afterany`).
+    """
+    output = str(log).replace("%", "%%")
+    command = [
+        sys.executable,
+        "-u",
+        "-m",
+        "skerch.jobs.launchers.slurm.task",
+        str(run),
+        submission.task,
+    ]
+    command += ["--name", submission.name, "--requeues", str(resources.requeues if resumes else 0)]
+    options = {
+        "comment": submission.token,
+        "chdir": str(run),
+        "requeue": True,
+        "open-mode": "append",
+    }
+    if submission.indices is not None:
+        numbers = [index - submission.first for index in submission.indices]
+        limit = f"%{resources.throttle}" if resources.throttle else ""
+        options["array"] = format_ranges(numbers) + limit
+        command += ["--first", str(submission.first)]
+        output = output.removesuffix(".log") + f".{_padded(submission.first)}.log"
+    if submission.after:
+        kinds = {False: "afterok", True: "afterany"}
+        options["dependency"] = ",".join(
+            f"{word}:{':'.join(ids)}"
+            for lenient, word in kinds.items()
+            if (ids := [i.rstrip("?") for i in submission.after if i.endswith("?") == lenient])
+        )
+        options["kill-on-invalid-dep"] = "yes"
+    options["output"] = output
+    cores = [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []  # srun takes one else
+    executor = _Executor(folder=run / "slurm")
+    executor.update_parameters(
+        job_name=re.sub(r"[^\w.-]+", "-", f"{run.name}.{submission.task}"),
+        **_parameters(submission, resources),
+        additional_parameters=options | resources.sbatch,
+        srun_args=["--output", output, "--open-mode", "append", *cores, *resources.srun],
+    )
+    return executor.text(shlex.join(command))
+
+
+def check_path(run: Path) -> None:
+    """Refuse a run directory that Slurm cannot name a log in."""
+    if re.search(r"[\\\n\r]", str(run)):
+        raise SlurmError(
+            f"run_dir={str(run)!r} has a backslash or a line break, with which Slurm cannot name a "
+            "log; choose another."
+        )
+
+
+class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
+    """submitit's, for its scripts alone; they can be written where there is no Slurm."""
+
+    @classmethod
+    def affinity(cls) -> int:
+        return 2
+
+    def text(self, command: str) -> str:
+        """The script that runs a command."""
+        text = str(self._make_submission_file_text(command, uid="")) + "\n"
+        theirs = ["--output", str(JobPaths(self.folder).stdout)]
+        return text.replace(f"{shlex.join(theirs)} ", "", 1)  # srun's, of which ours is the second
+
+
+def _parameters(submission: Submission, resources: Resources) -> dict[str, object]:
+    """Resources by submitit's names."""
+    values = {
+        "partition": resources.partition,
+        "account": resources.account,
+        "qos": resources.qos,
+        "constraint": resources.constraint,
+        "exclude": resources.exclude,
+        "gpus_per_node": resources.gpus,
+        "cpus_per_task": resources.cpus,
+        "mem": submission.memory and f"{submission.memory}M",
+        "time": resources.time,
+        "mail_type": resources.mail_type,
+        "mail_user": resources.mail_user,
+        "setup": [START, *resources.setup],
+    }
+    return values | {"signal_delay_s": resources.grace, "stderr_to_stdout": True, "wckey": None}
+
+
+def _padded(first: int) -> str:
+    """A pattern that names task `first + index` of an array for each index below `array_size`."""
+    if not first:
+        return "%a"
+    digits = len(str(first)) - len(str(first).rstrip("0"))
+    return str(first)[:-digits] + f"%{digits}a"
