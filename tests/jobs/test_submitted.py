@@ -38,6 +38,33 @@ def run(reference, tmp_path):
     return run
 
 
+def heredoc(lines):
+    """Shell that prints lines."""
+    return "\n".join(["cat <<'END'", *lines, "END"])
+
+
+def squeue(rows, codes=(), header="F|K|T|r|N|j|Z|k", after=""):
+    """Shell that answers as squeue: rows by the format `MARK|%F|…|MARK`, or exit codes."""
+    listed = [header, *("|".join(row) for row in rows)]
+    return f"""for form; do :; done
+case $form in
+*%F*)
+mark=${{form%%|*}}
+sed "s/^/$mark|/; s/\\$/|$mark/" <<'END'
+{chr(10).join(listed)}
+END
+{after};;
+*)
+{heredoc(codes)}
+esac"""
+
+
+def stand_in(path, text):
+    """A program."""
+    path.write_text(f"#!/bin/sh\n{text}\n")
+    path.chmod(0o755)
+
+
 @pytest.fixture
 def asked(run, tmp_path, monkeypatch, skerch):
     """What `status` says, by task, of what squeue and sacct print (None: they fail)."""
@@ -45,16 +72,13 @@ def asked(run, tmp_path, monkeypatch, skerch):
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
 
     def ask(queue=(), accounts=None):
-        lines = [
-            "".join(f"{value:<60}|" for value in (*fields, tokens.get(fields[0], "")))
-            for fields in queue or ()
+        rows = [
+            (*fields[:5], "name", "/folder", tokens.get(fields[0], "")) for fields in queue or ()
         ]
-        for name, output in (("squeue", lines), ("sacct", accounts)):
-            program = tmp_path / name
-            silent = output is None or (name == "squeue" and queue is None)
-            text = "exit 1" if silent else "cat <<'END'\n" + "\n".join([*output, "END"])
-            program.write_text(f"#!/bin/sh\n{text}\n")
-            program.chmod(0o755)
+        codes = [f"{job:<20}{index:<20}{code:<20}" for job, index, *_, code in queue or ()]
+        stand_in(tmp_path / "squeue", squeue(rows, codes) if queue is not None else "exit 1")
+        said = "exit 1" if accounts is None else heredoc(accounts)
+        stand_in(tmp_path / "sacct", said)
         found = json.loads(skerch("status", run.path, "--json")[1])
         (method,) = found["methods"]
         return found["scheduler"], {

@@ -11,11 +11,14 @@ import os
 import re
 import shutil
 import subprocess
+import time
 import uuid
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from pathlib import Path
+from reprlib import repr as short
 
 from skerch.errors import SkerchError
 from skerch.jobs import task_log
@@ -25,6 +28,10 @@ ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
+CLUSTER = re.compile(r"^CLUSTER: \S+$", re.MULTILINE)  # before each list of several
+JOB_ID = re.compile(
+    r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE
+)  # with and without --parsable
 TOKEN = re.compile(r"skerch-[0-9a-f]{8}-[0-9a-f]{16}")  # in a job's comment
 STUCK = ("DependencyNeverSatisfied", "launch_failed_requeued_held")
 OUT_OF_MEMORY = re.compile(
@@ -33,13 +40,22 @@ OUT_OF_MEMORY = re.compile(
 )
 OF_A_DEVICE = re.compile(r"CUDA|HIP")
 ECHO = re.compile(r"srun: (Force Terminated|error: .* Exited with exit code)")  # in a task's log
-KEPT = ("SLURM_CONF", "SLURM_CLUSTERS", "SLURM_JWT")
-FIELDS = ("ArrayJobID", "ArrayTaskID", "State", "Reason", "NodeList", "exit_code", "Comment")
+# The shell's variables that say which Slurm is meant. Others, which would override an option or a
+# question, have no say.
+KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_KEY")
+IGNORED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_", "SCONTROL_")
+# Array job, index in the array, state, reason, nodes; then job name, working directory and comment,
+# which may have any characters. All versions know these letters.
+FIELDS = "%F|%K|%T|%r|%N|%j|%Z|%k"
 PATIENCE = 60.0  # seconds that a command may take, where nothing can be done without it
 
 
 class SlurmError(SkerchError):
     """Slurm that is not here, does not answer or refuses; the message has its words."""
+
+
+class NoAnswerError(SlurmError):
+    """A command of Slurm that may have done what it was told: it did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -92,51 +108,94 @@ Elements = dict[tuple[str, int | None], Element]  # by token and array index
 def elements(run: Path, submissions: list[Submission], patience: float) -> Elements:
     """What Slurm says of submissions of a run, and of others that it made, as far as it knows them.
 
-    Raises SlurmError where squeue does not answer within `patience` seconds, and sacct does not
-    know all of them.
+    Raises SlurmError where squeue does not answer within `patience` seconds, or what it prints is
+    not understood, and sacct does not know all of them.
     """
     tokens = {s.token for s in submissions}
     by_job = {s.job: s.token for s in submissions if s.job is not None}
     with ThreadPoolExecutor(1) as pool:
         accounting = pool.submit(_accounted, list(by_job), patience)
         try:
-            queued, silence = _queued(run, tokens, by_job, patience), None
+            queued, silence = _queued(run, submissions, patience), None
         except SlurmError as error:
             queued, silence = {}, error
-        found = {
-            (by_job[job], index): element
-            for (job, index), element in accounting.result().items()
-            if silence or element.ended  # sacct has jobs run for ever that squeue does not know
+        accounted = {
+            (by_job[job], index): element for (job, index), element in accounting.result().items()
         }
-    found |= queued
+    found = {
+        key: element
+        for key, element in accounted.items()
+        if silence or element.ended  # sacct has jobs run for ever that squeue does not know
+    }
+    found |= _with_exit_codes(queued, accounted, patience)
     if silence and tokens - {token for token, _ in found}:
         raise silence
     return found
 
 
-def _queued(run: Path, tokens: set[str], by_job: dict[str, str], patience: float) -> Elements:
+def _queued(run: Path, submissions: list[Submission], patience: float) -> Elements:
     """What squeue says: elements of jobs that live, or ended a short time ago.
 
     A job is known by its id, unless its token is another's (ids begin anew one day), or by its
-    token where its id is not known. Some sites take away the comment that the token is in.
+    token where its id is not known. Some sites take away the comment that the token is in; then by
+    name and working directory.
     """
-    form = ",".join(f"{name}:{60 if name != 'NodeList' else 200}|" for name in FIELDS)
-    text = _slurm(
-        ["squeue", "-h", "-r", "-t", "all", "-u", str(os.getuid()), "-O", form], patience=patience
-    )
+    tokens = {s.token for s in submissions}
+    by_job = {s.job: s.token for s in submissions if s.job is not None}
+    by_name = {f"{job_name(run, s.task)}|{run}|": s.token for s in submissions if s.job is None}
     found: Elements = {}
-    for line in text.splitlines():
-        values = [value.strip() for value in line.split("|")]
-        if len(values) <= len(FIELDS):
-            continue  # the rest of somebody's comment of several lines
-        job, index, state, reason, node, code, comment = values[: len(FIELDS)]
-        named = TOKEN.search(comment)
+    for job, index, state, reason, node, rest in _ask_queue(patience):
+        named = TOKEN.search(rest)
         token = named[0] if named else by_job.get(job, "")
+        if not token:
+            token = next((t for name, t in by_name.items() if rest.startswith(name)), "")
         if token in tokens or token.startswith(_mark(run)):
             number = int(index) if index.isdecimal() else None
             name = job if number is None else f"{job}_{number}"
-            found[token, number] = Element(name, state, _said(reason), node, _exit_code(code))
+            found[token, number] = Element(name, state, _said(reason), _said(node))
     return found
+
+
+def _ask_queue(patience: float) -> list[list[str]]:
+    """The user's jobs in all partitions: the first five of FIELDS, and the rest.
+
+    A comment may have line breaks; so each record stands between marks that no comment has. Raises
+    SlurmError where there is text outside of the records, or not even their header: an answer that
+    is not understood is none.
+    """
+    mark = uuid.uuid4().hex
+    command = ["squeue", "--all", "-r", "-t", "all", "-u", str(os.getuid())]
+    done = _slurm([*command, "-o", f"{mark}|{FIELDS}|{mark}"], patience=patience)
+    record = re.compile(rf"^{mark}\|(.*?)\|{mark}\s*?$", re.MULTILINE | re.DOTALL)
+    listed = [found.split("|", 5) for found in record.findall(done.stdout)]
+    jobs = [fields for fields in listed if fields != listed[0]]  # each cluster has a header
+    rest = done.stdout[done.stdout.find(mark) :] if listed else done.stdout
+    outside = CLUSTER.sub("", record.sub("", rest)).strip()
+    readable = all(len(fields) == 6 and fields[0].isdecimal() for fields in jobs)
+    some_failed = "SLURM_CLUSTERS" in os.environ and "error:" in done.stderr
+    if not listed or outside or not readable or some_failed:
+        raise SlurmError(
+            f"squeue printed what is no list of jobs ({short(done.stderr.strip() or rest)}), so "
+            "that it is not known which live."
+        )
+    return jobs
+
+
+def _with_exit_codes(queued: Elements, accounted: Elements, patience: float) -> Elements:
+    """The elements with exit codes where they have ended; squeue is asked apart for those."""
+    ended = {key: element for key, element in queued.items() if element.ended}
+    codes = {key: "0:0" for key, element in ended.items() if element.state == "COMPLETED"}
+    codes |= {key: accounted[key].exit_code for key in ended if key in accounted}
+    if unknown := ended.keys() - codes.keys():
+        jobs = sorted({ended[key].job.partition("_")[0] for key in unknown})
+        command = ["squeue", "--all", "-h", "-r", "-t", "all", "-j", ",".join(jobs)]
+        with suppress(SlurmError):
+            form = "ArrayJobID:20,ArrayTaskID:20,exit_code:20"
+            text = _slurm([*command, "-O", form], patience=patience).stdout
+            rows = [row for row in map(str.split, text.splitlines()) if len(row) == 3]
+            said = {job if i == "N/A" else f"{job}_{i}": _exit_code(code) for job, i, code in rows}
+            codes |= {key: said.get(ended[key].job, "") for key in unknown}
+    return queued | {key: replace(e, exit_code=codes.get(key, "")) for key, e in ended.items()}
 
 
 def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None], Element]:
@@ -145,7 +204,7 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
         return {}
     command = ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,ExitCode"]
     try:
-        text = _slurm([*command, "-j", ",".join(jobs)], patience=patience)
+        text = _slurm([*command, "-j", ",".join(jobs)], patience=patience).stdout
     except SlurmError:
         return {}
     found = {}
@@ -165,7 +224,7 @@ def array_size() -> int:
     A power of ten, as then a log's name ends in the task's number: Slurm pads the array index.
     """
     try:
-        text = _slurm(["scontrol", "show", "config"], patience=PATIENCE)
+        text = _slurm(["scontrol", "show", "config"], patience=PATIENCE).stdout
     except SlurmError:
         text = ""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
@@ -192,13 +251,44 @@ def _mark(run: Path) -> str:
     return f"skerch-{hashlib.sha256(os.fsencode(run)).hexdigest()[:8]}-"
 
 
-def submit(text: str, lock: int) -> str:
+def job_name(run: Path, task: str) -> str:
+    """The name of a task's job, in characters that any Slurm takes."""
+    return re.sub(r"[^\w.-]+", "-", f"{run.name}.{task}")
+
+
+def overruled() -> list[str]:
+    """The shell's variables with which sbatch would override a script; they are kept from it."""
+    return sorted(name for name in os.environ if name.startswith("SBATCH_"))
+
+
+def submit(text: str, lock: int, run: Path, submission: Submission) -> str:
     """Give a script to sbatch; its job id.
 
-    sbatch holds the lock too, as it may submit when who called it is killed already.
+    sbatch holds the lock too, as it may submit when who called it is killed already. Where it does
+    not answer in time, or prints no id, squeue tells whether the job is there.
     """
-    command = ["sbatch", "--parsable"]
-    return _slurm(command, patience=PATIENCE, text=text, keep=(lock,)).split(";")[0]
+    try:
+        said = _slurm(["sbatch", "--parsable"], patience=PATIENCE, text=text, keep=(lock,)).stdout
+    except NoAnswerError as error:
+        if job := _find(run, submission):
+            return job
+        raise SlurmError(
+            f"{error} Whether it has the job is not known; squeue does not show it."
+        ) from error
+    ids = set(JOB_ID.findall(said))
+    job = ids.pop() if len(ids) == 1 else _find(run, submission)
+    if job is None:
+        raise SlurmError(f"sbatch printed no job id, but: {short(said.strip())}.")
+    return job
+
+
+def _find(run: Path, submission: Submission) -> str | None:
+    """The id of a job whose submission was not answered, if squeue shows it in some seconds."""
+    for _ in range(10):
+        for element in _queued(run, [submission], PATIENCE).values():
+            return element.job.partition("_")[0]
+        time.sleep(1.0)
+    return None
 
 
 def requeue(job: str) -> None:
@@ -214,18 +304,15 @@ def cancel(jobs: list[str]) -> None:
 
 def _slurm(
     command: list[str], *, patience: float, text: str | None = None, keep: Sequence[int] = ()
-) -> str:
-    """What a command of Slurm prints; a SlurmError where it fails or does not answer."""
+) -> subprocess.CompletedProcess[str]:
+    """A command of Slurm that has ended well; a SlurmError where it fails or does not answer."""
     name = command[0]
     if shutil.which(name) is None:
         raise SlurmError(f"{name} is not on PATH: use a machine from which jobs are submitted.")
-    set_here = {line.split("=")[0] for line in (text or "").splitlines()}
-    # neither what a surrounding job asked for counts, nor variables that sbatch puts over a script
     environment = {
         key: value
         for key, value in os.environ.items()
-        if (not key.startswith("SLURM_") or key in KEPT)
-        and f"#SBATCH --{_option(key)}" not in set_here
+        if key in KEPT or not key.startswith(IGNORED)
     }
     try:
         done = subprocess.run(
@@ -240,7 +327,7 @@ def _slurm(
             stdin=None if text is not None else subprocess.DEVNULL,
         )
     except subprocess.TimeoutExpired:
-        raise SlurmError(
+        raise NoAnswerError(
             f"{name} does not answer within {patience:g} s. Try again later."
         ) from None
     except OSError as error:
@@ -249,14 +336,7 @@ def _slurm(
         said = re.sub(rf"{name}: (error|fatal): ", "", done.stderr)
         words = "; ".join(line.strip(" .") for line in said.splitlines() if line.strip())
         raise SlurmError(f"{name} failed: {words[:500] or f'exit status {done.returncode}'}.")
-    return done.stdout.strip()
-
-
-def _option(variable: str) -> str:
-    """The option of sbatch that an environment variable stands for."""
-    name = variable.removeprefix("SBATCH_")
-    others = {"TIMELIMIT": "time", "ARRAY_INX": "array", "MEM_PER_NODE": "mem"}
-    return others.get(name, name.lower().replace("_", "-"))
+    return done
 
 
 def _said(words: str) -> str:
@@ -265,5 +345,7 @@ def _said(words: str) -> str:
 
 def _exit_code(status: str) -> str:
     """A wait status, as squeue gives it, in the form of sacct: the exit status, and the signal."""
+    if ":" in status:
+        return status
     number = int(status) if status.isdecimal() else 0
     return f"{number >> 8}:{number & 127}"

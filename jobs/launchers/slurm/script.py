@@ -17,7 +17,7 @@ from submitit.core.utils import JobPaths
 
 from skerch.jobs.cluster import Resources
 from skerch.jobs.launchers.slurm.journal import Submission
-from skerch.jobs.launchers.slurm.scheduler import SlurmError
+from skerch.jobs.launchers.slurm.scheduler import SlurmError, job_name
 from skerch.jobs.ranges import format_ranges
 
 JOB = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"  # 12_3
@@ -67,7 +67,7 @@ def script(
     cores = [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []  # srun takes one else
     executor = _Executor(folder=run / "slurm")
     executor.update_parameters(
-        job_name=re.sub(r"[^\w.-]+", "-", f"{run.name}.{submission.task}"),
+        job_name=job_name(run, submission.task),
         **_parameters(submission, resources),
         additional_parameters=options | resources.sbatch,
         srun_args=["--output", output, "--open-mode", "append", *cores, *resources.srun],

@@ -6,6 +6,7 @@ no array of that size, or where some ran out of memory and need more); any other
 
 from __future__ import annotations
 
+import sys
 import time
 from collections import defaultdict
 from collections.abc import Container
@@ -21,11 +22,13 @@ from skerch.jobs.config import Config
 from skerch.jobs.launchers.slurm import journal, scheduler, script
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.observed import Submitted, observe
+from skerch.jobs.launchers.slurm.scheduler import Element
 from skerch.jobs.pipeline import Task
 from skerch.jobs.ranges import counted, format_ranges
 from skerch.jobs.run_dir import RunDir, command, method_name
 
 RESUMING = ("train", "measure")  # stages that go on where they were
+ENDING = 20.0  # seconds in which a cancelled job is to leave the queue
 ABANDONED = 3600.0  # seconds after which no lost worker of another node still writes a file
 
 
@@ -74,6 +77,12 @@ def submit(config: Config) -> None:
     wanted = resources(config)
     if pipeline.missing(pipeline.tasks(config)):
         count_parameters(config, here=False)
+    if names := scheduler.overruled():
+        print(
+            f"{', '.join(names)} of your shell {'has' if len(names) == 1 else 'have'} no say: what "
+            "jobs ask for stands in the cluster file and in resources.",
+            file=sys.stderr,
+        )
     with locked(run) as lock:
         known = observe(run, scheduler.PATIENCE)
         _check_live(run, config, known)
@@ -88,7 +97,9 @@ def submit(config: Config) -> None:
             text = _script(run, job, submission)
             journal.record(run, submission)
             try:
-                submission = replace(submission, job=scheduler.submit(text, lock))
+                submission = replace(
+                    submission, job=scheduler.submit(text, lock, run.path, submission)
+                )
             except scheduler.SlurmError as error:
                 raise SubmitError(
                     f"{error} {count} of {len(jobs)} jobs are submitted; mend the cause (a limit "
@@ -110,19 +121,44 @@ def submit(config: Config) -> None:
 
 
 def cancel(run: RunDir) -> None:
-    """Cancel the live jobs of a run."""
-    known = observe(run, scheduler.PATIENCE)
-    waiting = [element for element in known.elements.values() if not element.ended]
+    """Cancel the live jobs of a run, and see that they end.
+
+    Raises:
+        SubmitError: some still wait or run.
+        SlurmError: Slurm is not here, or does not answer.
+    """
+    waiting = _waiting(run)
     jobs = sorted({element.job.partition("_")[0] for element in waiting}, key=int)
-    scheduler.cancel(jobs)
-    if jobs:
-        print(
-            f"{counted(len(waiting), 'task')} in {'jobs' if len(jobs) > 1 else 'job'} "
-            f"{format_ranges(map(int, jobs))} {'are' if len(waiting) > 1 else 'is'} cancelled; "
-            f"to go on: {command('submit', run.path)}"
-        )
-    else:
+    if not jobs:
         print(f"No job of {run.path} is live.")
+        return
+    refusal = ""
+    try:
+        scheduler.cancel(jobs)
+    except scheduler.SlurmError as error:  # as it says of those that have ended meanwhile, too
+        refusal = f" {error}"
+    end = time.monotonic() + ENDING
+    while left := _waiting(run):
+        if time.monotonic() > end:
+            which = format_ranges(sorted({int(e.job.partition("_")[0]) for e in left}))
+            raise SubmitError(
+                f"{counted(len(left), 'task')} of {counted(len(waiting), 'task')} still "
+                f"{'lives' if len(left) == 1 else 'live'}, in jobs {which} "
+                f"({', '.join(sorted({e.state for e in left}))}): scancel did not end them."
+                f"{refusal} Try again, or see: {command('status', run.path)}"
+            )
+        time.sleep(0.5)
+    print(
+        f"{counted(len(waiting), 'task')} in {'jobs' if len(jobs) > 1 else 'job'} "
+        f"{format_ranges(map(int, jobs))} {'are' if len(waiting) > 1 else 'is'} cancelled; "
+        f"to go on: {command('submit', run.path)}"
+    )
+
+
+def _waiting(run: RunDir) -> list[Element]:
+    """What waits or runs of a run's jobs; not what is being ended."""
+    known = observe(run, scheduler.PATIENCE)
+    return [e for e in known.elements.values() if not e.ended and e.state != "COMPLETING"]
 
 
 def dry_run(config: Config) -> None:
