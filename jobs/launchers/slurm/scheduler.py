@@ -42,7 +42,10 @@ OF_A_DEVICE = re.compile(r"CUDA|HIP")
 ECHO = re.compile(r"srun: (Force Terminated|error: .* Exited with exit code)")  # in a task's log
 # The shell's variables that say which Slurm is meant. Others, which would override an option or a
 # question, have no say.
-KEPT = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_KEY")
+KEPT = (
+    *("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"),
+    *("SLURM_SACK_KEY", "SLURM_SACK_JWKS", "SLURM_SACK_SOCKET"),
+)
 IGNORED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_", "SCONTROL_")
 # Array job, index in the array, state, reason, nodes; then job name, working directory and comment,
 # which may have any characters. All versions know these letters.
