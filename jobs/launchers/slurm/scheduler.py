@@ -179,7 +179,7 @@ def _ask_queue(patience: float) -> list[list[str]]:
     if not listed or outside or not readable or some_failed:
         raise SlurmError(
             f"squeue printed what is no list of jobs ({short(done.stderr.strip() or rest)}), so "
-            "that it is not known which live."
+            "that it is not known which live; see what squeue prints."
         )
     return jobs
 
@@ -288,8 +288,9 @@ def submit(text: str, lock: int, run: Path, submission: Submission) -> str:
 def _find(run: Path, submission: Submission) -> str | None:
     """The id of a job whose submission was not answered, if squeue shows it in some seconds."""
     for _ in range(10):
-        for element in _queued(run, [submission], PATIENCE).values():
-            return element.job.partition("_")[0]
+        for (token, _), element in _queued(run, [submission], PATIENCE).items():
+            if token == submission.token:
+                return element.job.partition("_")[0]
         time.sleep(1.0)
     return None
 
