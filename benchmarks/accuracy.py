@@ -28,7 +28,7 @@ from skerch.a_posteriori import interval, residuals
 from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
 from skerch.decompositions.eigh_file import EighFile
 from skerch.decompositions.seigh import EighResult
-from skerch.jobs import results
+from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import load_problem
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.sketch_operators import KINDS
@@ -171,7 +171,7 @@ class Bench:
                     "keep_blocks=false",
                 )
                 with redirect_stdout(sys.stderr):
-                    assert not results.complete(config)
+                    assert not complete(config)
                 step = RunDir(config.run_dir).step(method_name(config), STEP, "test")
                 with EighFile(step.eigh) as file:
                     values, W, residual = file.eigenvalues, file.eigenvectors[:], file.residual

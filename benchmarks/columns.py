@@ -23,8 +23,8 @@ from torch import Tensor
 
 from skerch.curvature import HessianOperator
 from skerch.decompositions.recovery import RECOVERIES
-from skerch.jobs.measure import fill
 from skerch.jobs.problems import load_problem
+from skerch.jobs.stages.measure import fill
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Measurer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from scheduler import Work
 
-from skerch.jobs.costs import Costs, seconds
+from skerch.jobs.commands.costs import Costs, seconds
 from skerch.jobs.pipeline import Task
 
 

@@ -24,11 +24,11 @@ from skerch.curvature.batching import to_device
 from skerch.curvature.dense import dense_hessian
 from skerch.curvature.parameters import vector_to_params
 from skerch.jobs.config import Config, load
-from skerch.jobs.datapoints import hessian_batch
 from skerch.jobs.problems import Problem, build_model, load_data, load_problem
-from skerch.jobs.recorded import load_parameters
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.train import train
+from skerch.jobs.run_dir.training_files import load_parameters
+from skerch.jobs.training.datapoints import hessian_batch
+from skerch.jobs.training.session import train
 
 SPECTRA = Path(__file__).parent / "spectra"
 CACHE = Path.home() / ".cache" / "skerch"

@@ -24,8 +24,9 @@ from figures import Figure, finish, machine, table
 
 from skerch.curvature import backends, checks
 from skerch.curvature.hessian import HessianOperator
-from skerch.jobs import layout, measure, results
 from skerch.jobs.config import load
+from skerch.jobs.launchers.complete import complete
+from skerch.jobs.stages import layout, measure
 
 TARGET = 0.02
 
@@ -71,7 +72,7 @@ def main() -> None:
         )
         start = time.perf_counter()
         with redirect_stdout(sys.stderr):
-            failures = results.complete(config)
+            failures = complete(config)
         total = time.perf_counter() - start
     if failures:
         raise SystemExit("\n".join(failures.values()))

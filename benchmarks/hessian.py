@@ -33,8 +33,8 @@ from skerch import seigh
 from skerch.analysis.figures import BLACK, BLUE, LEGEND, VERMILLION, save
 from skerch.analysis.overlap import overlap
 from skerch.curvature import params_to_vector
-from skerch.jobs.datapoints import hessian_batch
 from skerch.jobs.problems import load_data, load_problem
+from skerch.jobs.training.datapoints import hessian_batch
 
 INNER, PROBES, BLOCK = 710, 30, 256
 STEP = STEPS[-1]

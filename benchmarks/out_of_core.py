@@ -228,7 +228,7 @@ def pass_of_ranks(files: Files, turns: int) -> None:
     """
     from mpi4py import MPI
 
-    from skerch.jobs.launchers.ranks import Ranks
+    from skerch.jobs.launchers.mpi.ranks import Ranks
 
     comm = MPI.COMM_WORLD
     ranks = Ranks(comm)

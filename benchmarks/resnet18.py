@@ -19,14 +19,14 @@ from figures import Figure, finish, gemm_rate, machine, table
 from slurm_overhead import say
 
 from skerch.jobs import config, pipeline
-from skerch.jobs.binding import bind
-from skerch.jobs.calibrate import Pace, measure_pace
+from skerch.jobs.commands.calibrate import Pace, measure_pace
+from skerch.jobs.commands.plan import duration
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import local
-from skerch.jobs.operators import load_inputs
-from skerch.jobs.plan import duration
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.stage import Context
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.inputs import load_inputs
 
 DATAPOINTS, COLUMNS = 5000, 3000 + 30
 FORWARD = 2 * 1.814e9  # operations of one image's (He, Zhang, Ren and Sun 2016: 1.8e9 products)
@@ -110,7 +110,7 @@ def reading_seconds(folder: str) -> float:
 def import_seconds() -> float:
     """Of a new Python until it has what a measurement task imports."""
     begin = time.perf_counter()
-    subprocess.run([sys.executable, "-c", "import skerch.jobs.measure"], check=True)
+    subprocess.run([sys.executable, "-c", "import skerch.jobs.stages.measure"], check=True)
     return time.perf_counter() - begin
 
 

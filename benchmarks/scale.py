@@ -44,15 +44,17 @@ from slurm_overhead import CORES, say, squeue
 
 from skerch import aslinearoperator
 from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
-from skerch.jobs import check, config, operators, pipeline
-from skerch.jobs.binding import bind
+from skerch.jobs import config, pipeline
+from skerch.jobs.commands import check
+from skerch.jobs.commands.costs import Machine, costs
+from skerch.jobs.commands.plan import duration
 from skerch.jobs.config import Config
-from skerch.jobs.costs import Machine, costs
 from skerch.jobs.launchers import local
-from skerch.jobs.layout import array_manifest
 from skerch.jobs.pipeline import Task
-from skerch.jobs.plan import duration
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.stages import operator as operators
+from skerch.jobs.stages.layout import array_manifest
 from skerch.measurements.measure import Measurer
 
 NODES = 6

@@ -242,8 +242,11 @@ def anatomy(run_dir: Path) -> dict[str, float]:
 
     lap("import torch")
     importlib.import_module("skerch.jobs.launchers.slurm.task")
-    from skerch.jobs import measure, operators, pipeline, stage
+    from skerch.jobs import pipeline
     from skerch.jobs.run_dir import RunDir
+    from skerch.jobs.stages import context as stage
+    from skerch.jobs.stages import measure
+    from skerch.jobs.stages import operator as operators
     from skerch.measurements.array import MeasurementArray
 
     lap("other imports")

@@ -20,11 +20,12 @@ from typing import NamedTuple
 
 from figures import Figure, finish, machine, table
 
-from skerch.jobs import config, layout
-from skerch.jobs.binding import bind
+from skerch.jobs import config
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.stage import Context
-from skerch.jobs.train import train
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.stages import layout
+from skerch.jobs.stages.context import Context
+from skerch.jobs.training.session import train
 
 COMMON = (
     "training.max_steps=0", "training.record_steps=[0]", "training.eval_samples=10",
@@ -45,7 +46,8 @@ import os, sys, time
 laps = [time.monotonic()]
 import torch
 laps.append(time.monotonic())
-from skerch.jobs import measure, stage
+from skerch.jobs.stages import measure
+from skerch.jobs.stages import context as stage
 laps.append(time.monotonic())
 class Ending(measure.Measurer):
     def measure(self, op, block):

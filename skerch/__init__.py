@@ -29,7 +29,7 @@ _HOMES = {
     "LinearOperator": "skerch.linops",
     "aslinearoperator": "skerch.linops",
     "to_scipy": "skerch.linops",
-    "load": "skerch.jobs.loading",  # the one name of a floor above
+    "load": "skerch.jobs.commands.load",  # the one name of a floor above
 }
 __all__ = [
     "EighResult",

@@ -117,7 +117,7 @@ def main() -> None:
     """Run a command; a user's mistake ends in one sentence and exit status 1 or 2."""
     from skerch.errors import SkerchError
     from skerch.files import cause, print_always, refusals_named
-    from skerch.jobs.commands import mount
+    from skerch.jobs.commands.mount import mount
 
     print_always()
     mount(app)

@@ -15,3 +15,8 @@ class UsageError(SkerchError):
     """Arguments of a command that cannot be meant."""
 
     exit_status = 2
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's words, or its name where it has none."""
+    return next(iter(str(error).splitlines()), type(error).__name__)

@@ -25,7 +25,7 @@ job() { # ID [OPTION …] -- STAGE [ARGUMENT …]: submits a job that starts onc
 
 script=$(dirname "${BASH_SOURCE[0]}")/stage.sbatch
 (($#)) || { sed -n '/submit_all.sh/s/^# *//p' "$0" >&2 && exit 2; }
-prepared=$(python -m skerch.jobs.prepare "$@")
+prepared=$(python -m skerch.jobs.launchers.prepare "$@")
 {
     IFS= read -r run
     read -r name

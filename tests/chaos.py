@@ -30,23 +30,23 @@ import matplotlib.backends.backend_agg  # noqa: F401
 import torch._dynamo
 
 from skerch.__main__ import main as skerch
-from skerch.jobs import (  # noqa: F401
+from skerch.jobs import pipeline
+from skerch.jobs.commands import results  # noqa: F401
+from skerch.jobs.config import Config, load
+from skerch.jobs.launchers import complete, local  # noqa: F401
+from skerch.jobs.pipeline import Task, task_log
+from skerch.jobs.problems import load_data, load_problem
+from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stages import (  # noqa: F401
     analyze,
     decompose,
     layout,
     measure,
     merge,
-    pipeline,
     range_finder,
-    results,
-    task_log,
     train,
 )
-from skerch.jobs.config import Config, load
-from skerch.jobs.launchers import local  # noqa: F401
-from skerch.jobs.pipeline import Task
-from skerch.jobs.problems import load_data, load_problem
-from skerch.jobs.run_dir import RunDir
+from skerch.jobs.training import session
 
 # Small enough for many runs, large enough for every stage to be struck.
 SIZES = [
@@ -167,7 +167,7 @@ def _work(arguments: list[str], output: Path, cold: bool) -> None:
     if cold:
         os.execv(sys.executable, [sys.executable, "-m", *sys.argv])
     multiprocessing.get_context = lambda method=None: FORK  # workers need not import anew either
-    train.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
+    session.train.__kwdefaults__["checkpoint_seconds"] = CHECKPOINT_SECONDS
     skerch()
 
 

@@ -120,11 +120,11 @@ def small_overrides():
 @pytest.fixture(scope="session")
 def reference(tmp_path_factory, small_overrides):
     """The small experiment, run in this process without a fault; for tests that only read it."""
-    from skerch.jobs import results
     from skerch.jobs.config import load
+    from skerch.jobs.launchers.complete import complete
 
     config = load("digits", [f"run_dir={tmp_path_factory.mktemp('run')}", *small_overrides])
-    assert not results.complete(config)
+    assert not complete(config)
     return config
 
 

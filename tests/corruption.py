@@ -37,8 +37,8 @@ import yaml
 sys.path.remove(str(Path(__file__).parent))  # its folder skerch/ is not the package
 
 from skerch.__main__ import main as skerch
+from skerch.jobs.config.stages import STAGES
 from skerch.jobs.problems import load_problem
-from skerch.jobs.schema import STAGES
 
 EXPERIMENT = [
     "training.max_steps=40",
@@ -115,7 +115,8 @@ def command(*arguments: str) -> tuple[int | None, str]:
 
 def import_all(run_dir: Path) -> None:
     """Import what commands import, here, once for all children."""
-    for module in [*(f"jobs.{stage}" for stage in STAGES), "jobs.plan", "decompositions.nystrom"]:
+    stages = [f"jobs.stages.{stage}" for stage in STAGES]
+    for module in [*stages, "jobs.commands.plan", "decompositions.nystrom"]:
         import_module(f"skerch.{module}")
     load_problem({"name": "digits_mlp"})
     sys.argv = ["skerch", "status", str(run_dir), "--verify"]

@@ -16,11 +16,19 @@ from typing import get_type_hints
 import pytest
 
 import skerch
-from skerch.jobs.schema import Config
+from skerch.jobs.config.schema import Config
 
 ROOT = Path(__file__).parents[1]
-FLOORS = {"skerch": 0, "analysis": 1, "jobs": 2}
-ROOMS = ["linops", "sketch_operators", "measurements", "decompositions"]
+FLOORS = ["skerch", "analysis", "jobs"]
+ROOMS = {  # of each folder: an import points to a room further up, or to its own
+    "skerch": ["linops", "sketch_operators", "measurements", "decompositions"],
+    "analysis": [],
+    "jobs": [
+        *("errors", "problems", "config", "run_dir", "pipeline", "training", "stages"),
+        *("launchers", "commands"),
+    ],
+}
+ROOFS = ("skerch/__main__.py", "jobs/launchers/mpi/__main__.py")  # programs of a person
 EXPERIMENT = """
 problem: {name: digits_mlp}
 training: {max_steps: 2}
@@ -39,31 +47,46 @@ def imports(path):
             yield from (alias.name for alias in node.names)
 
 
-def place(parts):
-    """The floor and the room of a module of ours, from its name after `skerch`."""
-    if parts and parts[0] in ("analysis", "jobs"):
-        return FLOORS[parts[0]], None
-    return FLOORS["skerch"], ROOMS.index(parts[0]) if parts and parts[0] in ROOMS else None
+def place(name):
+    """The floor and the room, if it is of one, of a module by its dotted name."""
+    folder, *parts = name.removeprefix("skerch.").split(".") if "." in name else [name]
+    if folder not in FLOORS[1:]:
+        folder, parts = "skerch", [folder, *parts]
+    rooms = ROOMS[folder]
+    room = rooms.index(parts[0]) if parts and parts[0] in rooms else None
+    return FLOORS.index(folder), room
 
 
-@pytest.mark.parametrize("folder", FLOORS)
-def test_imports_point_down_the_floors(folder):
-    for path in (ROOT / folder).rglob("*.py"):
-        if path == ROOT / "skerch" / "__main__.py":
+def modules():
+    """The files of the package by their dotted names."""
+    for folder in FLOORS:
+        for path in (ROOT / folder).rglob("*.py"):
+            parts = path.relative_to(ROOT).with_suffix("").parts
+            name = ".".join(parts if folder == "skerch" else ("skerch", *parts))
+            yield name.removesuffix(".__init__"), path
+
+
+def test_imports_point_down_the_floors_and_rooms():
+    for name, path in modules():
+        if str(path.relative_to(ROOT)) in ROOFS:
             continue
-        inside = path.relative_to(ROOT / "skerch").parts if folder == "skerch" else ()
-        room = place(inside)[1]
-        for name in imports(path):
-            package, *parts = name.split(".")
-            if package == "skerch":
-                floor, other = place(parts)
-                assert floor <= FLOORS[folder], f"{path} imports {name}"
-                if room is not None and other is not None:
-                    assert other <= room, f"{path} imports {name}"
+        floor, room = place(name)
+        for imported in imports(path):
+            if imported.split(".")[0] == "skerch":
+                other_floor, other_room = place(imported)
+                assert other_floor <= floor, f"{path} imports {imported}"
+                if other_floor == floor and None not in (room, other_room):
+                    assert other_room <= room, f"{path} imports {imported}"
+
+
+def test_every_module_of_jobs_is_in_a_room():
+    for name, path in modules():
+        if place(name)[0] == FLOORS.index("jobs") and name != "skerch.jobs":
+            assert place(name)[1] is not None, path
 
 
 def test_load_is_the_one_name_of_the_library_that_lives_on_a_floor_above():
-    above = [name for name, home in skerch._HOMES.items() if place(home.split(".")[1:])[0] > 0]
+    above = [name for name, home in skerch._HOMES.items() if place(home)[0] > 0]
     assert above == ["load"]
 
 

@@ -32,7 +32,7 @@ Launch = Callable[["Config", "list[Task]", Report], dict[str, str]]
 
 def load(name: str) -> Launch:
     """The `launch` function of a launcher."""
-    from skerch.jobs.schema import ConfigError
+    from skerch.jobs.errors import ConfigError
 
     if name == "slurm":
         raise ConfigError("launcher.name=slurm: give it to Slurm by `python -m skerch submit`.")

@@ -21,10 +21,11 @@ from skerch.files import print_always, refusals_named
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import Report
 from skerch.jobs.pipeline import Task
+from skerch.jobs.pipeline.task_log import Progress, ending, record_death, recorded
 from skerch.jobs.problems import describe
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.stage import Context, Progress, execute
-from skerch.jobs.task_log import ending, record_death, recorded
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.program import execute
 
 
 def launch(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:

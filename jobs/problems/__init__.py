@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 import skerch
 from skerch.errors import SkerchError
-from skerch.jobs.schema import ConfigError, unknown
+from skerch.jobs.errors import ConfigError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor

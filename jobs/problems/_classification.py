@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, TensorDataset
 
-from skerch.jobs.schema import ConfigError
+from skerch.jobs.errors import ConfigError
 from skerch.randomness import stream
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from skerch.jobs import config, pipeline
-from skerch.jobs.binding import bind
-from skerch.jobs.costs import Machine, costs
+from skerch.jobs.commands.costs import Machine, costs
 from skerch.jobs.launchers import local
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.binding import bind
 
 BENCHMARKS = Path(__file__).parents[2] / "benchmarks"
 

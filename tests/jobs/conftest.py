@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from skerch.jobs import results
 from skerch.jobs.config import load
+from skerch.jobs.launchers.complete import complete
 
 
 @pytest.fixture
@@ -29,5 +29,5 @@ def digits(tmp_path_factory):
             "launcher.threads=1",
         ],
     )
-    assert not results.complete(config)
+    assert not complete(config)
     return config

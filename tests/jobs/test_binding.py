@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from skerch.jobs import config as configs
-from skerch.jobs.binding import RunDirError, bind
 from skerch.jobs.config import ConfigError
-from skerch.jobs.recorded import column, write_parameters
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.binding import RunDirError, bind
+from skerch.jobs.run_dir.training_files import column, write_parameters
 
 
 @pytest.fixture

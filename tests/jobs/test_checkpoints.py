@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from skerch.jobs.checkpoints import checkpoint_files
 from skerch.jobs.config import load, load_resolved, save
+from skerch.jobs.config.checkpoints import checkpoint_files
+from skerch.jobs.errors import ConfigError
 from skerch.jobs.problems import load_problem
-from skerch.jobs.schema import ConfigError
 
 
 @pytest.fixture

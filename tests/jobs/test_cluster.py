@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from skerch.jobs.cluster import Resources, resources
-from skerch.jobs.schema import STAGES, ConfigError
+from skerch.jobs.config.resources import Resources, resources
+from skerch.jobs.config.stages import STAGES
+from skerch.jobs.errors import ConfigError
 
 
 @pytest.fixture

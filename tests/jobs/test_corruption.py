@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from skerch.jobs import results
+from skerch.jobs.launchers.complete import complete
 
 ROOT = Path(__file__).parents[2]
 STEP = "seigh/step-000060-test"
@@ -73,7 +73,7 @@ def test_a_block_from_elsewhere_is_refused_and_measured_again(
     }
     if stranger == "seed":
         shutil.copytree(damaged / "training", tmp_path / "other" / "training")
-        assert not results.complete(small("sketch.seed=7", "run_dir=other"))
+        assert not complete(small("sketch.seed=7", "run_dir=other"))
     ours, theirs = path.read_bytes(), strangers[stranger].read_bytes()
     path.write_bytes(theirs)
     if stranger == "neighbour":
@@ -91,7 +91,7 @@ def test_a_block_from_elsewhere_is_refused_and_measured_again(
 def test_results_of_another_seed_are_neither_shown_nor_used(
     damaged, reference, results_of, skerch, small, tmp_path, name
 ):
-    assert not results.complete(small("training.seed=7", "run_dir=other"))
+    assert not complete(small("training.seed=7", "run_dir=other"))
     shutil.copy(tmp_path / "other" / STEP / name, damaged / STEP / name)
     if name != "overlap.json":
         (damaged / STEP / "overlap.json").unlink()
@@ -102,7 +102,7 @@ def test_results_of_another_seed_are_neither_shown_nor_used(
 
 
 def test_eigenpairs_of_another_seed_are_refused_where_a_manifest_is_lost(damaged, skerch, small):
-    assert not results.complete(small("training.seed=7", "run_dir=other"))
+    assert not complete(small("training.seed=7", "run_dir=other"))
     shutil.copy(f"other/{STEP}/eigh.h5", damaged / STEP)
     (damaged / STEP / "measurements/round-1/manifest.json").unlink()
     (damaged / STEP / "overlap.json").unlink()
@@ -113,7 +113,7 @@ def test_eigenpairs_of_another_seed_are_refused_where_a_manifest_is_lost(damaged
     ("other", "folder"), [("sketch.seed=7", "measurements"), ("training.seed=7", "")]
 )
 def test_measurements_of_another_run_are_not_taken_over(damaged, skerch, small, other, folder):
-    assert not results.complete(small(other, "run_dir=other"))
+    assert not complete(small(other, "run_dir=other"))
     shutil.rmtree(damaged / STEP / folder)
     shutil.copytree(f"other/{STEP}/{folder}", damaged / STEP / folder)
     status, _, err = skerch("run", damaged)

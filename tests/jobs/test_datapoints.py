@@ -5,8 +5,9 @@ import pytest
 import torch
 from torch.utils.data import ConcatDataset, Dataset, Subset, TensorDataset
 
-from skerch.jobs.datapoints import MOST_READ, hessian_batch
-from skerch.jobs.schema import ConfigError, Hessian
+from skerch.jobs.config.schema import Hessian
+from skerch.jobs.errors import ConfigError
+from skerch.jobs.training.datapoints import MOST_READ, hessian_batch
 
 CLASSES = [2, 0, 0, 1, 0, 2, 1, 1, 2]
 LOWEST_TWO = [0, 1, 2, 3, 5, 6]  # of each class

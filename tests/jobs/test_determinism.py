@@ -6,7 +6,8 @@ import random
 
 import pytest
 
-from skerch.jobs import pipeline, results
+from skerch.jobs import pipeline
+from skerch.jobs.launchers.complete import complete
 from skerch.jobs.run_dir import RunDir
 
 
@@ -35,7 +36,7 @@ def test_workers_and_order_do_not_change_a_byte(experiment, small, monkeypatch, 
     def run(*overrides):
         run_dir = "-".join(["run", *overrides])
         config = small(*root, *overrides, f"run_dir={run_dir}", experiment=experiment)
-        assert not results.complete(config)
+        assert not complete(config)
         return files(config)
 
     expected = run()

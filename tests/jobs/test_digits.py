@@ -11,10 +11,10 @@ import torch
 from skerch.curvature import HessianOperator
 from skerch.decompositions.eigh_file import EighFile
 from skerch.decompositions.seigh import seigh
-from skerch.jobs.operators import load_inputs
-from skerch.jobs.recorded import load_hessian_data, load_parameters
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.stage import Context
+from skerch.jobs.run_dir.training_files import load_hessian_data, load_parameters
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.inputs import load_inputs
 
 WIDTHS = [64, 20, 20, 10]
 HESSIANS = [(step, split) for step in (100, 300) for split in ("train", "test")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from skerch.analysis.overlap import overlap
-from skerch.jobs import exhaustive
+from skerch.jobs.commands import exhaustive
 from skerch.jobs.config import load
 from skerch.jobs.run_dir import RunDir
 

@@ -10,7 +10,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
-from skerch.jobs.schema import Config
+from skerch.jobs.config.schema import Config
 
 PROBLEM = """
 import torch

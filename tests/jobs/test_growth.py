@@ -8,12 +8,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from skerch.jobs import pipeline, results, train
-from skerch.jobs.loading import load
+from skerch.jobs import pipeline
+from skerch.jobs.commands.load import load
+from skerch.jobs.commands.status import status
+from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import load_problem
-from skerch.jobs.recorded import load_model
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.status import status
+from skerch.jobs.run_dir.training_files import load_model
+from skerch.jobs.training import session as train
 
 GROWING = ("checkpoint.pt", "hessian_data.pt", "parameters.h5", "training.png")
 
@@ -33,7 +35,7 @@ def grow(first, second, lost="none"):
     The files of the first that are called `lost` are lost before the second.
     """
     run = RunDir(first.run_dir)
-    assert not results.complete(first)
+    assert not complete(first)
     for path in run.path.glob(f"seigh/*/{lost}"):
         path.unlink()
     before, ran = files(run), run.task_records.read_text()
@@ -41,7 +43,7 @@ def grow(first, second, lost="none"):
     begun = {task.id for task in pipeline.tasks(first)}
     left = {task.id for task in pipeline.missing(pipeline.tasks(first))}
     assert missing - left == {t.id for t in pipeline.tasks(second)} - begun | {"train"}
-    assert not results.complete(second)
+    assert not complete(second)
     after = files(run)
     assert {path: after[path] for path in before} == before
     lines = run.task_records.read_text().removeprefix(ran).splitlines()
@@ -83,7 +85,7 @@ def test_status_tells_of_what_is_there_or_was_asked_for_last_and_of_no_more(smal
         ["training.record_steps=[60]", "hessian.splits=[train]"],
         ["training.record_steps=[20]", "hessian.splits=[train]", "name=other"],
     ):
-        assert not results.complete(small(*few, *asked))
+        assert not complete(small(*few, *asked))
     methods = status(RunDir(small().run_dir))["methods"]
     found = {m["name"]: {task["id"].split(".")[1] for task in m["tasks"][1:]} for m in methods}
     assert found == {
@@ -99,7 +101,7 @@ def test_status_tells_of_what_is_there_or_was_asked_for_last_and_of_no_more(smal
 def test_nothing_is_added_by_another_loss_than_that_of_the_training(small, monkeypatch, more):
     few = ["training.max_steps=20", "training.record_steps=[20]"]
     config = small(*few, "hessian.splits=[test]")
-    assert not results.complete(config)
+    assert not complete(config)
     run, original = RunDir(config.run_dir), train.load_problem
     before = files(run), run.parameters.read_bytes()
 
@@ -109,9 +111,9 @@ def test_nothing_is_added_by_another_loss_than_that_of_the_training(small, monke
 
     monkeypatch.setattr(train, "load_problem", edited)
     larger = small(*(few[1:] if "splits" in more else ["training.record_steps=[20,60]"]), more)
-    words = results.complete(larger)["train"]
+    words = complete(larger)["train"]
     assert "loss is no longer that of the training" in words
     assert "step 20, split test: it was " in words
     assert (files(run), run.parameters.read_bytes()) == before
     monkeypatch.undo()
-    assert not results.complete(larger)
+    assert not complete(larger)

@@ -8,11 +8,13 @@ import torch
 from torch import nn
 
 from skerch.curvature import backends, supervised_loss
-from skerch.jobs import problems, results
+from skerch.jobs import problems
 from skerch.jobs.config import ConfigError, load
-from skerch.jobs.operators import Inputs, hessian_operator, in_mode
+from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import Problem
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stages.inputs import Inputs, in_mode
+from skerch.jobs.stages.operator import hessian_operator
 
 CROSS_ENTROPY = supervised_loss(nn.functional.cross_entropy)
 
@@ -40,19 +42,19 @@ def test_a_loss_edited_between_a_kill_and_the_resume_is_refused(
             return replace(problem, loss_fn=lambda m, b: change(problem.loss_fn(m, b)))
 
         monkeypatch.setattr(problems, "load_problem", edited)
-        failures = results.complete(config)
+        failures = complete(config)
         (words,) = (words for words in failures.values() if "another loss" in words)
         assert "loss was 0." in words, name
         assert "The problem's code has changed since; take the old code back, or delete " in words
         assert [block.read_bytes() for block in blocks[:-1]] == before
         assert not directory.merged.exists()
     monkeypatch.undo()
-    assert not results.complete(config)
+    assert not complete(config)
 
 
 def test_all_hessians_of_a_run_are_of_one_loss(small, monkeypatch):
     config = small("hessian.splits=[test]")
-    assert not results.complete(config)
+    assert not complete(config)
     run = RunDir(config.run_dir)
     shutil.rmtree(run.step("seigh", 60, "test").path)
     original = problems.load_problem
@@ -65,11 +67,11 @@ def test_all_hessians_of_a_run_are_of_one_loss(small, monkeypatch):
         return 0.001 * sum(p.square().sum() for p in model.parameters())
 
     monkeypatch.setattr(problems, "load_problem", edited)
-    words = results.complete(config)["seigh.step-000060-test.layout-1"]
+    words = complete(config)["seigh.step-000060-test.layout-1"]
     assert f"{run.step('seigh', 20, 'test').measurements(1)} was laid out for another loss" in words
     assert f"or delete {run.method('seigh')} to measure all anew" in words
     shutil.rmtree(run.method("seigh"))
-    assert not results.complete(config)
+    assert not complete(config)
 
 
 def test_the_strategy_is_timed_once_a_run(small, monkeypatch):
@@ -77,13 +79,13 @@ def test_the_strategy_is_timed_once_a_run(small, monkeypatch):
     fastest = backends.fastest
     monkeypatch.setattr(backends, "fastest", lambda *a: timed.append(1) or fastest(*a))
     config = small("hessian.strategy=auto", "hessian.splits=[train,test]")
-    assert not results.complete(config)
+    assert not complete(config)
     assert len(timed) == 1
     run = RunDir(config.run_dir)
     kinds = set()
     for step in (20, 60):
         for split in ("train", "test"):
-            array = results.overlap_file.StepDir(run.step("seigh", step, split).path)
+            array = run.step("seigh", step, split)
             text = (array.measurements(1) / "manifest.json").read_text()
             kinds.add(tuple(line for line in text.splitlines() if "strategy" in line))
     assert len(kinds) == 1

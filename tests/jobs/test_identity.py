@@ -13,14 +13,14 @@ from typing import get_type_hints
 import pytest
 import torch
 
-from skerch.jobs import launchers, pipeline, validation
-from skerch.jobs.binding import bind
-from skerch.jobs.config import ConfigError, difference, identity, load, load_resolved
+from skerch.jobs import launchers, pipeline
+from skerch.jobs.config import ConfigError, difference, identity, load, load_resolved, validation
+from skerch.jobs.config.schema import Config
 from skerch.jobs.problems import load_problem
-from skerch.jobs.recorded import RecordedError, load_parameters
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.schema import Config
-from skerch.jobs.train import train
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.run_dir.training_files import RecordedError, load_parameters
+from skerch.jobs.training.session import train
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "reliability.md"
 

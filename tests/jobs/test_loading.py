@@ -15,9 +15,9 @@ import torch
 import skerch
 from skerch.errors import ShapeError, SkerchError
 from skerch.jobs import problems
-from skerch.jobs.loading import Run
-from skerch.jobs.recorded import load_hessian_data, load_parameters
+from skerch.jobs.commands.load import Run
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.training_files import load_hessian_data, load_parameters
 
 
 @pytest.fixture(scope="module")

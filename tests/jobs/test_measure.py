@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from skerch.files import FileError
-from skerch.jobs.measure import fill
+from skerch.jobs.stages.measure import fill
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Manifest
 

@@ -7,7 +7,7 @@ import torch
 
 from skerch.errors import SkerchError
 from skerch.jobs.config import load
-from skerch.jobs.operators import resolve_device
+from skerch.jobs.stages.operator import resolve_device
 
 PROBLEMS = """
 import sys

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from skerch.jobs import pipeline
-from skerch.jobs.ranges import parse_ranges
+from skerch.jobs.pipeline.ranges import parse_ranges
 
 
 def graph(config):

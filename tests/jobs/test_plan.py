@@ -6,11 +6,15 @@ import math
 
 import pytest
 
-from skerch.jobs import calibrate, merge, pipeline, plan, results, task_log
-from skerch.jobs.calibrate import Pace, measure_pace
+from skerch.jobs import pipeline
+from skerch.jobs.commands import calibrate, plan
+from skerch.jobs.commands.calibrate import Pace, measure_pace
+from skerch.jobs.commands.disk import hessian_disk, training_disk
 from skerch.jobs.config import load
-from skerch.jobs.disk import hessian_disk, training_disk
+from skerch.jobs.launchers.complete import complete
+from skerch.jobs.pipeline import task_log
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stages import merge
 
 SECONDS = 0.2  # that each block of SLOW takes
 SLOW = f"""
@@ -66,7 +70,7 @@ def test_the_forecast_is_what_sleeping_blocks_take_and_what_a_run_takes(slow):
     blocks = 20 * pace.matvec
     assert not RunDir(slow.run_dir).path.exists()
     assert 5 * SECONDS <= blocks < 1.3 * 5 * SECONDS
-    assert not results.complete(slow)
+    assert not complete(slow)
     records = task_log.records(RunDir(slow.run_dir)).items()
     took = sum(record["seconds"] for task, record in records if ".measure-" in task)
     assert 0.8 * blocks < took < 1.2 * (blocks + 5 * pace.start)
@@ -141,7 +145,7 @@ def test_the_most_is_on_disk_as_the_merged_file_is_verified(small, monkeypatch, 
         seen.append((sizes(directory.path.rglob("round-*/**/*.h5")), sizes([path])))
 
     monkeypatch.setattr(merge, "verify", look)
-    assert not results.complete(config)
+    assert not complete(config)
     said = hessian_disk(config, 1930)
     assert seen[0] == (pytest.approx(said.blocks, rel=0.03), pytest.approx(said.merged, rel=0.03))
     assert said.peak == said.blocks + said.merged

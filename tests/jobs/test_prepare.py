@@ -16,7 +16,7 @@ def prepare(monkeypatch, capsys):
 
     def run(*arguments):
         monkeypatch.setattr(sys, "argv", ["prepare", *arguments])
-        runpy.run_module("skerch.jobs.prepare", run_name="__main__")
+        runpy.run_module("skerch.jobs.launchers.prepare", run_name="__main__")
         return capsys.readouterr().out.splitlines()
 
     return run

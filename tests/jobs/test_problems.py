@@ -9,9 +9,10 @@ import pytest
 import torch
 from PIL import Image
 
-from skerch.jobs.datapoints import hessian_batch
+from skerch.jobs.config.schema import Hessian
+from skerch.jobs.errors import ConfigError
 from skerch.jobs.problems import Problem, load_problem, names
-from skerch.jobs.schema import ConfigError, Hessian
+from skerch.jobs.training.datapoints import hessian_batch
 
 
 def parameters(problem: Problem) -> int:

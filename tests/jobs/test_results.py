@@ -12,11 +12,11 @@ from io import StringIO
 
 import pytest
 
-from skerch.jobs import overlap_file, results
-from skerch.jobs.analyze import _title
-from skerch.jobs.binding import bind
-from skerch.jobs.run_dir import RunDir
-from skerch.jobs.stage import Context
+from skerch.jobs.commands import results
+from skerch.jobs.run_dir import RunDir, overlap_file
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.stages.analyze import _title
+from skerch.jobs.stages.context import Context
 
 
 @pytest.fixture

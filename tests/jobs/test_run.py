@@ -13,12 +13,16 @@ import h5py
 import pytest
 
 from skerch.decompositions.eigh_file import EighFile
-from skerch.jobs import pipeline, results, task_log
-from skerch.jobs.binding import RunDirError, bind, locked
+from skerch.jobs import pipeline
+from skerch.jobs.commands import results
 from skerch.jobs.config import ConfigError, load
-from skerch.jobs.recorded import RecordedError
+from skerch.jobs.launchers.complete import complete
+from skerch.jobs.pipeline import task_log
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.stage import Context, execute
+from skerch.jobs.run_dir.binding import RunDirError, bind, locked
+from skerch.jobs.run_dir.training_files import RecordedError
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.program import execute
 
 
 def outcome(config):
@@ -44,14 +48,14 @@ def stages(config):
 def test_running_again_does_nothing(reference, capsys):
     assert stages(reference) == []
     before = task_log.records(RunDir(reference.run_dir))
-    assert not results.complete(reference)
+    assert not complete(reference)
     assert task_log.records(RunDir(reference.run_dir)) == before
 
 
 @pytest.mark.parametrize("workers", [2, 3])
 def test_worker_processes_give_the_same_bits(small, reference, workers):
     config = small(f"launcher.workers={workers}")
-    assert not results.complete(config)
+    assert not complete(config)
     assert outcome(config) == outcome(reference)
 
 
@@ -69,7 +73,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(small, reference, pattern):
     os.killpg(victim.pid, signal.SIGKILL)
     victim.wait()
     assert stages(config)
-    assert not results.complete(config)
+    assert not complete(config)
     assert outcome(config) == outcome(reference)
     assert not list(RunDir(config.run_dir).path.rglob(".*.tmp"))
 
@@ -126,7 +130,7 @@ def test_only_what_something_missing_needs_is_made_again(small, reference, delet
     target = RunDir(config.run_dir).step("seigh", 20, "test").path / deleted
     shutil.rmtree(target) if target.is_dir() else target.unlink()
     assert stages(config) == again
-    assert not results.complete(config)
+    assert not complete(config)
 
 
 def test_a_lost_merge_is_made_again_from_what_is_lost_too(small, reference):
@@ -138,13 +142,13 @@ def test_a_lost_merge_is_made_again_from_what_is_lost_too(small, reference):
     directory.merged.unlink()
     directory.eigh.unlink()
     assert stages(config) == ["measure", "range_finder", "merge", "decompose"]
-    assert not results.complete(config)
+    assert not complete(config)
     assert outcome(config) == outcome(reference)
 
 
 def test_three_rounds_run_and_resume_and_are_merged_by_hand_alike(small, skerch, tmp_path):
     config = small("sketch.rounds=3", "training.record_steps=[60]")
-    assert not results.complete(config)
+    assert not complete(config)
     expected = outcome(config)
     directory = RunDir(config.run_dir).step("seigh", 60, "test")
     measurements = directory.measurements(1).parent
@@ -157,7 +161,7 @@ def test_three_rounds_run_and_resume_and_are_merged_by_hand_alike(small, skerch,
     (directory.measurements(2) / "blocks" / "block-000000.h5").unlink()
     again = ["range_finder", "measure", "range_finder", "merge", "decompose"]
     assert stages(config) == again
-    assert not results.complete(config)
+    assert not complete(config)
     assert outcome(config) == expected
 
 
@@ -165,7 +169,7 @@ def test_without_blocks_and_columns_the_eigenpairs_are_the_same(small, reference
     expected = outcome(reference)
     for override in ("keep_blocks=false", "consolidate=false"):
         config = small(override, f"run_dir=run-{override[:4]}")
-        assert not results.complete(config)
+        assert not complete(config)
         directory = RunDir(config.run_dir).step("seigh", 20, "test")
         with EighFile(directory.eigh) as eigh:
             assert eigh.eigenvalues.numpy().tobytes() == expected[20, "test", "values"]
@@ -177,12 +181,12 @@ def test_without_blocks_and_columns_the_eigenpairs_are_the_same(small, reference
 
 def test_eigenvectors_come_from_blocks_where_there_is_no_merged_copy(small, reference):
     config = small("consolidate=false")
-    assert not results.complete(config)
+    assert not complete(config)
     directory = RunDir(config.run_dir).step("seigh", 20, "test")
     directory.eigh.unlink()
     (directory.measurements(2) / "blocks" / "block-000000.h5").unlink()
     assert stages(config) == ["measure", "decompose"]
-    assert not results.complete(config)
+    assert not complete(config)
     with EighFile(directory.eigh) as eigh:
         found = eigh.eigenvectors[:].numpy().tobytes()
     assert found == outcome(reference)[20, "test", "vectors"]
@@ -209,9 +213,9 @@ def test_a_range_of_another_first_round_is_refused(small, reference):
     ours.merged.unlink()
     ours.eigh.unlink()
     shutil.copy(other.range(2), ours.range(2))
-    assert "other measurements" in results.complete(config)["seigh.step-000020-test.merge"]
+    assert "other measurements" in complete(config)["seigh.step-000020-test.merge"]
     shutil.rmtree(ours.measurements(1).parent)
-    assert not results.complete(config)
+    assert not complete(config)
     assert outcome(config) == outcome(reference)
 
 
@@ -226,7 +230,7 @@ def test_eigenpairs_of_other_data_are_not_analysed(small, reference):
     with pytest.raises(RecordedError, match="is of other parameters"):
         execute("analyze", Context(run, config, "seigh", 60, "test"))
     with pytest.raises(RunDirError, match=r"round-1/manifest\.json is of other measurements"):
-        results.complete(config)
+        complete(config)
 
 
 def test_results_are_never_taken_for_those_of_another_config(small, reference):
@@ -240,12 +244,12 @@ def test_results_are_never_taken_for_those_of_another_config(small, reference):
         if lost:
             (RunDir(config.run_dir).path / lost).unlink()
         with pytest.raises(ConfigError, match=override.partition("=")[0]):
-            results.complete(config)
+            complete(config)
 
 
 def test_a_failed_start_binds_nothing(small):
-    assert results.complete(small("hessian.datapoints=100000"))
-    assert not results.complete(small())
+    assert complete(small("hessian.datapoints=100000"))
+    assert not complete(small())
 
 
 def test_a_moved_run_directory_stays_one_run(small, reference, monkeypatch):
@@ -254,7 +258,7 @@ def test_a_moved_run_directory_stays_one_run(small, reference, monkeypatch):
     shutil.copytree(reference.run_dir, moved)
     for name in (moved, moved / "config.yaml"):
         assert load(name).run_dir == str(moved)
-        assert not results.complete(load(name))
+        assert not complete(load(name))
         results.print_table(load(name))
 
 
@@ -263,7 +267,7 @@ def test_two_local_runs_do_not_share_a_directory(small):
     run = RunDir(config.run_dir)
     bind(run, config)
     with locked(run), pytest.raises(RunDirError, match="Another process is running tasks"):
-        results.complete(config)
+        complete(config)
 
 
 def test_a_zero_hessian_is_said_to_be_one(small, tmp_path):
@@ -285,7 +289,7 @@ def make():
         "problem: {factory: 'linear:make'}\nhessian: {datapoints: 20, subset: first}\n"
         "training: {max_steps: 2, batch_size: 10}\nsketch: {outer: 1}\n"
     )
-    failures = results.complete(load(tmp_path / "linear.yaml"))
+    failures = complete(load(tmp_path / "linear.yaml"))
     assert "is zero" in failures["seigh.step-000000-train.decompose"]
 
 
@@ -293,9 +297,9 @@ def test_another_outer_under_another_name_needs_no_training(small, reference):
     config = small("name=wide", "sketch.outer=25")
     shutil.copytree(reference.run_dir, config.run_dir)
     assert "train" not in stages(config)
-    assert not results.complete(config)
+    assert not complete(config)
     with pytest.raises(ConfigError, match=r"sketch\.outer: 25 -> 26"):
-        results.complete(small("name=wide", "sketch.outer=26"))
+        complete(small("name=wide", "sketch.outer=26"))
 
 
 def test_a_failing_task_takes_down_what_needs_it_and_nothing_else(small, reference, capsys):
@@ -306,10 +310,10 @@ def test_a_failing_task_takes_down_what_needs_it_and_nothing_else(small, referen
     bind(run, config)
     blocks.parent.mkdir(parents=True)
     blocks.touch()
-    failures = results.complete(config)
+    failures = complete(config)
     assert "block-000000.h5 cannot be written" in failures["again.step-000020-test.measure-1.0"]
     assert all("step-000020" in task for task in failures)
     assert "block-000000.h5 cannot be written" in capsys.readouterr().err
     assert run.step("again", 60, "test").overlap.exists()
     blocks.unlink()
-    assert not results.complete(config)
+    assert not complete(config)

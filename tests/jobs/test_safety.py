@@ -13,12 +13,13 @@ from hypothesis import strategies as st
 from skerch.errors import SkerchError
 from skerch.files import sweep
 from skerch.jobs import config as configs
-from skerch.jobs import pipeline, recorded, validation
-from skerch.jobs.binding import bind
-from skerch.jobs.config import ConfigError
+from skerch.jobs import pipeline
+from skerch.jobs.config import ConfigError, validation
 from skerch.jobs.run_dir import RunDir
-from skerch.jobs.state_dicts import StateDictError
-from skerch.jobs.train import train
+from skerch.jobs.run_dir import training_files as recorded
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.training.session import train
+from skerch.jobs.training.state_dicts import StateDictError
 
 
 class Payload:

@@ -12,7 +12,7 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from skerch.jobs.problems import load_problem
-from skerch.jobs.state_dicts import StateDictError, load_into
+from skerch.jobs.training.state_dicts import StateDictError, load_into
 
 
 def network():

@@ -12,10 +12,10 @@ import sys
 
 import pytest
 
-from skerch.jobs.binding import bind
 from skerch.jobs.config import load
 from skerch.jobs.launchers.slurm.scheduler import Element
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.binding import bind
 
 PROBLEM = """
 import os
@@ -103,7 +103,7 @@ def test_an_interrupted_task_says_so(run, skerch):
     run.step("seigh", 20, "test").overlap.unlink()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "skerch.jobs.analyze.run", lambda context: os.kill(os.getpid(), signal.SIGINT)
+            "skerch.jobs.stages.analyze.run", lambda context: os.kill(os.getpid(), signal.SIGINT)
         )
         assert skerch("run", run.path)[0] == 130
     assert "analyze failed: interrupted\n" in skerch("status", run.path)[1]

@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from skerch.jobs.cluster import Resources
+from skerch.jobs.config.resources import Resources
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.observed import Submitted
 from skerch.jobs.launchers.slurm.scheduler import Element

@@ -13,9 +13,10 @@ from types import SimpleNamespace
 import pytest
 
 from skerch import __main__ as program
-from skerch.jobs import prepare, stage, task
 from skerch.jobs.config import ConfigError, load
-from skerch.jobs.launchers import local
+from skerch.jobs.launchers import local, prepare
+from skerch.jobs.launchers.slurm import task
+from skerch.jobs.stages import context as stage
 
 
 @pytest.fixture

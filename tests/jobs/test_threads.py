@@ -8,11 +8,13 @@ from argparse import Namespace
 import pytest
 import torch
 
-from skerch.jobs import stage, task
-from skerch.jobs.binding import bind
 from skerch.jobs.launchers import local
+from skerch.jobs.launchers.slurm import task
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.stage import Context, settle
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.stages import context as stage
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.program import settle
 
 
 @pytest.fixture

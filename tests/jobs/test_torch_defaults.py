@@ -6,8 +6,8 @@ import sys
 
 import torch
 
-from skerch.jobs import results
 from skerch.jobs.config import load
+from skerch.jobs.launchers.complete import complete
 
 PROBLEM = """
 import torch
@@ -55,7 +55,7 @@ def test_runs_give_the_same_bits(tmp_path, monkeypatch, results_of):
     for name, change in changes.items():
         try:
             change()
-            assert not results.complete(load("mine.yaml", [f"run_dir={name}"]))
+            assert not complete(load("mine.yaml", [f"run_dir={name}"]))
         finally:
             torch.set_default_device(None)
             torch.set_default_dtype(torch.float32)

@@ -15,19 +15,20 @@ from torch.utils.data import Dataset
 from skerch.errors import SkerchError
 from skerch.files import FileError
 from skerch.jobs import config as configs
-from skerch.jobs import recorded
-from skerch.jobs import train as stage
-from skerch.jobs.binding import bind
+from skerch.jobs.config.schema import Training
+from skerch.jobs.errors import ConfigError
 from skerch.jobs.problems import Problem, load_problem
-from skerch.jobs.recorded import (
+from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir import training_files as recorded
+from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.run_dir.training_files import (
     RecordedError,
     load_hessian_data,
     load_model,
     load_parameters,
 )
-from skerch.jobs.run_dir import RunDir
-from skerch.jobs.schema import ConfigError, Training
-from skerch.jobs.train import TrainingError, train
+from skerch.jobs.training import session as stage
+from skerch.jobs.training.session import TrainingError, train
 
 SMALL = [
     "training.max_steps=30",
@@ -320,8 +321,11 @@ def test_optimizers_without_the_compiler_take_the_same_steps(name):
 def test_planning_and_training_import_neither_compiler_nor_plots():
     """Each of these takes as long as to import torch, or half of that."""
     program = (
-        "import sys, torch; from skerch.jobs import plan, train; from skerch.jobs.schema import *;"
-        "w = torch.nn.Linear(1, 1); o = train.make_optimizer(Training(), w); o.zero_grad();"
+        "import sys, torch; from skerch.jobs.commands import plan;"
+        "from skerch.jobs.stages import train;"
+        "from skerch.jobs.training.optimizer import make_optimizer as make;"
+        "from skerch.jobs.config.schema import Training;"
+        "w = torch.nn.Linear(1, 1); o = make(Training(), w); o.zero_grad();"
         "w(torch.ones(1, 1)).sum().backward(); o.step();"
         "assert not {'torch._dynamo', 'matplotlib', 'torchvision'} & set(sys.modules)"
     )

@@ -13,11 +13,12 @@ from pathlib import Path
 
 import pytest
 
-from skerch.jobs import results, task_log
-from skerch.jobs.binding import bind
 from skerch.jobs.config import load
-from skerch.jobs.launchers.mpi import MpiError
+from skerch.jobs.launchers.complete import complete
+from skerch.jobs.launchers.mpi.launch import MpiError
+from skerch.jobs.pipeline import task_log
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.binding import bind
 
 FAULTY = """
 import os, signal, time
@@ -81,7 +82,7 @@ def bytes_of(results_of):
 def local(experiment):
     """A local run."""
     config = experiment("local")
-    assert not results.complete(config)
+    assert not complete(config)
     return config
 
 
@@ -151,11 +152,11 @@ def test_a_killed_rank_ends_all_and_the_next_run_goes_on(by_ranks, fault, local,
     config = by_ranks(2)
     fault("kill", config)
     with pytest.raises(MpiError, match="The ranks ended early: one was killed"):
-        results.complete(config)
+        complete(config)
     assert not processes(config)
     kept = blocks(config)
     assert 0 < len(kept) < len(blocks(local))
-    assert not results.complete(config)
+    assert not complete(config)
     assert kept.items() <= blocks(config).items()
     assert bytes_of(config) == bytes_of(local)
 
@@ -163,7 +164,7 @@ def test_a_killed_rank_ends_all_and_the_next_run_goes_on(by_ranks, fault, local,
 def test_what_fails_on_one_rank_fails_its_task_and_hangs_nothing(by_ranks, fault, local, bytes_of):
     config = by_ranks(3)
     fault("raise", config)
-    failures = results.complete(config)
+    failures = complete(config)
     measured = {task: words for task, words in failures.items() if ".measure-1." in task}
     assert measured
     log = RunDir(config.run_dir).task_log("seigh.step-000060-test.measure-1.0")
@@ -173,7 +174,7 @@ def test_what_fails_on_one_rank_fails_its_task_and_hangs_nothing(by_ranks, fault
         assert task_log.records(RunDir(config.run_dir))[task]["error"] == words
     assert "rank 1 on " in log.read_text()
     assert failures["seigh.step-000060-test.merge"].startswith("not run, as it needs seigh.step-")
-    assert not results.complete(config)
+    assert not complete(config)
     assert bytes_of(config) == bytes_of(local)
 
 
@@ -187,7 +188,7 @@ def test_an_interrupted_run_leaves_no_rank(by_ranks, fault):
 
     threading.Thread(target=interrupt, daemon=True).start()
     with pytest.raises(KeyboardInterrupt):
-        results.complete(config)
+        complete(config)
     assert not processes(config)
 
 
@@ -208,14 +209,14 @@ def test_without_mpiexec_one_sentence_says_what_to_do(by_ranks, monkeypatch, tmp
     monkeypatch.setenv("PATH", str(tmp_path))
     monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
     with pytest.raises(MpiError, match=r"needs mpiexec, .*pip install mpich"):
-        results.complete(config)
+        complete(config)
 
 
 def test_without_a_library_one_sentence_says_what_to_do(by_ranks, monkeypatch):
     config = by_ranks(2)
     monkeypatch.setenv("MPI4PY_LIBMPI", "/nonexistent")
     with pytest.raises(MpiError, match=r"mpi4py finds no MPI library \(.*pip install mpich"):
-        results.complete(config)
+        complete(config)
     assert not processes(config)
 
 

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from skerch.jobs import results
 from skerch.jobs.config import load
+from skerch.jobs.launchers.complete import complete
 
 pytestmark = pytest.mark.slow
 
@@ -60,7 +60,7 @@ def test_plain_sbatch_gives_the_bits_of_a_local_run(submit_all, overrides, resul
     assert {"train.log", f"{hessian}.measure-1.0.log", f"{hessian}.measure-1.1.log"} <= logs
 
     config = load("digits", [*overrides, f"run_dir={tmp_path / 'here'}"])
-    assert not results.complete(config)
+    assert not complete(config)
     expected = results_of(config.run_dir)
     assert len(expected) == 4
     assert results_of(there) == expected

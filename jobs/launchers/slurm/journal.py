@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cached_property
 
 from skerch.files import FileError, cause
-from skerch.jobs.ranges import format_ranges, parse_ranges
+from skerch.jobs.pipeline.ranges import format_ranges, parse_ranges
 from skerch.jobs.run_dir import RunDir
 
 

@@ -10,7 +10,7 @@ from skerch.errors import SkerchError
 from skerch.jobs.launchers.slurm import journal, scheduler
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.scheduler import Element
-from skerch.jobs.ranges import format_ranges
+from skerch.jobs.pipeline.ranges import format_ranges
 from skerch.jobs.run_dir import RunDir, command
 
 PATIENCE = 2.0  # seconds that the scheduler may take, where one can do without its answer

@@ -21,8 +21,8 @@ from pathlib import Path
 from reprlib import repr as short
 
 from skerch.errors import SkerchError
-from skerch.jobs import task_log
 from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.pipeline import task_log
 
 ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),

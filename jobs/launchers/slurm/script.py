@@ -15,10 +15,10 @@ from pathlib import Path
 from submitit import SlurmExecutor
 from submitit.core.utils import JobPaths
 
-from skerch.jobs.cluster import Resources
+from skerch.jobs.config.resources import Resources
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.scheduler import SlurmError, job_name
-from skerch.jobs.ranges import format_ranges
+from skerch.jobs.pipeline.ranges import format_ranges
 
 JOB = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"  # 12_3
 START = f'echo "$(date -u +%FT%T+00:00) job {JOB} starts on $(hostname)"'

@@ -16,18 +16,18 @@ from pathlib import Path
 
 from skerch.errors import SkerchError
 from skerch.files import sweep
-from skerch.jobs import pipeline, task_log
-from skerch.jobs.cluster import Resources, resources
+from skerch.jobs import pipeline
 from skerch.jobs.config import Config
+from skerch.jobs.config.resources import Resources, resources
+from skerch.jobs.config.stages import STAGES
 from skerch.jobs.launchers.slurm import journal, scheduler, script
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.observed import Submitted, observe
 from skerch.jobs.launchers.slurm.scheduler import Element
-from skerch.jobs.pipeline import Task
-from skerch.jobs.ranges import counted, format_ranges
+from skerch.jobs.pipeline import Task, task_log
+from skerch.jobs.pipeline.ranges import counted, format_ranges
 from skerch.jobs.run_dir import RunDir, command, method_name
 
-RESUMING = ("train", "measure")  # stages that go on where they were
 ENDING = 20.0  # seconds in which a cancelled job is to leave the queue
 ABANDONED = 3600.0  # seconds after which no lost worker of another node still writes a file
 
@@ -69,8 +69,8 @@ def submit(config: Config) -> None:
         SubmitError: live jobs are in the way, or a task needs more memory than it may have.
         SlurmError: Slurm is not here, does not answer or refuses.
     """
-    from skerch.jobs.binding import bind, locked  # imports torch
-    from skerch.jobs.plan import count_parameters
+    from skerch.jobs.launchers.preflight import count_parameters
+    from skerch.jobs.run_dir.binding import bind, locked  # imports torch
 
     run = RunDir(config.run_dir)
     script.check_path(run.path)
@@ -167,7 +167,7 @@ def dry_run(config: Config) -> None:
     The ids of jobs to come are shown as `JOB1`, `JOB2`, … in the order of submission. Raises as
     `submit` does.
     """
-    from skerch.jobs.binding import check_bound  # imports torch
+    from skerch.jobs.run_dir.binding import check_bound  # imports torch
 
     run = RunDir(config.run_dir)
     script.check_path(run.path)
@@ -229,7 +229,7 @@ def _missing_jobs(
         if known.elements[s.token, s.elements[task]].job not in stuck
     }
     groups: dict[tuple[str, int | None, int | None], list[Task]] = defaultdict(list)
-    size = scheduler.array_size() if any(t.stage == "measure" for t in missing.values()) else 1
+    size = scheduler.array_size() if any(t.array for t in missing.values()) else 1
     for task in missing.values():
         if task.id in live:
             continue
@@ -295,7 +295,7 @@ def next_memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) ->
 
 def _script(run: RunDir, job: Job, submission: Submission) -> str:
     log = run.task_log(submission.task)
-    resumes = job.tasks[0].stage in RESUMING
+    resumes = STAGES[job.tasks[0].stage].resumes
     return script.script(submission, job.resources, run.path, log, resumes=resumes)
 
 

@@ -59,7 +59,7 @@ def _run(options: argparse.Namespace) -> str | None:
     from skerch.jobs.launchers.local import run_task
     from skerch.jobs.launchers.slurm import inside
     from skerch.jobs.run_dir import RunDir
-    from skerch.jobs.stage import omp_threads
+    from skerch.jobs.stages.program import omp_threads
 
     inside.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
     run = RunDir(options.run)

@@ -1,0 +1,1 @@
+"""What a person types and sees: one subcommand a file, all of them listed in `mount`."""

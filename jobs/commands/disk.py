@@ -1,0 +1,76 @@
+"""What the files of a run take on disk, from the config and N alone."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import accumulate
+
+from skerch.decompositions.eigh_file import CHUNK
+from skerch.decompositions.recovery import RECOVERIES
+from skerch.hdf5 import even, stored_size
+from skerch.jobs.commands.costs import ITEMS
+from skerch.jobs.config import Config
+from skerch.jobs.stages.layout import array_manifest
+
+HEADER = 4096  # bytes of an HDF5 file besides its numbers, the manifest in a block among them
+NUMBERS = 300  # bytes of overlap.json for each k: fifteen numbers as text
+FIGURE = 150_000  # bytes of a Hessian's figure
+
+
+@dataclass(frozen=True)
+class Disk:
+    """The bytes of one Hessian's files."""
+
+    blocks: int  # and ranges
+    merged: int
+    eigenvectors: int
+    analysis: int
+    keep_blocks: bool
+
+    @property
+    def stays(self) -> int:
+        """What is there in the end."""
+        results = self.merged + self.eigenvectors + self.analysis
+        return results + self.blocks * self.keep_blocks
+
+    @property
+    def peak(self) -> int:
+        """What is there at the worst moment: blocks go once the merged file is verified."""
+        return max(self.stays, self.blocks + self.merged)
+
+
+def hessian_disk(config: Config, N: int) -> Disk:
+    """The disk that one Hessian takes."""
+    sketch, item = config.sketch, ITEMS[config.hessian.dtype]
+    sizes, k, q = sketch.round_sizes(), sketch.outer, sketch.probes
+    before = [0, *accumulate(size.stored for size in sizes)]
+    m, first = before[-1], sizes[0].columns
+    found = sum(size.columns for size in sizes[1:])
+    inner = first * RECOVERIES[sketch.recovery].compresses
+
+    blocks = 0
+    for number, size in enumerate(sizes):
+        for block in array_manifest(config, size, N).blocks():
+            width = block.stop - block.start
+            sketched = (first * block.stored + inner * (block.kind == "test")) * (number == 0)
+            blocks += (
+                HEADER + stored_size((N * block.stored, width), item) + sketched * width * item
+            )
+        if number:
+            Q = stored_size((N, size.columns), item, sketch.block_size)
+            new = sum(size.columns for size in sizes[1 : number + 1])
+            blocks += HEADER + Q + 8 * before[number] * (before[number] + new)
+
+    small = (m + q) ** 2 + 2 * m**2 + first * (sizes[0].stored + q) + inner * first
+    merged = HEADER + 8 * (small + before[-2] * found)
+    if config.consolidate:
+        width = sketch.block_size
+        merged += stored_size((N, m), item, even(m, width))
+        merged += stored_size((N, q), item, even(q, width))
+    eigenvectors = HEADER + stored_size((N, k), item, even(k, CHUNK))
+    return Disk(blocks, merged, eigenvectors, NUMBERS * k + FIGURE, config.keep_blocks)
+
+
+def training_disk(config: Config, N: int) -> int:
+    """The bytes of the recorded parameters."""
+    return HEADER + len(config.training.record_steps or []) * stored_size((N, 1), 4)

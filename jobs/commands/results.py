@@ -1,0 +1,164 @@
+"""What came out of a run: as a table, JSON or CSV."""
+
+from __future__ import annotations
+
+import sys
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from csv import DictWriter
+from itertools import product
+from json import dumps
+from typing import Any, TypeAlias
+
+from rich.console import Console
+from rich.table import Table
+
+from skerch.analysis.results import HessianResults
+from skerch.jobs import pipeline
+from skerch.jobs.config import Config
+from skerch.jobs.pipeline import task_log
+from skerch.jobs.run_dir import RunDir, command, method_name, overlap_file
+
+Hessians: TypeAlias = Mapping[tuple[int, str], HessianResults | None]  # by step and split
+
+
+def found(run: RunDir, config: Config, every: bool = True) -> Hessians:
+    """What a method's Hessians have come to, by step and split; None for one that is missing.
+
+    It is `every` one that the run has, or those that the config asks for.
+    """
+    asked = product(config.training.record_steps or [], config.hessian.splits)
+    hessians = run.hessians(config) if every else asked
+    paths = {hessian: run.step(method_name(config), *hessian).overlap for hessian in hessians}
+    return {key: overlap_file.read(path) if path.exists() else None for key, path in paths.items()}
+
+
+def print_results(
+    run: RunDir, name: str | None = None, *, json: bool = False, csv: bool = False
+) -> None:
+    """Print what was found, of one method or of all of a run, as tables, JSON or CSV."""
+    latest = run.load(name)
+    configs = [latest] if name else [run.load(each) for each in run.methods] or [latest]
+    if not json and not csv:
+        for config in configs:
+            print_table(config, every=True)
+        return
+    rows = [
+        {"name": method_name(config), "step": step, "split": split} | _row(results)
+        for config in configs
+        for (step, split), results in found(run, config).items()
+    ]
+    if json:
+        print(dumps(rows, indent=1))
+    else:
+        writer = DictWriter(sys.stdout, rows[0], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def print_table(config: Config, every: bool = False) -> None:
+    """Print each Hessian's results in a row, what is missing, times, and where files are.
+
+    It is of those that the config asks for, or of `every` one that the run has.
+    """
+    run, name = RunDir(config.run_dir), method_name(config)
+    sketch = config.sketch
+    hessians = found(run, config, every)
+    ks = sorted({len(results.overlap) for results in hessians.values() if results})
+    overlap = f"overlap (k = {' or '.join(map(str, ks))})"
+    headings = ("step", "split", "top eigenvalues", "relative\nresidual", overlap)
+    table = Table(*headings, pad_edge=False)  # so that it fits into 80 columns
+    for column in table.columns:
+        column.justify = "left" if column.header == "split" else "right"
+    for (step, split), results in hessians.items():
+        if results:
+            table.add_row(str(step), split, *_cells(results))
+    output = Console()
+    if not output.is_terminal:
+        output.width = 100  # a file has no columns to fold at
+    lines = [
+        *_asymmetric(hessians),
+        *_ties(hessians),
+        *_missing(run, hessians),
+        *_times(config, run),
+        f"files    {run.method(name)}",
+        f"figures  {run.figures}",
+    ]
+    title = f"{name}: {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
+    output.print(title, markup=False, highlight=False, soft_wrap=True)
+    if table.row_count:
+        output.print(table)
+    for line in lines:
+        output.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _cells(results: HessianResults) -> list[str]:
+    """Top eigenvalues, residual and overlap, in words."""
+    distance = results.distance
+    sigmas = "" if distance is None else f", {distance:+.1f} σ"
+    return [
+        ", ".join(f"{value:.4g}" for value in results.eigenvalues[:3]),
+        f"{results.relative_residual:.2%}",
+        f"{results.overlap[-1]:.4f}, {results.multiple:.2f} × k/N{sigmas}",
+    ]
+
+
+def _row(results: HessianResults | None) -> dict[str, Any]:
+    """The same as numbers; None where there are none."""
+    top = [*(results.eigenvalues if results else ()), None, None, None]
+    within, alike = (results and results.tie) or (None, None)
+    return {
+        "parameters": results and results.parameters,
+        "k": results and len(results.overlap),
+        **{f"eigenvalue_{i + 1}": top[i] for i in range(3)},
+        "relative_residual": results and results.relative_residual,
+        "overlap": results and results.overlap[-1],
+        "chance": results and results.baseline[-1],
+        "sigmas_from_chance": results and results.distance,
+        "tied_in_mask": within,
+        "tied_in_all": alike,
+    }
+
+
+def _asymmetric(hessians: Hessians) -> Iterator[str]:
+    """A line on each Hessian whose products were not those of a symmetric matrix."""
+    for (step, split), results in hessians.items():
+        if results and results.asymmetry > results.rounding:
+            yield (
+                f"doubt    step {step} {split}: products are symmetric to "
+                f"{results.asymmetry:.0e} only, where rounding explains {results.rounding:.0e}; "
+                "see: python -m skerch check"
+            )
+
+
+def _ties(hessians: Hessians) -> Iterator[str]:
+    """A line on each step whose mask is one of several of the largest parameters."""
+    by_step = {step: results for (step, _), results in hessians.items() if results}
+    for step, results in by_step.items():
+        if results.tie:
+            within, alike = results.tie
+            yield (
+                f"ties     step {step}: {within} of the mask's {len(results.mask)} parameters are "
+                f"any of {alike} that are equally large"
+            )
+
+
+def _missing(run: RunDir, hessians: Hessians) -> Iterator[str]:
+    """A line on what is not there, if anything is not."""
+    missing = [f"step {step} {split}" for (step, split), there in hessians.items() if not there]
+    if missing:
+        yield (
+            f"missing  {len(missing)} of {len(hessians)} Hessians: {', '.join(missing)}; see: "
+            f"{command('status', run.path)}"
+        )
+
+
+def _times(config: Config, run: RunDir) -> Iterator[str]:
+    """A line on the seconds that each stage took, summed over its tasks, once one has ended."""
+    seconds: dict[str, float] = defaultdict(float)
+    records = task_log.records(run)
+    for task in pipeline.tasks(config):
+        if task.id in records:
+            seconds[task.stage] += records[task.id]["seconds"]
+    if seconds:
+        yield "seconds  " + ", ".join(f"{stage} {total:.1f}" for stage, total in seconds.items())

@@ -1,0 +1,18 @@
+"""What is asked for: experiment files, their keys, and the cluster file. Imports no torch."""
+
+from skerch.jobs.config.identity import difference, grown, identity
+from skerch.jobs.config.loading import load, load_resolved, run_directory, save
+from skerch.jobs.config.schema import Config
+from skerch.jobs.errors import ConfigError
+
+__all__ = [
+    "Config",
+    "ConfigError",
+    "difference",
+    "grown",
+    "identity",
+    "load",
+    "load_resolved",
+    "run_directory",
+    "save",
+]

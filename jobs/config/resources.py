@@ -1,0 +1,277 @@
+"""What a stage asks of a cluster: the cluster file, and `resources` of the experiment over it.
+
+A cluster file is a mapping of sections: `all`, then stages. A stage gets the keys of `all`, of its
+own section, then of `resources.all` and `resources.<stage>`; a layout, which times matvecs for the
+workers, also what `measure` has. A null takes a key back.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from importlib.resources import files
+from pathlib import Path
+from reprlib import repr as short
+from typing import Any
+
+import yaml
+
+from skerch.files import cause
+from skerch.jobs.config.schema import Config
+from skerch.jobs.config.stages import STAGES
+from skerch.jobs.errors import ConfigError, unknown
+
+SECTIONS = ("all", *STAGES)
+MEMORY_UNITS = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}  # in MiB
+TIME_UNITS = {"min": 1, "h": 60, "d": 1440}  # in minutes
+
+
+@dataclass(frozen=True)
+class Resources:
+    """What one job asks for; None leaves it to the cluster."""
+
+    partition: str | None = None
+    account: str | None = None
+    qos: str | None = None
+    constraint: str | None = None
+    exclude: str | None = None
+    gpus: int | None = None
+    cpus: int | None = None
+    memory: int | None = None  # MiB
+    time: str | None = None  # as sbatch --time takes it
+    mail_type: str | None = None
+    mail_user: str | None = None
+    throttle: int | None = None  # tasks of an array that run at once
+    setup: tuple[str, ...] = ()  # shell lines before the program
+    sbatch: dict[str, str | bool] = field(default_factory=dict)  # further options; true: a flag
+    srun: tuple[str, ...] = ()  # further arguments of srun
+    grace: int | None = None  # seconds before the time limit at which a task asks to be requeued
+    requeues: int = 10  # how often, at most
+    memory_factor: float = 2.0  # more memory after a task ran out of it
+    memory_limit: int | None = None  # MiB, up to which; by default 8 times `memory`
+
+    @property
+    def most_memory(self) -> int | None:
+        """Up to which memory, in MiB, a task that ran out of it is submitted again."""
+        return self.memory_limit or (self.memory and 8 * self.memory)
+
+
+KEYS = tuple(f.name for f in fields(Resources))
+OWN = {  # options of sbatch that only we set, and the way out
+    **dict.fromkeys(("array", "chdir", "comment", "dependency", "error", "open-mode"), ""),
+    **dict.fromkeys(("output", "parsable", "signal", "wait", "wrap"), ""),
+    "clusters": " and export SLURM_CLUSTERS",
+    "mem": " and set memory",
+}
+WHOLE = {  # and from where to where
+    **{"gpus": (0, 1024), "cpus": (1, 1024), "throttle": (1, 1_000_000)},
+    **{"grace": (1, 86_400), "requeues": (0, 1000)},
+}
+
+
+def resources(config: Config) -> dict[str, Resources]:
+    """What each stage asks for, by stage.
+
+    Raises:
+        ConfigError: there is no such cluster file, or a section, key or value that cannot be.
+    """
+    source, sections = _load(config.cluster)
+    layers = [_checked(sections, source), _checked(config.resources, "resources")]
+
+    def of(stage: str) -> Resources:
+        parts = [part for part in ("all", STAGES[stage].resources_of, stage) if part]
+        values: dict[str, Any] = {}
+        for layer in layers:
+            for part in parts:
+                values |= layer.get(part, {})
+        given = {key: value for key, value in values.items() if value is not None}
+        return _sensible(Resources(**given), f"resources.{stage}{source and f' over {source}'}")
+
+    return {stage: of(stage) for stage in STAGES}
+
+
+def _sensible(wanted: Resources, where: str) -> Resources:
+    """Refuse what contradicts itself; a short time limit has a short grace, unless one is given."""
+    limit = wanted.time and _seconds(wanted.time)
+    if limit and wanted.grace is not None and wanted.grace >= limit:
+        raise ConfigError(
+            f"{where}: grace is {wanted.grace} s of a time of {limit} s; it must be less."
+        )
+    if wanted.memory and wanted.memory_limit and wanted.memory_limit < wanted.memory:
+        raise ConfigError(
+            f"{where}: memory_limit is {wanted.memory_limit}M, less than the memory, "
+            f"{wanted.memory}M; raise it."
+        )
+    return wanted if wanted.grace else replace(wanted, grace=min(90, (limit or 360) // 4))
+
+
+def _seconds(time: str) -> int:
+    """A time as sbatch takes it: minutes, h:m:s, days-h, days-h:m or days-h:m:s."""
+    if time.isdecimal():
+        return 60 * int(time)
+    days, _, rest = time.rpartition("-")
+    hours, minutes, seconds = (*map(int, rest.split(":")), 0, 0)[:3]
+    return ((int(days or 0) * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def check(overrides: Mapping[str, Any]) -> None:
+    """Refuse `resources` of an experiment that no cluster could take."""
+    _checked(overrides, "resources")
+
+
+class _Loader(yaml.BaseLoader):
+    """Refuses a key that is given twice, of which one would be dropped."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.YAMLError(f"{key} is given twice")
+        return super().construct_mapping(node, deep)
+
+
+def _load(cluster: str | None) -> tuple[str, Mapping[str, Any]]:
+    """A cluster file's name and content: a path, or one of config/cluster by name."""
+    if cluster is None:
+        return "", {}
+    packaged = {p.stem: p for p in Path(str(files("skerch.config"))).glob("cluster/*.yaml")}
+    path = packaged.get(cluster) if not os.path.exists(cluster) else Path(cluster)
+    if path is None:
+        raise ConfigError(
+            f"cluster={cluster}: there is no such file in {os.getcwd()}, and none of that name "
+            f"comes with skerch (it has: {', '.join(sorted(packaged))})."
+        )
+    try:  # as text, where YAML would make 5400 of 1:30:00
+        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    except OSError as error:
+        raise ConfigError(f"cluster={path} cannot be read: {cause(error)}.") from error
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
+        words = " ".join(str(error).split())
+        raise ConfigError(f"cluster={path} is not valid YAML: {words}.") from error
+    if not isinstance(content, dict):
+        raise ConfigError(f"cluster={path} must hold a mapping of {', '.join(SECTIONS)}.")
+    return str(path), content
+
+
+def _checked(sections: Mapping[str, Any], source: str) -> dict[str, dict[str, Any]]:
+    """The sections, their values as `Resources` has them."""
+    for section, values in sections.items():
+        if section not in SECTIONS:
+            raise ConfigError(f"{source}: {unknown('stage', str(section), SECTIONS)}")
+        if not isinstance(values, Mapping) and values not in (None, ""):
+            raise ConfigError(
+                f"{source}.{section} expects a mapping, as in {section}: {{time: 60min}}, not "
+                f"{short(values)}."
+            )
+    return {
+        section: dict(_values(values or {}, f"{source}.{section}"))
+        for section, values in sections.items()
+    }
+
+
+def _values(section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]]:
+    for key, value in section.items():
+        if key not in KEYS:
+            raise ConfigError(unknown("key", f"{source}.{key}", KEYS))
+        name = f"{source}.{key}"
+        if _null(value):
+            yield key, None
+        elif key in WHOLE:
+            yield key, _whole(name, value, *WHOLE[key])
+        elif key in ("memory", "memory_limit"):
+            yield key, _memory(name, value)
+        elif key == "memory_factor":
+            yield key, _factor(name, value)
+        elif key == "time":
+            yield key, _time(name, value)
+        elif key in ("setup", "srun"):
+            yield key, _lines(name, value)
+        elif key == "sbatch":
+            yield key, _options(name, value)
+        else:
+            yield key, _text(name, value)
+
+
+def _null(value: Any) -> bool:
+    """Whether it takes a key back, as YAML or as text."""
+    return value is None or (isinstance(value, str) and value.lower() in ("", "null", "~"))
+
+
+def _text(name: str, value: Any) -> str:
+    if isinstance(value, (Mapping, list)) or "\n" in str(value):
+        raise ConfigError(f"{name} expects one line of text, not {short(value)}.")
+    return str(value)
+
+
+def _whole(name: str, value: Any, least: int, most: int) -> int:
+    number = int(value) if re.fullmatch(r"\d{1,9}", str(value)) else -1
+    if not least <= number <= most:
+        raise ConfigError(
+            f"{name} is {short(value)}; it must be a whole number from {least} to {most}."
+        )
+    return number
+
+
+def _factor(name: str, value: Any) -> float:
+    if not re.fullmatch(r"\d{1,3}(\.\d+)?", str(value)) or float(value) < 1:
+        raise ConfigError(f"{name} is {short(value)}; it must be a number from 1 to 999.")
+    return float(value)
+
+
+def _memory(name: str, value: Any) -> int:
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)([KMGT])i?B?", str(value).upper().replace("IB", "B"))
+    if not found or not float(found[1]):
+        raise ConfigError(f"{name} is {short(value)}; give a unit, as in 500M or 16G.")
+    return max(1, round(float(found[1]) * MEMORY_UNITS[found[2]]))
+
+
+def _time(name: str, value: Any) -> str:
+    words = str(value)
+    if re.fullmatch(
+        r"0*[1-9]\d*(\.\d+)?", words
+    ):  # minutes for sbatch; in YAML 1:30:00 is one, too
+        raise ConfigError(
+            f'{name} is {words}; give a unit, as in 3h or 30min, or quote it, as in "1:30:00".'
+        )
+    if re.fullmatch(r"\d+:\d+", words):
+        raise ConfigError(
+            f"{name} is {words}, which is minutes and seconds for sbatch; write 0:{words}, or "
+            f"{words}:00 for hours and minutes."
+        )
+    if unit := re.fullmatch(r"(\d+(?:\.\d+)?)(min|h|d)", words):
+        words = str(round(float(unit[1]) * TIME_UNITS[unit[2]]))
+    elif not re.fullmatch(r"\d+-\d+(:\d+){0,2}|\d+:\d+:\d+", words):
+        words = ""
+    if not re.search(r"[1-9]", words):
+        raise ConfigError(f'{name} is {short(value)}; write 90min, 2h, 1d or "1-12:30:00".')
+    return words
+
+
+def _lines(name: str, value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+        raise ConfigError(f"{name} expects text or a list of it, not {short(value)}.")
+    return tuple(value)
+
+
+def _options(name: str, value: Any) -> dict[str, str | bool]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(
+            f"{name} expects a mapping of options of sbatch, as in {{reservation: maths}}, not "
+            f"{short(value)}."
+        )
+    off = ("false", False)
+    options = {str(option): v for option, v in value.items() if not _null(v) and v not in off}
+    for option in options:
+        if not re.fullmatch(r"[a-z][a-z-]*", str(option)):
+            raise ConfigError(
+                f"{name} has {short(option)}; write an option's long name, no dashes."
+            )
+        if option in OWN:
+            raise ConfigError(f"{name}.{option} is skerch's own to set; leave it out{OWN[option]}.")
+    return {
+        option: v in (True, "true") or _text(f"{name}.{option}", v) for option, v in options.items()
+    }

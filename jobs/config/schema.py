@@ -1,0 +1,100 @@
+"""The keys of an experiment, their types, defaults and bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from skerch.decompositions.recovery import RECOVERIES, RoundSize
+
+LARGEST = 2**31 - 1
+
+
+def _number(default: int | None, least: int = 1, most: int = LARGEST) -> Any:
+    """A whole number from `least` to `most`."""
+    return field(default=default, metadata={"least": least, "most": most})
+
+
+def _choice(*choices: str) -> Any:
+    """One of several words, the first by default."""
+    return field(default=choices[0], metadata={"choices": choices})
+
+
+@dataclass
+class Training:
+    """How the network is trained, and at which steps its parameters are recorded."""
+
+    optimizer: str = "SGD"  # a class of torch.optim
+    lr: float = 0.1
+    batch_size: int = _number(100)
+    max_steps: int = _number(300, least=0)
+    record_steps: list[int] | None = None  # on loading: [0, max_steps], or the checkpoints' steps
+    eval_samples: int | None = _number(None)  # of a split, for the log; None: all
+    seed: int = _number(12345, least=0)
+    optimizer_options: dict[str, Any] = field(default_factory=dict)  # passed on: momentum, …
+    checkpoints: str | None = None  # a glob of state dicts of a training done elsewhere
+
+
+@dataclass
+class Hessian:
+    """Which curvature, of which data, and how its matvecs are computed."""
+
+    curvature: str = _choice("hessian")
+    splits: list[str] = field(default_factory=lambda: ["train", "test"])
+    datapoints: int = _number(500)
+    subset: str = _choice("balanced", "first")
+    batch_size: int | None = _number(None)  # None: all datapoints in one batch
+    mode: str = _choice("eval", "train")  # train: batch norm takes the datapoints' own statistics
+    param_filter: list[str] | None = None  # globs of parameter names; ! takes away
+    dtype: str = _choice("float32", "float64")
+    strategy: str = "auto"
+    chunk_size: int | None = _number(None)
+    memory_format: str = _choice("auto", "preserve", "channels_last")
+
+
+@dataclass
+class Sketch:
+    """The measurements and the recovery."""
+
+    kind: str = "sparse_sign"
+    recovery: str = _choice("nystrom", "oversampled")
+    rounds: int | None = _number(None)  # on loading: the recovery's default
+    outer: int = _number(100)  # eigenpairs
+    inner: int | None = _number(None)  # matvecs; on loading: twice outer
+    probes: int = _number(30, least=2, most=10_000)
+    block_size: int = _number(64)
+    seed: int = _number(12345, least=0)
+
+    def round_sizes(self) -> list[RoundSize]:
+        """The size of each round's measurement array."""
+        recipe = RECOVERIES[self.recovery]
+        return recipe.sizes(self.rounds, self.outer, self.inner, self.probes)
+
+
+@dataclass
+class Launcher:
+    """How tasks are run."""
+
+    name: str = "local"
+    workers: int = _number(1, most=1024)
+    threads: int | None = _number(None, most=1024)  # OpenMP ends the process at too many
+    device: str = "auto"
+    blocks_per_task: int = _number(4)
+
+
+@dataclass
+class Config:
+    """One experiment."""
+
+    problem: dict[str, Any] = field(default_factory=dict)  # name or factory, and its arguments
+    run_dir: str = ""  # on loading: runs/<the experiment file's name>
+    name: str | None = None
+    training: Training = field(default_factory=Training)
+    hessian: Hessian = field(default_factory=Hessian)
+    sketch: Sketch = field(default_factory=Sketch)
+    launcher: Launcher = field(default_factory=Launcher)
+    cluster: str | None = None
+    resources: dict[str, Any] = field(default_factory=dict)
+    keep_blocks: bool = True
+    consolidate: bool = True
+    problem_path: str | None = None  # on loading: the folder that problem.factory is imported from

@@ -1,0 +1,152 @@
+"""Refuse configs that cannot work, as far as that shows without the data and N."""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import fields, is_dataclass
+from reprlib import repr as short
+from typing import Any
+
+from skerch import sketch_operators
+from skerch.decompositions import recovery as recoveries
+from skerch.errors import SkerchError
+from skerch.jobs import problems
+from skerch.jobs.config import resources as cluster
+from skerch.jobs.config.schema import LARGEST, Config, Hessian, Sketch, Training
+from skerch.jobs.errors import ConfigError
+from skerch.measurements.manifest import count_blocks
+
+LARGEST_RATE = 3e38  # of float32
+MOST_BLOCKS = 1_000_000  # of a run, as its tasks are listed in memory
+RESERVED_NAMES = ("training", "figures", "logs", "slurm", "config.yaml", "report.html")
+
+
+def check(config: Config) -> None:
+    """Refuse values out of their bounds, as far as they can be known without N and the data."""
+    _check_fields(config, "")
+    problems.check(config.problem)
+    _check_name(config.name)
+    _check_training(config.training)
+    _check_hessian(config.hessian)
+    _check_sketch(config.sketch)
+    _check_columns(config)
+    _check_blocks(config)
+    if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):
+        raise ConfigError(
+            f"launcher.device is {short(config.launcher.device)}; it must be auto, cpu, "
+            "cuda or cuda:0."
+        )
+    cluster.check(config.resources)
+
+
+def _check_fields(section: Any, prefix: str) -> None:
+    """Bounds of numbers, choices of words, and that free mappings can be stored as JSON."""
+    for f in fields(section):
+        key, value = prefix + f.name, getattr(section, f.name)
+        if is_dataclass(value):
+            _check_fields(value, f"{key}.")
+        if value is not None and "least" in f.metadata:
+            least, most = f.metadata["least"], f.metadata["most"]
+            if not least <= value <= most:
+                raise ConfigError(
+                    f"{key} is {short(value)}; it must lie between {least} and {most}."
+                )
+        if "choices" in f.metadata and value not in f.metadata["choices"]:
+            choices = ", ".join(f.metadata["choices"])
+            raise ConfigError(f"{key} is {short(value)}; it must be one of {choices}.")
+        if isinstance(value, dict):
+            try:
+                json.dumps(value, sort_keys=True, allow_nan=False)
+            except (TypeError, ValueError) as error:
+                raise ConfigError(
+                    f"{key} holds what cannot be stored as JSON ({error}); use text, finite "
+                    "numbers, lists and mappings with text keys."
+                ) from error
+
+
+def _check_name(name: str | None) -> None:
+    """The method's folder lies inside the run directory."""
+    if name is None:
+        return
+    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or len(name) > 100:
+        raise ConfigError(
+            f"name is {short(name)}; it names a folder: letters, digits, '-', '_' and '.', "
+            "the first one a letter or digit."
+        )
+    if name in RESERVED_NAMES:
+        raise ConfigError(f"name is {name!r}, which every run directory may hold; choose another.")
+
+
+def _check_training(training: Training) -> None:
+    if not 0 < training.lr < LARGEST_RATE:
+        raise ConfigError(
+            f"training.lr is {training.lr}; it must be above 0 and below {LARGEST_RATE:g}."
+        )
+    steps = training.record_steps
+    if not steps:
+        raise ConfigError("training.record_steps is empty; give one step at least, as in [0].")
+    if steps != sorted(set(steps)):
+        raise ConfigError(
+            f"training.record_steps is {short(steps)}; give each step once, in ascending order: "
+            f"{sorted(set(steps))}."
+        )
+    last = LARGEST if training.checkpoints is not None else training.max_steps
+    if steps[0] < 0 or steps[-1] > last:
+        raise ConfigError(
+            f"training.record_steps is {short(steps)}; steps must lie between 0 and "
+            f"training.max_steps={last}."
+        )
+
+
+def _check_hessian(hessian: Hessian) -> None:
+    splits = hessian.splits
+    if not splits or len(set(splits)) < len(splits):
+        raise ConfigError(f"hessian.splits is {short(splits)}; name one split or more, each once.")
+    for split in splits:
+        if not re.fullmatch(r"[A-Za-z0-9]\w*", split, re.ASCII) or len(split) > 100:
+            raise ConfigError(
+                f"hessian.splits has {short(split)}; a split's name is letters, digits "
+                "and '_' (it names a folder)."
+            )
+    if hessian.mode == "train" and (hessian.batch_size or LARGEST) < hessian.datapoints:
+        raise ConfigError(
+            f"hessian.mode=train takes statistics of all the data, and hessian.batch_size is "
+            f"{hessian.batch_size} of {hessian.datapoints}; set it to null."
+        )
+    if hessian.param_filter is not None and not hessian.param_filter:
+        raise ConfigError("hessian.param_filter is empty; give patterns, or null for all.")
+
+
+def _check_columns(config: Config) -> None:
+    """Eigenvectors are combinations of columns, which must be kept somewhere."""
+    if not config.keep_blocks and not config.consolidate:
+        raise ConfigError(
+            "keep_blocks and consolidate are both false, which leaves no columns to compute "
+            "eigenvectors from; set one of them true."
+        )
+
+
+def _check_blocks(config: Config) -> None:
+    """Refuse more measurements than a run can list, before N is known."""
+    sketch = config.sketch
+    blocks = sum(
+        count_blocks(size.columns, size.stored, size.probes, sketch.block_size)
+        for size in sketch.round_sizes()
+    )
+    hessians = len(config.training.record_steps) * len(config.hessian.splits)
+    if blocks * hessians > MOST_BLOCKS:
+        raise ConfigError(
+            f"sketch.inner={sketch.inner} and sketch.probes={sketch.probes} are {blocks:,} blocks "
+            f"of sketch.block_size={sketch.block_size}, {blocks * hessians:,} in all steps and "
+            f"splits; a run may have {MOST_BLOCKS:,}. Measure less, or in larger blocks."
+        )
+
+
+def _check_sketch(sketch: Sketch) -> None:
+    assert sketch.inner is not None
+    try:
+        sketch_operators.check(sketch.kind)
+        recoveries.check(sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes)
+    except SkerchError as error:
+        raise ConfigError(f"sketch: {error}") from error

@@ -1,0 +1,5 @@
+"""What lies where in a run directory, and of what it is. This face and `paths` import no torch."""
+
+from skerch.jobs.run_dir.paths import RunDir, StepDir, command, find_run, method_name
+
+__all__ = ["RunDir", "StepDir", "command", "find_run", "method_name"]

@@ -1,0 +1,58 @@
+"""How far the top eigenspace overlaps with the largest parameters, as numbers and as a picture."""
+
+from __future__ import annotations
+
+import torch
+
+from skerch.a_posteriori import interval, scree_bounds
+from skerch.analysis.figures import hessian_figure, save
+from skerch.analysis.overlap import overlap
+from skerch.analysis.results import HessianResults
+from skerch.curvature.parameters import params_to_vector, select_parameters
+from skerch.jobs.run_dir import overlap_file
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.inputs import load_inputs
+from skerch.jobs.stages.program import main
+from skerch.rounding import rounding
+
+
+def run(context: Context) -> None:
+    """Write overlap.json and the Hessian's figure."""
+    config, directory = context.config, context.directory
+    model = load_inputs(context).model
+    parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
+    with context.eigh() as file:
+        eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
+        manifests, asymmetry = file.manifests, file.asymmetry
+        result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
+    lower, upper = interval(eigenvalues, residual, probes)
+    scree = scree_bounds(eigenvalues, residual)
+    results = HessianResults(
+        parameters=len(parameters),
+        eigenvalues=eigenvalues.tolist(),
+        residual=residual.tolist(),
+        residual_bounds=[lower.tolist(), upper.tolist()],
+        scree_bounds=[bound.tolist() for bound in scree],
+        asymmetry=asymmetry,
+        rounding=rounding(getattr(torch, config.hessian.dtype)),
+        **{name: values.tolist() for name, values in vars(result).items()},
+    )
+    relative = residual / residual[0].clamp(min=1e-300)
+    below, above = (bound.sqrt() for bound in scree)
+    figure = hessian_figure(eigenvalues, relative, (below, above), result, _title(context, results))
+    save(figure, context.run.figure(context.name, context.step, context.split))
+    overlap_file.write(directory.overlap, results, manifests)
+
+
+def _title(context: Context, results: HessianResults) -> str:
+    """Which Hessian it is, and what was spent on it."""
+    problem = context.config.problem.get("name") or context.config.problem["factory"]
+    return (
+        f"{problem}, step {context.step}, {context.split} split\n"
+        f"{context.name}: {len(results.eigenvalues)} eigenpairs of N = {results.parameters:,} "
+        f"from {context.config.sketch.inner} matvecs"
+    )
+
+
+if __name__ == "__main__":
+    main("analyze")

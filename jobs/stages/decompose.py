@@ -1,0 +1,41 @@
+"""Solve the merged summary for eigenpairs, and write the eigenvectors in a streaming pass."""
+
+from __future__ import annotations
+
+from skerch.decompositions.core import solve
+from skerch.decompositions.eigh_file import write_eigh
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.program import main
+from skerch.measurements.array import StoredColumns
+from skerch.measurements.merge import MergeError
+
+
+def run(context: Context) -> None:
+    """Write eigh.h5 from merged.h5 (and from the blocks, if it has no columns)."""
+    sketch, directory = context.config.sketch, context.directory
+    with context.merged() as merged, StoredColumns(context.arrays(), probes=False) as columns:
+        summary = merged.summary
+        solution = context.team.one(lambda: solve(summary, sketch.recovery, sketch.outer))
+        if not len(solution.eigenvalues):
+            raise MergeError(
+                f"The Hessian in {directory.merged} is zero, so it has no eigenpairs: the loss "
+                "depends on the parameters at most linearly."
+            )
+        write_eigh(
+            directory.eigh,
+            solution,
+            merged.rows or columns,
+            columns.size,
+            context.config.hessian.dtype,
+            {
+                "manifests": " ".join(merged.manifests),
+                "recovery": sketch.recovery,
+                "probes": summary.probes,
+            },
+            lambda done, total: context.progress(done, total, "rows"),
+            context.team,
+        )
+
+
+if __name__ == "__main__":
+    main("decompose")

@@ -1,0 +1,139 @@
+"""Lay out a round's measurement array: everything that decides its bits, written once.
+
+Runs where the measure stage runs, as it times the matvec strategies there.
+"""
+
+from __future__ import annotations
+
+import platform
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import skerch
+from skerch.curvature.checks import fingerprint
+from skerch.decompositions import recovery as recoveries
+from skerch.decompositions.recovery import RoundSize
+from skerch.jobs.config import Config, identity
+from skerch.jobs.problems import user_code
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.inputs import load_inputs
+from skerch.jobs.stages.measure import require_same
+from skerch.jobs.stages.operator import hessian_operator, resolve_device
+from skerch.jobs.stages.program import main
+from skerch.measurements.array import MeasurementArray
+from skerch.measurements.manifest import Manifest, manifest_path, read
+
+
+def run(context: Context) -> None:
+    """Write the manifest of `context.round`, unless there is one already or blocks that hold it.
+
+    A later round takes over the choices of the first one.
+    """
+    directory = context.directory.measurements(context.round)
+    if manifest_path(directory).exists() or MeasurementArray.restore(directory):
+        MeasurementArray(directory)
+        return
+    range_hash = None
+    if context.round == 1:
+        N, provenance = _choose(context)
+    else:
+        first = context.array(1)
+        N, provenance = first.manifest.size, dict(first.manifest.provenance)
+        with context.range_file(context.round) as range_file:
+            range_hash = range_file.hash
+    manifest = replace(
+        array_manifest(context.config, context.round_size(context.round), N),
+        round=context.round,
+        range_hash=range_hash,
+        provenance=provenance,
+    )
+    MeasurementArray.create(directory, manifest)
+
+
+def array_manifest(config: Config, size: RoundSize, N: int) -> Manifest:
+    """What a config alone says of an array of this size, of a Hessian of N rows."""
+    sketch = config.sketch
+    return Manifest(
+        size=N,
+        dtype=config.hessian.dtype,
+        columns=size.columns,
+        stored=size.stored,
+        probes=size.probes,
+        block_size=sketch.block_size,
+        sketch=sketch.kind,
+        seed=sketch.seed,
+        compresses=recoveries.RECOVERIES[sketch.recovery].compresses,
+    )
+
+
+def _choose(context: Context) -> tuple[int, dict[str, Any]]:
+    """N, and what else decides a column's bits: inputs, matvec strategy, threads, device.
+
+    Also what every worker must find again: the loss, one product, versions.
+    """
+    config = context.config
+    inputs = load_inputs(context)
+    device = resolve_device(config)
+    kind = {
+        "identity": identity(config, "method"),
+        "threads": torch.get_num_threads(),
+        "device": device.type,
+        "processor": _processor(device),
+    }
+    chosen = None
+    if sibling := _laid_out_before(context, kind):
+        array = sibling.array(1)
+        seen = array.manifest.provenance
+        its = hessian_operator(config, load_inputs(sibling), seen | {"strategy": "loop"})
+        with its.frozen():
+            require_same(its, array)
+        chosen = {key: seen[key] for key in ("strategy", "chunk_size", "memory_format")}
+    op = hessian_operator(config, inputs, chosen)
+    recoveries.check_size(op.shape[0], config.sketch.inner)
+    with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
+        op.verify()
+        choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
+        seen = fingerprint(op)
+    provenance = kind | {
+        "step": context.step,
+        "split": context.split,
+        "strategy": choice.strategy,
+        "chunk_size": choice.chunk_size,
+        "memory_format": choice.memory_format,
+        "fingerprint": seen,
+        "versions": {"skerch": skerch.__version__, "torch": str(torch.__version__)},
+    }
+    return op.shape[0], provenance | inputs.hashes
+
+
+def _laid_out_before(context: Context, kind: dict[str, Any]) -> Context | None:
+    """Another Hessian of this run, laid out on this kind of machine; None for the first."""
+    for step, split in context.run.hessians(context.config):
+        sibling = replace(context, step=step, split=split, round=1)
+        path = manifest_path(sibling.directory.measurements(1))
+        if path.exists():
+            found = read(path).provenance
+            if all(found.get(key) == value for key, value in kind.items()):
+                return sibling
+    return None
+
+
+def _processor(device: torch.device) -> str:
+    """The model of what computes, as far as the system tells."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = (
+        cpuinfo.read_text(encoding="utf-8", errors="replace").splitlines()
+        if cpuinfo.exists()
+        else []
+    )
+    named = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(named, platform.processor() or platform.machine())
+
+
+if __name__ == "__main__":
+    main("layout")

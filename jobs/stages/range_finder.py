@@ -1,0 +1,22 @@
+"""Between two rounds: an orthonormal basis of the range that the earlier one found."""
+
+from __future__ import annotations
+
+from skerch.jobs.config import ConfigError
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.program import main
+from skerch.measurements.range_finder import find_range
+
+
+def run(context: Context) -> None:
+    """Write range.h5 of `context.round`, whose columns are that round's test vectors."""
+    number = context.round
+    if number < 2:
+        raise ConfigError("--round 1 has random test vectors; the first that has a range is 2.")
+    columns, path = context.round_size(number).columns, context.directory.range(number)
+    with context.range_file(number - 1) as before:
+        find_range(context.arrays(number - 1), path, columns, before, context.team)
+
+
+if __name__ == "__main__":
+    main("range_finder")

@@ -1,0 +1,1 @@
+"""How parameters come about: a training here, or state dicts of one elsewhere."""

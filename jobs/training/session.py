@@ -1,0 +1,438 @@
+"""Train a problem's network and record its parameters, and the Hessian's datapoints.
+
+Initialisation, data order and whatever is drawn during a step are functions of (seed, step), so
+that a training that was killed, or is to have more steps, goes on to the same bits: from its
+checkpoint, or from the start where a step is missing before that. Afterwards no stage touches a
+dataset again.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from operator import itemgetter
+from typing import Any
+from zlib import crc32
+
+import torch
+from torch import Tensor, nn
+
+from skerch.curvature.batching import count_examples, split_batch, to_device
+from skerch.errors import ShapeError, SkerchError
+from skerch.jobs.config import difference, identity
+from skerch.jobs.config.checkpoints import files_of
+from skerch.jobs.config.schema import Config, Training
+from skerch.jobs.errors import ConfigError
+from skerch.jobs.pipeline.task_log import Progress
+from skerch.jobs.problems import Problem, build_model, load_data, load_problem
+from skerch.jobs.run_dir import RunDir, training_files
+from skerch.jobs.run_dir.training_files import Column
+from skerch.jobs.training import datapoints
+from skerch.jobs.training.optimizer import make_optimizer
+from skerch.jobs.training.state_dicts import load_into
+from skerch.randomness import stream
+from skerch.rounding import rounding
+
+CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
+
+
+class TrainingError(SkerchError):
+    """A training that cannot go on; the message names the step or the file."""
+
+
+def train(
+    run: RunDir,
+    config: Config,
+    progress: Progress | None = None,
+    *,
+    device: torch.device | str = "cpu",
+    checkpoint_seconds: float = 30.0,
+) -> None:
+    """Write `parameters.h5`, `hessian_data.pt` and `log.jsonl`, or add to them what they lack.
+
+    Trains up to the last of `training.record_steps`, or reads the state dicts of
+    `training.checkpoints`. A checkpoint is written about every `checkpoint_seconds`, and at the
+    end. What is recorded stays: steps and splits that are not asked for, too.
+
+    Raises:
+        ConfigError: the problem, the optimizer or the datapoints cannot be had.
+        StateDictError: a file of `training.checkpoints` cannot be read, or does not fit.
+        TrainingError: a loss is not finite, or what is there is of another training, or of other
+            data.
+    """
+    wanted = identity(config, "training")
+    hessian, device = config.hessian, torch.device(device)
+    old = training_files.describe(run) if run.parameters.exists() else None
+    missing = {*(config.training.record_steps or []), *hessian.splits}
+    hashes: dict[str, str] = old["datapoints"] if old else {}
+    if old:
+        changes = difference(old["identity"], wanted)
+        if changes:
+            raise TrainingError(
+                f"{run.parameters} is of another training ({'; '.join(changes)}); delete it to "
+                "train again, or set another run_dir."
+            )
+        if not run.log.exists():
+            training_files.write_log(run.log, old["log"])
+        missing -= {*old["steps"], *hashes}
+        if run.hessian_data.exists() and not missing:
+            return
+    from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
+
+    problem = load_problem(config.problem, config.problem_path)
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        data, batches = _load(problem, config, hashes)
+        found = {split: training_files.content_hash(batch) for split, batch in batches.items()}
+        changed = [split for split in hashes if found[split] != hashes[split]]
+        if changed:
+            raise TrainingError(
+                f"The problem's data are no longer those of the training in {run.path} (split "
+                f"{', '.join(changed)}), so that nothing can be added to it; what is there stays. "
+                "Bring the old data back, or set another run_dir."
+            )
+        if not run.hessian_data.exists() or found != hashes:
+            training_files.write_hessian_data(run.hessian_data, batches)
+        if old and not missing:
+            return
+        session = _Session(run, config.training, problem, data, batches, device, wanted, old)
+        if config.training.checkpoints is None:
+            session.train(progress, checkpoint_seconds)
+        else:
+            session.read_checkpoints(progress)
+    save(training_figure(session.state.log), run.training_figure)
+    # The last file: where it is, nothing is made again.
+    training_files.write_parameters(
+        run.parameters,
+        session.model,
+        session.state.columns,
+        wanted,
+        found,
+        session.state.log,
+        session.checkpoints,
+    )
+    session.keep()
+
+
+def _load(
+    problem: Problem, config: Config, others: Iterable[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The data of the training and of the config's and other splits, and each split's datapoints.
+
+    What a split draws does not depend on the others.
+    """
+    splits = list(dict.fromkeys([*config.hessian.splits, *others]))
+    data, batches = {}, {}
+    for split in dict.fromkeys(["train", *splits]):
+        _seed(config.training.seed, "data", 0 if split == "train" else crc32(split.encode()))
+        data[split] = load_data(problem, split)
+        if split in splits:
+            batches[split] = datapoints.hessian_batch(data[split], split, config.hessian)
+    return data, batches
+
+
+@dataclass
+class _State:
+    """How far a training has come, besides the network and the optimizer."""
+
+    step: int = 0
+    columns: dict[int, Column] = field(default_factory=dict)  # recorded so far, by step
+    log: list[dict[str, Any]] = field(default_factory=list)
+
+
+class _Session:
+    """One training: its network, data and state."""
+
+    def __init__(
+        self,
+        run: RunDir,
+        training: Training,
+        problem: Problem,
+        data: Mapping[str, Any],
+        datapoints: Mapping[str, Any],
+        device: torch.device,
+        wanted: Mapping[str, Any],
+        old: Mapping[str, Any] | None,
+    ):
+        self.run = run
+        self.training = training
+        self.problem = problem
+        self.data = data
+        self.datapoints = datapoints  # the Hessian's, by split
+        self.device = device
+        self.identity = json.dumps(wanted, sort_keys=True)
+        self.model = initial_model(problem, training.seed).to(device)
+        self.state = _State()
+        self.checkpoints: dict[int, str] = {}  # hashes of the state dicts read, by step
+        self.recorded: dict[int, Column] = {}  # what parameters.h5 has already
+        self.threads = torch.get_num_threads()
+        if old:
+            self._take_over(old)
+
+    def _take_over(self, old: Mapping[str, Any]) -> None:
+        """Begin with what is recorded, and log the splits that are new there."""
+        self.threads = old.get("threads") or self.threads
+        self.checkpoints = {
+            int(step): digest for step, digest in old.get("checkpoints", {}).items()
+        }
+        self.state.log = list(old["log"])
+        for step in old["steps"]:
+            self.recorded[step] = training_files.load_column(self.run, step)
+            model = training_files.load_model(self.run, self.problem, step).to(self.device)
+            losses = {  # older logs have none
+                split: figures["hessian_batch_loss"]
+                for entry in self.state.log
+                for split, figures in entry.items()
+                if entry["step"] == step and split != "step" and "hessian_batch_loss" in figures
+            }
+            self._require_same_loss(model, step, losses)
+            if any(not self._logged(step, split) for split in self.data):
+                self._log(step, model)
+        self.state.columns = dict(self.recorded)
+
+    def train(self, progress: Progress | None, checkpoint_seconds: float) -> None:
+        """Train from the start, or the checkpoint, until all steps to record are.
+
+        A step before one that is recorded already is shown to be of the same training there.
+        """
+        training, state = self.training, self.state
+        self.optimizer = optimizer = make_optimizer(training, self.model)
+        self._resume()
+        torch.set_num_threads(self.threads)  # they decide the last bits
+        missing = [step for step in training.record_steps if step not in state.columns]
+        if not missing:
+            return
+        last = min((step for step in state.columns if step > missing[-1]), default=missing[-1])
+        batches = datapoints.batches(self.data["train"], self._order(state.step, last))
+        due = time.monotonic() + checkpoint_seconds
+        while True:
+            if state.step in state.columns:
+                self._compare(state.step)
+            elif state.step in training.record_steps:
+                self.record(state.step)
+            if progress is not None:
+                progress(state.step, last, "steps")
+            if state.step == last:
+                return
+            if time.monotonic() >= due:
+                begin = time.monotonic()
+                self._checkpoint()
+                end = time.monotonic()
+                due = end + max(checkpoint_seconds, (end - begin) / CHECKPOINT_SHARE)
+            state.step += 1
+            _seed(training.seed, "training", state.step)
+            loss = self._update(optimizer, to_device(next(batches), self.device))
+            if not math.isfinite(loss):
+                raise TrainingError(
+                    f"The training loss is {loss} at step {state.step}; lower training.lr (now "
+                    f"{training.lr}), or look at the problem's data and loss."
+                )
+
+    def read_checkpoints(self, progress: Progress | None) -> None:
+        """Record the state dicts of a training done elsewhere."""
+        steps = [step for step in self.training.record_steps if step not in self.state.columns]
+        files = files_of(self.training, steps)
+        for index, (step, path) in enumerate(files.items()):
+            self.checkpoints[step] = training_files.file_hash(path)
+            load_into(self.model, path)
+            self.record(step)
+            if progress is not None:
+                progress(index + 1, len(files), "checkpoints")
+
+    def record(self, step: int) -> None:
+        """Take a column, and log the losses and accuracies of all splits."""
+        self._log(step, self.model)
+        self.state.columns[step] = training_files.column(self.model)
+
+    def _log(self, step: int, model: nn.Module) -> None:
+        """Log a model's losses and accuracies at a step, of the splits that have none there yet."""
+        entry: dict[str, Any] = {"step": step}
+        for split, dataset in self.data.items():
+            if self._logged(step, split):
+                continue
+            entry[split] = figures = self._evaluate(model, split, dataset)
+            if split in self.datapoints:
+                figures["hessian_batch_loss"] = self._hessian_batch_loss(model, split)
+            if not math.isfinite(figures["loss"]):
+                elsewhere = self.training.checkpoints is not None
+                lower = "" if elsewhere else f"lower training.lr (now {self.training.lr}), or "
+                raise TrainingError(
+                    f"The {split} loss is {figures['loss']} at step {step}; {lower}look at the "
+                    "problem's data and loss."
+                )
+        self.state.log.append(entry)
+        self.state.log.sort(key=itemgetter("step"))
+        training_files.write_log(self.run.log, self.state.log)
+
+    def _logged(self, step: int, split: str) -> bool:
+        return any(entry["step"] == step and split in entry for entry in self.state.log)
+
+    def _require_same_loss(self, model: nn.Module, step: int, losses: Mapping[str, float]) -> None:
+        """Refuse to go on with another loss than that of the `losses` by split."""
+        tolerance = rounding(next(model.parameters()).dtype)
+        for split in self.datapoints.keys() & losses.keys():
+            was, now = losses[split], self._hessian_batch_loss(model, split)
+            if not abs(now - was) <= tolerance * abs(was):
+                raise TrainingError(
+                    f"The problem's loss is no longer that of the training in {self.run.path} "
+                    f"(step {step}, split {split}: it was {was:.6g} and is {now:.6g}), so that "
+                    "nothing can be added to it; what is there stays. Take the old code back, "
+                    "or set another run_dir."
+                )
+
+    def _compare(self, step: int) -> None:
+        """Refuse to go on from other parameters than those that are recorded at a step."""
+        if training_files.column(self.model).hash() != self.state.columns[step].hash():
+            self.run.checkpoint.unlink(missing_ok=True)  # it may be of these others
+            raise TrainingError(
+                f"Trained again, the parameters of step {step} are not those in "
+                f"{self.run.parameters}: this is another kind of machine, version of PyTorch, code "
+                "or data. What is there stays; add steps where it was trained, or set another "
+                "run_dir."
+            )
+
+    def _order(self, start: int, stop: int) -> Iterator[Tensor]:
+        """The sample indices of the batches of steps start + 1 … stop: shuffled epochs.
+
+        What is left of an epoch beyond its last full batch is dropped.
+        """
+        size, batch = datapoints.count(self.data["train"], "train"), self.training.batch_size
+        per_epoch = size // batch
+        if per_epoch == 0:
+            raise ConfigError(
+                f"training.batch_size is {batch}, but the train split has only {size} samples."
+            )
+        for epoch in range(start // per_epoch, -(-stop // per_epoch)):
+            shuffled = stream(self.training.seed, "data", epoch).permutation(size)
+            whole = torch.from_numpy(shuffled)[: per_epoch * batch].view(per_epoch, batch)
+            begin = epoch * per_epoch
+            yield from whole[max(start - begin, 0) : stop - begin]
+
+    def _update(self, optimizer: torch.optim.Optimizer, batch: Any) -> float:
+        """One optimizer step; the loss before it."""
+
+        def closure() -> Tensor:
+            optimizer.zero_grad()
+            loss = self._loss(self.model, batch)
+            loss.backward()
+            return loss
+
+        self.model.train()
+        return float(optimizer.step(closure).detach())
+
+    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
+        loss = self.problem.loss_fn(model, batch)
+        if not isinstance(loss, Tensor) or loss.ndim != 0:
+            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
+            raise ConfigError(
+                f"The problem's loss_fn returned {found}; it must return a scalar mean."
+            )
+        return loss
+
+    def _evaluate(self, model: nn.Module, split: str, dataset: Any) -> dict[str, float]:
+        """The mean loss over a split in eval mode, and the accuracy of a classifier.
+
+        With `training.eval_samples`, of as many of its samples, evenly spaced.
+        """
+        model.eval()
+        outputs: list[Any] = []
+        hook = model.register_forward_hook(lambda *call: outputs.append(call[-1]))
+        weight_of = self.problem.batch_weight or count_examples
+        total = weights = hits = judged = 0.0
+        size = datapoints.count(dataset, split)
+        judging = min(size, self.training.eval_samples or size)
+        indices = torch.arange(judging, device="cpu") * size // max(judging, 1)
+        for on_cpu in datapoints.batches(dataset, indices.split(self.training.batch_size)):
+            batch = to_device(on_cpu, self.device)
+            outputs.clear()
+            weight = float(weight_of(batch))
+            total += weight * float(
+                self._loss(model, batch).detach()
+            )  # it may take derivatives itself
+            weights += weight
+            correct = _correct(outputs, batch)
+            if correct is not None:
+                hits += float(correct.sum())
+                judged += len(correct)
+        hook.remove()
+        figures = {"loss": total / weights if weights else math.nan}
+        return figures | ({"accuracy": hits / judged} if judged else {})
+
+    def _hessian_batch_loss(self, model: nn.Module, split: str) -> float:
+        """The loss in eval mode of the first of the Hessian's datapoints: always the same."""
+        model.eval()
+        batch = self.datapoints[split]
+        with suppress(ShapeError):  # whose examples cannot be told apart: all of them
+            batch = split_batch(batch, self.training.batch_size)[0]
+        return float(self._loss(model, to_device(batch, self.device)).detach())
+
+    def keep(self) -> None:
+        """Checkpoint the end of a training once its columns are recorded, to go on from there."""
+        if self.state.step and self.state.step == max(self.state.columns):
+            self.recorded = self.state.columns
+            self._checkpoint()
+
+    def _checkpoint(self) -> None:
+        """Write the whole state, so that it can be loaded with weights_only."""
+        new = self.state.columns.keys() - self.recorded
+        state = {
+            "identity": self.identity,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "threads": torch.get_num_threads(),
+            "step": self.state.step,
+            "losses": {s: self._hessian_batch_loss(self.model, s) for s in self.datapoints},
+            "log": self.state.log,
+            "columns": {step: asdict(self.state.columns[step]) for step in sorted(new)},
+        }
+        training_files.write_checkpoint(self.run.checkpoint, state)
+
+    def _resume(self) -> None:
+        """Take over the checkpoint, if there is one of this training before all that is missing."""
+        if not self.run.checkpoint.exists():
+            return
+        saved = training_files.load_checkpoint(self.run.checkpoint)
+        if difference(json.loads(saved["identity"]), json.loads(self.identity)):
+            return
+        columns = {step: Column(**parts) for step, parts in saved["columns"].items()}
+        columns |= self.recorded
+        if any(s < saved["step"] for s in self.training.record_steps if s not in columns):
+            return
+        self.threads = saved["threads"]
+        self.model.load_state_dict(saved["model"])
+        self._require_same_loss(self.model, saved["step"], saved.get("losses", {}))
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state.step = saved["step"]
+        self.state.log += [entry for entry in saved["log"] if entry not in self.state.log]
+        self.state.columns = columns
+
+
+def initial_model(problem: Problem, seed: int) -> nn.Module:
+    """The network before its first step, a function of the training's seed."""
+    _seed(seed, "training", 0)
+    return build_model(problem)
+
+
+def _seed(seed: int, role: str, step: int) -> None:
+    """Make what a step draws a function of (seed, role, step)."""
+    torch.manual_seed(int(stream(seed, role, step, 0).integers(2**63)))
+
+
+def _correct(outputs: Iterable[Any], batch: Any) -> Tensor | None:
+    """Whether each sample is classified rightly; None where this is no classification.
+
+    It is one if the batch is (inputs, integer labels (n,)) and the network's only output logits
+    (n, classes).
+    """
+    labels = batch[1] if isinstance(batch, tuple) and len(batch) == 2 else None
+    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
+        return None
+    logits = list(outputs)
+    if len(logits) != 1 or not isinstance(logits[0], Tensor):
+        return None
+    if logits[0].ndim != 2 or len(logits[0]) != len(labels):
+        return None
+    return logits[0].argmax(dim=1) == labels
