@@ -16,7 +16,7 @@ from skerch import __main__ as program
 from skerch.jobs.config import ConfigError, load
 from skerch.jobs.launchers import local, prepare
 from skerch.jobs.launchers.slurm import task
-from skerch.jobs.stages import context as stage
+from skerch.jobs.stages import program as stage
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from skerch.jobs.launchers import local
 from skerch.jobs.launchers.slurm import task
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.run_dir.binding import bind
-from skerch.jobs.stages import context as stage
+from skerch.jobs.stages import program as stage
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.program import settle
 

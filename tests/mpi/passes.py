@@ -9,7 +9,7 @@ import torch
 from mpi4py import MPI
 
 from skerch.errors import SkerchError
-from skerch.jobs.launchers.mpi.launch import RankError, Ranks
+from skerch.jobs.launchers.mpi.ranks import RankError, Ranks
 from skerch.measurements import gram as grams
 from skerch.measurements.gram import gram, orthonormalise, slabs
 from skerch.measurements.range_finder import range_map
