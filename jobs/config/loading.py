@@ -30,6 +30,7 @@ from skerch.decompositions.recovery import RECOVERIES
 from skerch.files import cause, write_atomically
 from skerch.jobs.config import validation
 from skerch.jobs.config.checkpoints import checkpoint_files, matches
+from skerch.jobs.config.resources import written
 from skerch.jobs.config.schema import Config
 from skerch.jobs.errors import ConfigError, unknown
 
@@ -44,8 +45,9 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
 
     A file that does not exist here may be one that comes with skerch: `digits`, `digits.yaml` and
     `config/experiment/digits.yaml` are the same. A run directory stands for its config. Values of
-    overrides are YAML. Relative paths refer to the current folder; `training.checkpoints` that
-    match nothing there, and the module of `problem.factory`, to the experiment file's folder.
+    overrides are YAML, those of `resources` text as it is written. Relative paths refer to the
+    current folder; `training.checkpoints` that match nothing there, and the module of
+    `problem.factory`, to the experiment file's folder.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value is of a wrong type or out
@@ -169,6 +171,8 @@ def _parse(text: str, source: str) -> DictConfig:
             content = OmegaConf.load(StringIO(text))
         except OSError:  # how omegaconf reports a bare number or truth value
             content = None
+        if isinstance(content, DictConfig) and content.get("resources"):
+            content.resources = written(text).get("resources")
     if not isinstance(content, DictConfig) or not content:
         raise ConfigError(f"{source} must hold a mapping with the key problem, and others.")
     return content
@@ -181,13 +185,22 @@ def _parse_override(override: str) -> DictConfig:
             f"The override {override[:100]!r} has not the form key.path=value, as in "
             "training.lr=0.1."
         )
-    time = key.startswith("resources.") and re.fullmatch(r"\d+(:\d+)+", value)
+    if key.partition(".")[0] == "resources":
+        return _resources(key, value.strip())
     pattern = key == "training.checkpoints" and value.startswith(("?", "[", "{"))
-    if time or pattern or re.match(GLOB, value):  # YAML would see a number, a collection, an alias
+    if pattern or re.match(GLOB, value):  # YAML would see a collection, an alias
         value = json.dumps(value)
     elif value.startswith("[") and not re.search("['\"]", value):  # what a shell leaves of quotes
         value = re.sub(GLOB_IN_A_LIST, lambda item: item[1] + json.dumps(item[2].strip()), value)
     return OmegaConf.from_dotlist([f"{key}={value}"])
+
+
+def _resources(key: str, value: str) -> DictConfig:
+    """An override of `resources`, its values as they are written; YAML where it has brackets."""
+    tree = written(value) if value.startswith(("[", "{", "'", '"')) else value
+    for part in reversed(key.split(".")):
+        tree = {part: tree}
+    return OmegaConf.create(tree)
 
 
 def _build(raw: Any) -> Config:

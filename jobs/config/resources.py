@@ -2,7 +2,7 @@
 
 A cluster file is a mapping of sections: `all`, then stages. A stage gets the keys of `all`, of its
 own section, then of `resources.all` and `resources.<stage>`; a layout, which times matvecs for the
-workers, also what `measure` has. A null takes a key back.
+workers, also what `measure` has. A null takes a key back, or an option of `sbatch`.
 """
 
 from __future__ import annotations
@@ -12,9 +12,10 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from importlib.resources import files
+from itertools import takewhile
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -59,11 +60,30 @@ class Resources:
 
 
 KEYS = tuple(f.name for f in fields(Resources))
-OWN = {  # options of sbatch that only we set, and the way out
-    **dict.fromkeys(("array", "chdir", "comment", "dependency", "error", "open-mode"), ""),
-    **dict.fromkeys(("output", "parsable", "signal", "wait", "wrap"), ""),
-    "clusters": " and export SLURM_CLUSTERS",
-    "mem": " and set memory",
+ONE = "is not for a task, which is one process on one node; leave it out"
+OWN = "is skerch's own to set; leave it out"
+KEYED = {  # options of Slurm, and the key that asks for the same
+    **{option: option for option in ("partition", "account", "qos", "constraint", "exclude")},
+    **{"time": "time", "mem": "memory", "mail-type": "mail_type", "mail-user": "mail_user"},
+    **{"cpus-per-task": "cpus", "cpus-per-gpu": "cpus", "tres-per-task": "cpus, gpus or memory"},
+}
+REFUSED = {  # options of Slurm that are not passed on, why, and the way out
+    **{option: f"has a key of its own; write {key}" for option, key in KEYED.items()},
+    **dict.fromkeys(("nodes", "ntasks", "ntasks-per-core", "ntasks-per-gpu"), ONE),
+    **dict.fromkeys(("ntasks-per-node", "ntasks-per-socket", "ntasks-per-tres"), ONE),
+    **dict.fromkeys(("tasks-per-node", "overcommit", "nodefile", "het-group"), ONE),
+    **dict.fromkeys(("pack-group", "multi-prog", "pty", "relative"), ONE),
+    **dict.fromkeys(
+        ("array", "autocomplete", "chdir", "comment", "dependency", "error", "help"), OWN
+    ),
+    **dict.fromkeys(("jobid", "job-name", "kill-on-invalid-dep", "no-allocate", "no-requeue"), OWN),
+    **dict.fromkeys(("open-mode", "output", "parsable", "quiet", "requeue", "signal"), OWN),
+    **dict.fromkeys(("test-only", "usage", "version", "wait", "wrap"), OWN),
+    "clusters": f"{OWN} and export SLURM_CLUSTERS",
+}
+EITHER = {  # options of sbatch that no task has beside this key
+    **dict.fromkeys(("mem-per-cpu", "mem-per-gpu"), "memory"),
+    **dict.fromkeys(("gpus", "gpus-per-node", "gpus-per-socket", "gpus-per-task", "gres"), "gpus"),
 }
 WHOLE = {  # and from where to where
     **{"gpus": (0, 1024), "cpus": (1, 1024), "throttle": (1, 1_000_000)},
@@ -85,8 +105,13 @@ def resources(config: Config) -> dict[str, Resources]:
         values: dict[str, Any] = {}
         for layer in layers:
             for part in parts:
-                values |= layer.get(part, {})
+                asked = dict(layer.get(part, {}))
+                if asked.get("sbatch") is not None:  # option by option
+                    asked["sbatch"] = (values.get("sbatch") or {}) | asked["sbatch"]
+                values |= asked
         given = {key: value for key, value in values.items() if value is not None}
+        options = given.pop("sbatch", {})
+        given["sbatch"] = {name: value for name, value in options.items() if value is not None}
         return _sensible(Resources(**given), f"resources.{stage}{source and f' over {source}'}")
 
     return {stage: of(stage) for stage in STAGES}
@@ -104,6 +129,13 @@ def _sensible(wanted: Resources, where: str) -> Resources:
             f"{where}: memory_limit is {wanted.memory_limit}M, less than the memory, "
             f"{wanted.memory}M; raise it."
         )
+    for option, value in wanted.sbatch.items():
+        key = _named(option, EITHER)
+        other_gres = option == "gres" and "gpu" not in str(value)
+        if key and getattr(wanted, key) is not None and not other_gres:
+            raise ConfigError(
+                f"{where}: {key} and sbatch.{option} ask for the same; take one of them back: null."
+            )
     return wanted if wanted.grace else replace(wanted, grace=min(90, (limit or 360) // 4))
 
 
@@ -121,8 +153,22 @@ def check(overrides: Mapping[str, Any]) -> None:
     _checked(overrides, "resources")
 
 
-class _Loader(yaml.BaseLoader):
-    """Refuses a key that is given twice, of which one would be dropped."""
+def written(document: str) -> Any:
+    """YAML with each value as it is written: 1:30:00 is no number, and no is no truth value."""
+    return yaml.load(document, _Loader)
+
+
+class _Loader(yaml.SafeLoader):
+    """Refuses what would be dropped: one of two values of a key, and a tag."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        "<": yaml.SafeLoader.yaml_implicit_resolvers["<"]
+    }  # merge alone
+
+    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+        if node.tag != self.DEFAULT_SCALAR_TAG:
+            raise yaml.YAMLError(f"there is a tag, {node.tag}; quote what begins with !")
+        return str(super().construct_scalar(node))
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         keys = [key.value for key, _ in node.value]
@@ -143,8 +189,8 @@ def _load(cluster: str | None) -> tuple[str, Mapping[str, Any]]:
             f"cluster={cluster}: there is no such file in {os.getcwd()}, and none of that name "
             f"comes with skerch (it has: {', '.join(sorted(packaged))})."
         )
-    try:  # as text, where YAML would make 5400 of 1:30:00
-        content = yaml.load(path.read_text(encoding="utf-8"), _Loader)
+    try:
+        content = written(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise ConfigError(f"cluster={path} cannot be read: {cause(error)}.") from error
     except (yaml.YAMLError, UnicodeDecodeError, RecursionError) as error:
@@ -160,13 +206,13 @@ def _checked(sections: Mapping[str, Any], source: str) -> dict[str, dict[str, An
     for section, values in sections.items():
         if section not in SECTIONS:
             raise ConfigError(f"{source}: {unknown('stage', str(section), SECTIONS)}")
-        if not isinstance(values, Mapping) and values not in (None, ""):
+        if not isinstance(values, Mapping) and not _null(values):
             raise ConfigError(
                 f"{source}.{section} expects a mapping, as in {section}: {{time: 60min}}, not "
                 f"{short(values)}."
             )
     return {
-        section: dict(_values(values or {}, f"{source}.{section}"))
+        section: dict(_values({} if _null(values) else values, f"{source}.{section}"))
         for section, values in sections.items()
     }
 
@@ -186,8 +232,10 @@ def _values(section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]
             yield key, _factor(name, value)
         elif key == "time":
             yield key, _time(name, value)
-        elif key in ("setup", "srun"):
-            yield key, _lines(name, value)
+        elif key == "setup":
+            yield key, _setup(name, value)
+        elif key == "srun":
+            yield key, _arguments(name, value)
         elif key == "sbatch":
             yield key, _options(name, value)
         else:
@@ -200,8 +248,10 @@ def _null(value: Any) -> bool:
 
 
 def _text(name: str, value: Any) -> str:
-    if isinstance(value, (Mapping, list)) or "\n" in str(value):
-        raise ConfigError(f"{name} expects one line of text, not {short(value)}.")
+    if isinstance(value, (Mapping, list)) or re.search(r"[\0-\x1f\x7f\\\ud800-\udfff]", str(value)):
+        raise ConfigError(
+            f"{name} expects one line of text without backslashes, not {short(value)}."
+        )
     return str(value)
 
 
@@ -229,12 +279,8 @@ def _memory(name: str, value: Any) -> int:
 
 def _time(name: str, value: Any) -> str:
     words = str(value)
-    if re.fullmatch(
-        r"0*[1-9]\d*(\.\d+)?", words
-    ):  # minutes for sbatch; in YAML 1:30:00 is one, too
-        raise ConfigError(
-            f'{name} is {words}; give a unit, as in 3h or 30min, or quote it, as in "1:30:00".'
-        )
+    if re.fullmatch(r"0*[1-9]\d*(\.\d+)?", words):  # minutes for sbatch
+        raise ConfigError(f"{name} is {words}; give a unit, as in 3h or 30min.")
     if re.fullmatch(r"\d+:\d+", words):
         raise ConfigError(
             f"{name} is {words}, which is minutes and seconds for sbatch; write 0:{words}, or "
@@ -250,28 +296,62 @@ def _time(name: str, value: Any) -> str:
 
 
 def _lines(name: str, value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, list) or not all(isinstance(line, str) for line in value):
+    lines = [value] if isinstance(value, str) else value
+    if not isinstance(lines, list) or any(
+        not isinstance(line, str) or re.search(r"[\0\r\ud800-\udfff]", line) for line in lines
+    ):
         raise ConfigError(f"{name} expects text or a list of it, not {short(value)}.")
-    return tuple(value)
+    return tuple(lines)
 
 
-def _options(name: str, value: Any) -> dict[str, str | bool]:
+def _setup(name: str, value: Any) -> tuple[str, ...]:
+    lines = _lines(name, value)
+    if any(re.search(r"^#SBATCH", line, re.MULTILINE) for line in lines):
+        raise ConfigError(
+            f"{name} has a line #SBATCH, which Slurm would skip; write a key of sbatch."
+        )
+    return lines
+
+
+def _arguments(name: str, value: Any) -> tuple[str, ...]:
+    arguments = _lines(name, value)
+    for argument in takewhile("--".__ne__, arguments):
+        option = argument.partition("=")[0]
+        if re.match("-[^-]", option):
+            raise ConfigError(
+                f"{name} has {option}; write an option's long name, as in --mpi=none."
+            )
+        if option.startswith("--"):
+            _refuse(option[2:], f"{name} has {option}, which")
+    return arguments
+
+
+def _options(name: str, value: Any) -> dict[str, str | bool | None]:
+    """Options by name: text, True for a flag, None for what takes it back."""
     if not isinstance(value, Mapping):
         raise ConfigError(
             f"{name} expects a mapping of options of sbatch, as in {{reservation: maths}}, not "
             f"{short(value)}."
         )
-    off = ("false", False)
-    options = {str(option): v for option, v in value.items() if not _null(v) and v not in off}
-    for option in options:
+    flags: dict[str, bool | None] = {"true": True, "false": None}
+    options: dict[str, str | bool | None] = {}
+    for option, v in value.items():
         if not re.fullmatch(r"[a-z][a-z-]*", str(option)):
             raise ConfigError(
                 f"{name} has {short(option)}; write an option's long name, no dashes."
             )
-        if option in OWN:
-            raise ConfigError(f"{name}.{option} is skerch's own to set; leave it out{OWN[option]}.")
-    return {
-        option: v in (True, "true") or _text(f"{name}.{option}", v) for option, v in options.items()
-    }
+        where = f"{name}.{option}"
+        _refuse(option, where)
+        word = "false" if _null(v) else str(v).lower()
+        options[option] = flags[word] if word in flags else _text(where, v)
+    return options
+
+
+def _refuse(option: str, where: str) -> None:
+    if why := _named(option, REFUSED):
+        raise ConfigError(f"{where} {why}.")
+
+
+def _named(option: str, table: Mapping[str, str]) -> str | None:
+    """What a table has for an option, or for one that begins so: Slurm takes it for that."""
+    return next((value for name, value in table.items() if name.startswith(option)), None)

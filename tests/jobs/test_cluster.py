@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from skerch.jobs.config import load, save
 from skerch.jobs.config.resources import Resources, resources
 from skerch.jobs.config.stages import STAGES
 from skerch.jobs.errors import ConfigError
+from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.script import script
 
 
 @pytest.fixture
@@ -106,7 +109,7 @@ def test_memory_is_escalated_up_to_eight_times_by_default(asked):
             ".all.time is 1:20, which is minutes and seconds for sbatch; write 0:1",
         ),
         ("all: {time: 0.2min}", ".all.time is '0.2min'; write 90min"),
-        ("all: {partition: [a, b]}", ".all.partition expects one line of text, not ['a', 'b']"),
+        ("all: {partition: [a, b]}", ".all.partition expects one line of text without"),
         ("all: {setup: {a: b}}", ".all.setup expects text or a list of it"),
         ("all: {sbatch: --exclusive}", ".all.sbatch expects a mapping of options"),
         ("all: {sbatch: {--nice: 1}}", ".all.sbatch has '--nice'; write an option's long name"),
@@ -130,12 +133,12 @@ def test_what_cannot_be_is_said_in_a_sentence_that_names_it(asked, text, words):
         ("resources.measur.time=1h", "There is no stage measur; did you mean measure?"),
         (
             "resources.all.time=5400",
-            'is 5400; give a unit, as in 3h or 30min, or quote it, as in "1:',
+            "resources.all.time is 5400; give a unit, as in 3h or 30min",
         ),
         ("resources.merge.time=7", "resources.merge.time is 7; give a unit"),
         ("resources.all.time=2:10", "resources.all.time is 2:10, which is minutes and seconds"),
-        ("resources.all.memory=16", "resources.all.memory is 16; give a unit"),
-        ("resources.all.cpus=true", "resources.all.cpus is True; it must be a whole number"),
+        ("resources.all.memory=16", "resources.all.memory is '16'; give a unit"),
+        ("resources.all.cpus=true", "resources.all.cpus is 'true'; it must be a whole number"),
         ("resources.all=fast", "resources.all expects a mapping"),
     ],
 )
@@ -151,9 +154,148 @@ def test_a_cluster_that_is_not_there_is_said_with_those_that_are(small):
         resources(small("cluster=mine"))
 
 
-def test_a_time_on_the_command_line_is_no_number_to_the_base_sixty(small):
-    asked = resources(small("resources.all.time=1:30:00"))["train"]
-    assert (asked.time, asked.grace) == ("1:30:00", 90)
+@pytest.fixture(params=["cluster file", "experiment file", "override"])
+def lines(request, small, asked, tmp_path):
+    """A function: the lines of a task's script, of what is written in YAML for a key."""
+
+    def write(key, written):
+        if request.param == "cluster file":
+            found = asked(f"all: {{{key}: {written}}}")
+        elif request.param == "experiment file":
+            text = f"problem: {{name: digits_mlp}}\nresources: {{all: {{{key}: {written}}}}}\n"
+            (tmp_path / "mine.yaml").write_text(text)
+            found = resources(load("mine.yaml"))
+        else:
+            found = resources(small(f"resources.all.{key}={written}"))
+        submission, log = Submission("token", "seigh", "train", None), tmp_path / "log"
+        return script(submission, found["train"], tmp_path, log, resumes=False).splitlines()
+
+    return write
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        *(f"nice={number}" for number in ("0", "1", "-5", "1.0", "1e3", "0.10", "010", "0b1")),
+        *(f"nodelist={name}" for name in ("01", "0o7", "0x1f", "1_0", "on", "No", "y", ".5")),
+        *(f"begin={time}" for time in ("16:00", "1:30:00", "2026-12-01", "2026-12-01T10:00:00")),
+    ],
+)
+def test_an_option_arrives_as_it_is_written(lines, option):
+    assert f"#SBATCH --{option}" in lines("sbatch", f"{{{option.replace('=', ': ')}}}")
+
+
+@pytest.mark.parametrize("name", ["01", "1.0", "1e3", "yes", "2026-12-01"])
+def test_a_name_arrives_as_it_is_written(lines, name):
+    assert f"#SBATCH --partition={name}" in lines("partition", name)
+    assert f"#SBATCH --constraint={name}" in lines("constraint", f'"{name}"')
+
+
+def test_an_argument_of_srun_arrives_as_it_is_written(lines):
+    assert any(" --mpi 010 yes " in line for line in lines("srun", "[--mpi, 010, yes]"))
+
+
+@pytest.mark.parametrize("word", ["true", "True", '"true"'])
+def test_true_is_a_flag(lines, word):
+    assert "#SBATCH --exclusive" in lines("sbatch", f"{{exclusive: {word}}}")
+
+
+@pytest.mark.parametrize("word", ["false", "False", "null", "~", ""])
+def test_false_and_null_take_an_option_back_and_leave_the_others(asked, word):
+    found = asked(
+        "all: {sbatch: {exclusive: true, nice: 0}}\nmerge: {sbatch: {reservation: maths}}",
+        f"resources.merge.sbatch.exclusive={word}",
+        "resources.train.sbatch=null",
+    )
+    assert found["merge"].sbatch == {"nice": "0", "reservation": "maths"}
+    assert found["measure"].sbatch == {"exclusive": True, "nice": "0"}
+    assert found["train"].sbatch == {}
+
+
+@pytest.mark.parametrize("value", ["*", "!gpu", "&a", "a # b", "a: b", "it's 100 %", "@a", "é"])
+def test_text_on_the_command_line_is_not_read_as_yaml(small, value):
+    asked = resources(small(f"resources.all.sbatch.wckey={value}", f"resources.all.setup={value}"))
+    assert (asked["train"].sbatch, asked["train"].setup) == ({"wckey": value}, (value,))
+
+
+def test_a_section_is_merged_into_another(asked):
+    found = asked("train: &gpu {gpus: 1, time: 1h}\nmeasure: {<<: *gpu, time: 1:30:00}")
+    assert (found["measure"].gpus, found["measure"].time) == (1, "1:30:00")
+
+
+def test_a_run_directory_keeps_the_text_of_an_option(small, tmp_path):
+    save(small("resources.all.sbatch={nice: 010, begin: 16:00}"), tmp_path / "config.yaml")
+    assert load(tmp_path / "config.yaml").resources == {
+        "all": {"sbatch": {"nice": "010", "begin": "16:00"}}
+    }
+
+
+@pytest.mark.parametrize(
+    ("key", "written", "words"),
+    [
+        ("sbatch", "{ntasks: 1}", ".sbatch.ntasks is not for a task, which is one process on one"),
+        ("sbatch", "{tasks-per-node: 2}", ".sbatch.tasks-per-node is not for a task"),
+        ("sbatch", "{ntasks-per-n: 2}", ".sbatch.ntasks-per-n is not for a task"),
+        ("sbatch", "{nodes: 2}", ".sbatch.nodes is not for a task"),
+        ("sbatch", "{overcommit: true}", ".sbatch.overcommit is not for a task"),
+        ("sbatch", "{part: gpu}", ".sbatch.part has a key of its own; write partition"),
+        ("sbatch", "{mem: 0}", ".sbatch.mem has a key of its own; write memory"),
+        ("sbatch", "{mail-user: me}", ".sbatch.mail-user has a key of its own; write mail_user"),
+        ("sbatch", "{cpus-per-gpu: 2}", ".sbatch.cpus-per-gpu has a key of its own; write cpus"),
+        ("sbatch", "{job-name: a}", ".sbatch.job-name is skerch's own to set; leave it out"),
+        ("sbatch", "{requeue: false}", ".sbatch.requeue is skerch's own to set; leave it out"),
+        ("sbatch", "{test-only: true}", ".sbatch.test-only is skerch's own to set; leave it out"),
+        ("sbatch", "{cluster: a}", "leave it out and export SLURM_CLUSTERS"),
+        ("sbatch", '{wckey: "a\\\\b"}', ".sbatch.wckey expects one line of text without"),
+        ("sbatch", '{wckey: "a\\nb"}', ".sbatch.wckey expects one line of text without"),
+        ("sbatch", '{wckey: "a\\0b"}', ".sbatch.wckey expects one line of text without"),
+        ("sbatch", "{wckey: !!int 010}", "there is a tag, tag:yaml.org,2002:int; quote what"),
+        ("sbatch", "{nice: 1, nice: 2}", "nice is given twice"),
+        ("srun", "[-n4]", ".srun has -n4; write an option's long name, as in --mpi=none"),
+        ("srun", "[--ntasks=4]", ".srun has --ntasks, which is not for a task"),
+        ("srun", "[--ntask, 4]", ".srun has --ntask, which is not for a task"),
+        ("srun", "[--multi-prog]", ".srun has --multi-prog, which is not for a task"),
+        ("srun", "[--cpus-per-task=4]", ".srun has --cpus-per-task, which has a key of its own"),
+        ("srun", "[--error=a]", ".srun has --error, which is skerch's own to set; leave it out"),
+        ("srun", "[--open-mode=truncate]", ".srun has --open-mode, which is skerch's own to set"),
+        ("srun", "--test-only", ".srun has --test-only, which is skerch's own to set"),
+        ("setup", '["#SBATCH --nice"]', ".setup has a line #SBATCH, which Slurm would skip"),
+        ("setup", '["a\\0"]', ".setup expects text or a list of it"),
+    ],
+)
+def test_an_option_that_would_break_a_task_or_be_ignored_is_refused(small, key, written, words):
+    with pytest.raises(ConfigError) as refusal:
+        small(f"resources.all.{key}={written}")
+    assert words in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("option", "key"),
+    [
+        ("mem-per-cpu: 1G", "memory: 4G"),
+        ("mem-per-g: 1G", "memory: 4G"),
+        ("gres: gpu:a100:1", "gpus: 1"),
+        ("gpus: 1", "gpus: 0"),
+        ("gpus-per-task: 1", "gpus: 1"),
+    ],
+)
+def test_an_option_and_a_key_that_ask_for_the_same_are_refused_together(asked, option, key):
+    name, _, value = option.partition(": ")
+    assert asked(f"all: {{sbatch: {{{option}}}}}")["train"].sbatch == {name: value}
+    words = rf"resources\.train.*: {key.partition(':')[0]} and sbatch\.{name} ask for the same"
+    with pytest.raises(ConfigError, match=words):
+        asked(f"all: {{sbatch: {{{option}}}, {key}}}")
+
+
+def test_other_resources_than_gpus_stand_beside_gpus(asked):
+    assert asked("all: {gpus: 1, sbatch: {gres: lustre:1}}")["train"].sbatch == {"gres": "lustre:1"}
+
+
+def test_what_binds_wraps_or_contains_a_task_is_given_to_srun(lines):
+    written = "[--cpu-bind=none, --gpu-bind=closest, --container-image=a, --, nsys, -o, a]"
+    given = " --cpu-bind=none --gpu-bind=closest --container-image=a -- nsys -o a "
+    assert any(given in line for line in lines("srun", written))
 
 
 @pytest.mark.parametrize(("time", "grace"), [("1min", 15), ("0:00:30", 7), ("1-0", 90)])
