@@ -22,6 +22,7 @@ from skerch.jobs.pipeline.ranges import format_ranges
 
 JOB = "${SLURM_ARRAY_JOB_ID:-$SLURM_JOB_ID}${SLURM_ARRAY_TASK_ID:+_$SLURM_ARRAY_TASK_ID}"  # 12_3
 START = f'echo "$(date -u +%FT%T+00:00) job {JOB} starts on $(hostname)"'
+KEEP = "export SLURM_EXPORT_ENV=ALL"  # srun passes on what `setup` sets, also after --export=NONE
 
 
 def script(
@@ -112,7 +113,7 @@ def _parameters(submission: Submission, resources: Resources) -> dict[str, objec
         "time": resources.time,
         "mail_type": resources.mail_type,
         "mail_user": resources.mail_user,
-        "setup": [START, *resources.setup],
+        "setup": [START, KEEP, *resources.setup],
     }
     return values | {"signal_delay_s": resources.grace, "stderr_to_stdout": True, "wckey": None}
 
