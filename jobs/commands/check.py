@@ -71,7 +71,7 @@ def sample_inputs(config: Config) -> Inputs:
     """
     problem = load_problem(config.problem, config.problem_path)  # refuses what it does not know
     run, split = RunDir(config.run_dir), config.hessian.splits[-1]
-    training, steps = config.training, config.training.record_steps or []
+    training, steps = config.training, config.training.record_steps
     if run.parameters.exists() and run.hessian_data.exists():
         there = describe(run)
         known = [step for step in steps if step in there["steps"] and split in there["datapoints"]]

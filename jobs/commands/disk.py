@@ -73,4 +73,4 @@ def hessian_disk(config: Config, N: int) -> Disk:
 
 def training_disk(config: Config, N: int) -> int:
     """The bytes of the recorded parameters."""
-    return HEADER + len(config.training.record_steps or []) * stored_size((N, 1), 4)
+    return HEADER + len(config.training.record_steps) * stored_size((N, 1), 4)

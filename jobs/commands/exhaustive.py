@@ -99,7 +99,7 @@ def prepare(config: Config, step: int | None, split: str | None) -> Context:
         ConfigError: there is no such step or split, or the loss does not work in float64.
         ExhaustiveError: the network or its Hessian is too large.
     """
-    steps, splits = config.training.record_steps or [], config.hessian.splits
+    steps, splits = config.training.record_steps, config.hessian.splits
     step, split = steps[-1] if step is None else step, splits[-1] if split is None else split
     if step not in steps or split not in splits:
         raise ConfigError(

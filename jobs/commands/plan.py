@@ -67,7 +67,7 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
 
 
 def _count_hessians(config: Config) -> int:
-    return len(config.training.record_steps or []) * len(config.hessian.splits)
+    return len(config.training.record_steps) * len(config.hessian.splits)
 
 
 def run_disk(config: Config, N: int) -> tuple[int, int]:

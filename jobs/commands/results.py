@@ -27,7 +27,7 @@ def found(run: RunDir, config: Config, every: bool = True) -> Hessians:
 
     It is `every` one that the run has, or those that the config asks for.
     """
-    asked = product(config.training.record_steps or [], config.hessian.splits)
+    asked = product(config.training.record_steps, config.hessian.splits)
     hessians = run.hessians(config) if every else asked
     paths = {hessian: run.step(method_name(config), *hessian).overlap for hessian in hessians}
     return {key: overlap_file.read(path) if path.exists() else None for key, path in paths.items()}

@@ -59,7 +59,7 @@ def files_of(training: Training, steps: Sequence[int]) -> dict[int, Path]:
 
 def listing(training: Training) -> Iterator[str]:
     """A line on each file that is to be recorded; on none that is no longer there."""
-    steps = training.record_steps or []
+    steps = training.record_steps
     for step, path in checkpoint_files(training.checkpoints or "").items():
         if step in steps:
             note = ", which check and --calibrate look at" if step == steps[-1] else ""

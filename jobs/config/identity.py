@@ -62,7 +62,7 @@ def grown(config: Config, steps: Iterable[int], splits: Iterable[str]) -> Config
     """A config with further steps to record, and further splits."""
     hessian, training = config.hessian, config.training
     hessian = replace(hessian, splits=list(dict.fromkeys([*hessian.splits, *splits])))
-    whole = sorted({*(training.record_steps or []), *steps})
+    whole = sorted({*training.record_steps, *steps})
     last = training.max_steps if training.checkpoints else max(training.max_steps, *whole)
     training = replace(training, record_steps=whole, max_steps=last)
     return replace(config, hessian=hessian, training=training)

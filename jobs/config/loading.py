@@ -66,10 +66,9 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
             content = OmegaConf.merge(content, _parse_override(override))
     with _clear_errors(str(path)):
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
-    config = _build(raw)
-    if run_dir is not None and not config.run_dir:
-        config.run_dir = str(run_dir)
-    _complete(config, path, run_dir is not None)
+    node = _typed(raw)
+    _resolve(node, path, run_dir)
+    config: Config = OmegaConf.to_object(node)
     validation.check(config)
     return config
 
@@ -103,7 +102,9 @@ def load_resolved(path: Path) -> Config:
     """Read what `save` wrote: nothing is filled in, and a byte that changed since is refused."""
     text = _intact(path, _read(path))
     with _clear_errors(str(path)):
-        config = _build(OmegaConf.to_container(_parse(text, str(path))))
+        config: Config = OmegaConf.to_object(
+            _typed(OmegaConf.to_container(_parse(text, str(path))))
+        )
     validation.check(config)
     return config
 
@@ -203,15 +204,15 @@ def _resources(key: str, value: str) -> DictConfig:
     return OmegaConf.create(tree)
 
 
-def _build(raw: Any) -> Config:
-    """A typed config from plain mappings."""
+def _typed(raw: Any) -> DictConfig:
+    """A config from plain mappings, whose keys have their types."""
     for section, key in (("hessian", "param_filter"), ("hessian", "splits")):
         values = raw.get(section)
         if isinstance(values, dict) and isinstance(values.get(key), str):
             values[key] = [values[key]]
     node = OmegaConf.structured(Config)
     _assign(node, Config, raw, "")
-    return OmegaConf.to_object(node)
+    return node
 
 
 def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) -> None:
@@ -228,6 +229,8 @@ def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) ->
             if not isinstance(value, Mapping):
                 raise ConfigError(f"{full_key} expects a mapping, not {short(value)}.")
             _assign(node[key], hint, value, f"{full_key}.")
+            continue
+        if value is None and OmegaConf.is_missing(node, key):
             continue
         try:
             with warnings.catch_warnings():
@@ -262,37 +265,37 @@ def _expected(hint: Any) -> str:
     return " or ".join(map(_expected, get_args(hint)))
 
 
-def _complete(config: Config, path: Path, of_run: bool) -> None:
+def _resolve(node: DictConfig, path: Path, run_dir: Path | None) -> None:
     """Fill in what follows from other keys, and make paths absolute.
 
     Checkpoints may be gone once a run has read them: its training stage says so if it needs them.
     """
-    config.run_dir = _absolute("run_dir", config.run_dir or _default_run_dir(path))
-    if config.problem.get("root") is not None:
-        config.problem["root"] = _absolute("problem.root", config.problem["root"])
-    if "factory" in config.problem:
-        folder = config.problem_path or ""
-        config.problem_path = _absolute("problem_path", os.path.join(path.parent, folder))
-    if config.cluster is not None and os.path.isfile(config.cluster):
-        config.cluster = _absolute("cluster", config.cluster)
-    sketch = config.sketch
-    if sketch.inner is None:
+    node.run_dir = _absolute("run_dir", node.run_dir or str(run_dir or _default_run_dir(path)))
+    if node.problem.get("root") is not None:
+        node.problem["root"] = _absolute("problem.root", node.problem["root"])
+    if "factory" in node.problem:
+        folder = node.problem_path or ""
+        node.problem_path = _absolute("problem_path", os.path.join(path.parent, folder))
+    if node.cluster is not None and os.path.isfile(node.cluster):
+        node.cluster = _absolute("cluster", node.cluster)
+    sketch, training = node.sketch, node.training
+    if OmegaConf.is_missing(sketch, "inner"):
         sketch.inner = 2 * sketch.outer
-    if sketch.rounds is None and sketch.recovery in RECOVERIES:
-        sketch.rounds = RECOVERIES[sketch.recovery].default
-    training = config.training
-    known = of_run and training.record_steps and os.path.isabs(training.checkpoints or "")
+    if OmegaConf.is_missing(sketch, "rounds"):
+        sketch.rounds = RECOVERIES[sketch.recovery].default if sketch.recovery in RECOVERIES else 1
+    asked = [] if OmegaConf.is_missing(training, "record_steps") else list(training.record_steps)
+    known = run_dir and asked and os.path.isabs(training.checkpoints or "")
     if training.checkpoints is not None and not known:
         training.checkpoints = _absolute_pattern(training.checkpoints, path.parent)
         found = list(checkpoint_files(training.checkpoints))
-        missing = sorted(set(training.record_steps or []) - set(found))
+        missing = sorted(set(asked) - set(found))
         if missing:
             raise ConfigError(
                 f"training.record_steps asks for {missing}, but training.checkpoints has the steps "
                 f"{found}."
             )
-        training.record_steps = training.record_steps or found
-    elif training.record_steps is None:
+        training.record_steps = asked or found
+    elif OmegaConf.is_missing(training, "record_steps"):
         training.record_steps = sorted({0, training.max_steps})
 
 

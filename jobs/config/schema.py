@@ -1,16 +1,21 @@
-"""The keys of an experiment, their types, defaults and bounds."""
+"""The keys of an experiment, their types, defaults and bounds.
+
+A `Config` is resolved: what follows from other keys (MISSING here) is there once it is loaded.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 from typing import Any
 
+from omegaconf import MISSING
+
 from skerch.decompositions.recovery import RECOVERIES, RoundSize
 
 LARGEST = 2**31 - 1
 
 
-def _number(default: int | None, least: int = 1, most: int = LARGEST) -> Any:
+def _number(default: Any, least: int = 1, most: int = LARGEST) -> Any:
     """A whole number from `least` to `most`."""
     return field(default=default, metadata={"least": least, "most": most})
 
@@ -28,7 +33,7 @@ class Training:
     lr: float = 0.1
     batch_size: int = _number(100)
     max_steps: int = _number(300, least=0)
-    record_steps: list[int] | None = None  # on loading: [0, max_steps], or the checkpoints' steps
+    record_steps: list[int] = MISSING  # by default [0, max_steps], or the checkpoints' steps
     eval_samples: int | None = _number(None)  # of a split, for the log; None: all
     seed: int = _number(12345, least=0)
     optimizer_options: dict[str, Any] = field(default_factory=dict)  # passed on: momentum, …
@@ -58,9 +63,9 @@ class Sketch:
 
     kind: str = "sparse_sign"
     recovery: str = _choice("nystrom", "oversampled")
-    rounds: int | None = _number(None)  # on loading: the recovery's default
+    rounds: int = _number(MISSING)  # by default the recovery's
     outer: int = _number(100)  # eigenpairs
-    inner: int | None = _number(None)  # matvecs; on loading: twice outer
+    inner: int = _number(MISSING)  # matvecs; by default twice outer
     probes: int = _number(30, least=2, most=10_000)
     block_size: int = _number(64)
     seed: int = _number(12345, least=0)
@@ -87,7 +92,7 @@ class Config:
     """One experiment."""
 
     problem: dict[str, Any] = field(default_factory=dict)  # name or factory, and its arguments
-    run_dir: str = ""  # on loading: runs/<the experiment file's name>
+    run_dir: str = ""  # by default runs/<the experiment file's name>
     name: str | None = None
     training: Training = field(default_factory=Training)
     hessian: Hessian = field(default_factory=Hessian)
@@ -97,4 +102,4 @@ class Config:
     resources: dict[str, Any] = field(default_factory=dict)
     keep_blocks: bool = True
     consolidate: bool = True
-    problem_path: str | None = None  # on loading: the folder that problem.factory is imported from
+    problem_path: str | None = None  # the folder that problem.factory is imported from

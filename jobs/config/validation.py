@@ -144,7 +144,6 @@ def _check_blocks(config: Config) -> None:
 
 
 def _check_sketch(sketch: Sketch) -> None:
-    assert sketch.inner is not None
     try:
         sketch_operators.check(sketch.kind)
         recoveries.check(sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes)

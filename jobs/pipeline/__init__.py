@@ -18,7 +18,7 @@ def tasks(config: Config) -> list[Task]:
     """All tasks of an experiment, each after those that it needs."""
     run = RunDir(config.run_dir)
     outputs = (run.parameters, run.hessian_data, run.log)
-    steps, splits = config.training.record_steps or [], config.hessian.splits
+    steps, splits = config.training.record_steps, config.hessian.splits
     result = [Task("train", "train", {}, outputs, (), (*steps, *splits))]
     for step in steps:
         for split in splits:

@@ -91,7 +91,7 @@ def _grown(run: RunDir, config: Config) -> Config:
 
     Else with those that are recorded, so that nobody asks again for what was asked once in vain.
     """
-    asked = config.training.record_steps or [], config.hessian.splits
+    asked = config.training.record_steps, config.hessian.splits
     with suppress(ConfigError):  # it is not there yet, or damaged, and written anew
         bound = configs.load_resolved(run.training_config)
         changes = configs.difference(*(configs.identity(c, "training") for c in (bound, config)))
@@ -109,7 +109,7 @@ def _check_measurements(run: RunDir, config: Config) -> None:
         return
     there = describe(run)
     datapoints = there["datapoints"]
-    for step in filter(there["steps"].__contains__, config.training.record_steps or []):
+    for step in filter(there["steps"].__contains__, config.training.record_steps):
         parameters = None
         for split in filter(datapoints.__contains__, config.hessian.splits):
             directory = run.step(method_name(config), step, split)

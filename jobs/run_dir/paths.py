@@ -174,15 +174,15 @@ class RunDir:
         if not self.training_config.exists():
             return config
         bound = configs.load_resolved(self.training_config)
-        return configs.grown(config, bound.training.record_steps or [], bound.hessian.splits)
+        return configs.grown(config, bound.training.record_steps, bound.hessian.splits)
 
     def hessians(self, config: Config) -> list[tuple[int, str]]:
         """The steps and splits that a method's latest run is of, and others that have results."""
-        name, asked = method_name(config), config.training.record_steps or []
+        name, asked = method_name(config), config.training.record_steps
         whole = self.grown(config)
         return [
             (step, split)
-            for step in whole.training.record_steps or []
+            for step in whole.training.record_steps
             for split in whole.hessian.splits
             if (step in asked and split in config.hessian.splits)
             or self.step(name, step, split).overlap.exists()

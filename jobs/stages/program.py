@@ -72,7 +72,7 @@ def _hessians(
     if stage == "train":
         return [(None, None)]
     for config in configs:
-        steps, splits = config.training.record_steps or [], config.hessian.splits
+        steps, splits = config.training.record_steps, config.hessian.splits
         if (step is None or step in steps) and (split is None or split in splits):
             break
     if step is not None and step not in steps:

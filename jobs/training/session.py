@@ -67,7 +67,7 @@ def train(
     wanted = identity(config, "training")
     hessian, device = config.hessian, torch.device(device)
     old = training_files.describe(run) if run.parameters.exists() else None
-    missing = {*(config.training.record_steps or []), *hessian.splits}
+    missing = {*config.training.record_steps, *hessian.splits}
     hashes: dict[str, str] = old["datapoints"] if old else {}
     if old:
         changes = difference(old["identity"], wanted)
