@@ -106,6 +106,7 @@ class Run:
     cluster: Cluster
     path: Path
     experiment: Path | str = EXPERIMENT
+    user: tuple[str, ...] = ()  # what runs a command as another user
 
     @property
     def round(self):
@@ -116,7 +117,7 @@ class Run:
         """A command's CompletedProcess; unless `check` is false its status must be 0."""
         defaults = {"capture_output": True, "text": True, "timeout": 120, "cwd": self.path.parent}
         done = subprocess.run(
-            [sys.executable, "-m", "skerch", *map(str, arguments)],
+            [*self.user, sys.executable, "-m", "skerch", *map(str, arguments)],
             env=self.cluster.env | {"OMP_NUM_THREADS": "1"} | (env or {}),
             **defaults | options,
         )

@@ -6,8 +6,10 @@ The queue that is compared is asked by the tests themselves, with no variables s
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
+from dataclasses import replace
 
 import pytest
 
@@ -66,6 +68,24 @@ def asked_for(run):
         for job in jobs
         if job["WorkDir"] == str(run.path)
     }
+
+
+def test_an_ordinary_user_sees_what_is_in_a_hidden_partition(run, train, needs):
+    """Who is root for files alone, as the folders of these tests are root's."""
+    needs(os.geteuid() == 0 and shutil.which("setpriv"), "another user: root, and util-linux")
+    train(run)
+    files = "+dac_override,+dac_read_search"
+    as_nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]
+    as_nobody += [f"--inh-caps={files}", f"--ambient-caps={files}"]
+    user = replace(run, user=tuple(as_nobody))
+    hidden = (LATER, "resources.all.partition=hidden")
+    user.submit(*hidden)
+    assert len(run.queue()) == 6
+    assert run.cluster.run(*as_nobody, "squeue", "-h").stdout == ""
+    assert " 0 jobs, and 6 were live" in user.submit(*hidden).stdout
+    assert len(run.queue()) == 6
+    assert user.skerch("cancel", run.path).stdout.startswith("6 tasks in jobs ")
+    assert not run.queue()
 
 
 def test_variables_of_squeue_hide_no_job(waiting):
