@@ -205,6 +205,10 @@ class RunDir:
         """A task's log; what a file name cannot hold becomes a dash."""
         return self.logs / (re.sub(r"[^\w.-]+", "-", task_id) + ".log")
 
+    def task_lock(self, task_id: str) -> Path:
+        """What the job that is at a task holds meanwhile."""
+        return self.task_log(task_id).with_suffix(".lock")
+
 
 def find_run(path_or_name: str) -> RunDir:
     """The run that a directory, an experiment file or its name stands for.

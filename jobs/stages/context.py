@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -42,6 +43,7 @@ class Context:
     tasks: tuple[int, ...] | None = None  # of the measurement array; None means all
     progress: Progress = silent
     team: Team = ALONE
+    time_limit: float = math.inf  # seconds, after which the process is likely to be stopped
 
     @property
     def directory(self) -> StepDir:

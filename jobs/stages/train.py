@@ -10,7 +10,13 @@ from skerch.jobs.training.session import train
 
 def run(context: Context) -> None:
     """Write the files of `training/`, or add to them what they lack."""
-    train(context.run, context.config, context.progress, device=resolve_device(context.config))
+    train(
+        context.run,
+        context.config,
+        context.progress,
+        device=resolve_device(context.config),
+        time_limit=context.time_limit,
+    )
 
 
 if __name__ == "__main__":

@@ -37,7 +37,9 @@ from skerch.jobs.training.state_dicts import load_into
 from skerch.randomness import stream
 from skerch.rounding import rounding
 
-CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints
+CHECKPOINT_SHARE = 0.05  # of the time, at most, goes into writing checkpoints, if it is not short
+FIRST_CHECKPOINT = 1 / 60  # of the time limit, at most, until a checkpoint is begun
+NEXT_CHECKPOINT = 1 / 10  # of the time limit, at most, until another, where writing takes long
 
 
 class TrainingError(SkerchError):
@@ -51,12 +53,14 @@ def train(
     *,
     device: torch.device | str = "cpu",
     checkpoint_seconds: float = 30.0,
+    time_limit: float = math.inf,
 ) -> None:
     """Write `parameters.h5`, `hessian_data.pt` and `log.jsonl`, or add to them what they lack.
 
     Trains up to the last of `training.record_steps`, or reads the state dicts of
-    `training.checkpoints`. A checkpoint is written about every `checkpoint_seconds`, and at the
-    end. What is recorded stays: steps and splits that are not asked for, too.
+    `training.checkpoints`. A checkpoint is written about every `checkpoint_seconds`, more often
+    where the process is stopped after `time_limit` seconds, and at the end. What is recorded stays:
+    steps and splits that are not asked for, too.
 
     Raises:
         ConfigError: the problem, the optimizer or the datapoints cannot be had.
@@ -100,7 +104,9 @@ def train(
             return
         session = _Session(run, config.training, problem, data, batches, device, wanted, old)
         if config.training.checkpoints is None:
-            session.train(progress, checkpoint_seconds)
+            session.train(
+                progress, min(checkpoint_seconds, time_limit * FIRST_CHECKPOINT), time_limit
+            )
         else:
             session.read_checkpoints(progress)
     save(training_figure(session.state.log), run.training_figure)
@@ -193,7 +199,9 @@ class _Session:
                 self._log(step, model)
         self.state.columns = dict(self.recorded)
 
-    def train(self, progress: Progress | None, checkpoint_seconds: float) -> None:
+    def train(
+        self, progress: Progress | None, checkpoint_seconds: float, time_limit: float
+    ) -> None:
         """Train from the start, or the checkpoint, until all steps to record are.
 
         A step before one that is recorded already is shown to be of the same training there.
@@ -221,7 +229,8 @@ class _Session:
                 begin = time.monotonic()
                 self._checkpoint()
                 end = time.monotonic()
-                due = end + max(checkpoint_seconds, (end - begin) / CHECKPOINT_SHARE)
+                pause = max(checkpoint_seconds, (end - begin) / CHECKPOINT_SHARE)
+                due = end + min(pause, time_limit * NEXT_CHECKPOINT)
             state.step += 1
             _seed(training.seed, "training", state.step)
             loss = self._update(optimizer, to_device(next(batches), self.device))

@@ -5,14 +5,14 @@
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
-usage="usage: devcluster.sh up [--nodes 3] [--accounting] DIR    and then: source DIR/env.sh
+usage="usage: devcluster.sh up [--nodes 3] [--threads 1] [--accounting] DIR    and then: source DIR/env.sh
        devcluster.sh down DIR                  kills all its daemons and jobs
        devcluster.sh status DIR                exits 0 if all of it is up, else 1
        devcluster.sh kill-node DIR n2          SIGKILL for one slurmd; its jobs live on
        devcluster.sh start-node DIR n2         and waits until it is in service again
        devcluster.sh restart-controller DIR [SIGNAL]    ends slurmctld and starts a new one; after KILL (the
                                                default) the last five seconds are forgotten, after TERM nothing
-up starts empty: no jobs, no history. It reads DEVCLUSTER_MIN_JOB_AGE, the seconds for which squeue knows
+up starts empty: no jobs, no history. A node has 4 CPUs, of which --threads share a core. It reads DEVCLUSTER_MIN_JOB_AGE, the seconds for which squeue knows
 an ended job (30; it is gone up to a minute later), and DEVCLUSTER_REQUEUE_WAIT, those a requeued job waits (10)."
 
 die() {
@@ -150,11 +150,14 @@ AccountingStoragePass=$short/munge/socket
 CONF
     fi
     for ((i = 1; i <= nodes; i++)); do
-        echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[i + 1]} CPUs=4 RealMemory=4000"
+        echo "NodeName=n$i NodeHostname=$host NodeAddr=127.0.0.1 Port=${ports[i + 1]} CPUs=4 CoresPerSocket=$((4 / threads))" \
+            "ThreadsPerCore=$threads RealMemory=4000"
     done >>"$dir/slurm.conf"
     cat >>"$dir/slurm.conf" <<CONF
 PartitionName=main Nodes=ALL Default=YES PriorityTier=1
 PartitionName=urgent Nodes=ALL PriorityTier=2
+PartitionName=whole Nodes=ALL OverSubscribe=EXCLUSIVE
+PartitionName=hidden Nodes=ALL Hidden=YES
 CONF
 }
 
@@ -195,10 +198,11 @@ register() { sacctmgr -i add cluster devcluster >>"$dir/log/slurmdbd.log" 2>&1; 
 idle() { [[ $(sinfo -h -p main -t idle -o %D) == "$1" ]]; }
 
 up() {
-    local target='' nodes=3 accounting='' program i binding ports user
+    local target='' nodes=3 threads=1 accounting='' program i binding ports user
     while (($#)); do
         case $1 in
         --nodes) nodes=${2:-} && shift ;;
+        --threads) threads=${2:-} && shift ;;
         --accounting) accounting=yes ;;
         -*) die "there is no option $1"$'\n'"$usage" ;;
         *)
@@ -208,7 +212,8 @@ up() {
         esac
         shift
     done
-    [[ -n $target && $nodes =~ ^[1-9][0-9]?$ ]] || die "up takes 1 to 99 nodes and a DIR"$'\n'"$usage"
+    [[ -n $target && $nodes =~ ^[1-9][0-9]?$ && $threads =~ ^[124]$ ]] ||
+        die "up takes 1 to 99 nodes, 1, 2 or 4 threads and a DIR"$'\n'"$usage"
     for program in slurmctld slurmd sinfo munged ${accounting:+slurmdbd mariadbd mariadb-install-db}; do
         [[ -n $(command -v "$program") ]] || die "$program is missing: apt-get install" \
             "slurm-wlm munge${accounting:+ slurmdbd mariadb-server}"

@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import shlex
 import shutil
+import socket
 import subprocess
 import sys
+import threading
 import time
+from contextlib import contextmanager
+from unittest.mock import patch
 
 import pytest
 
 from skerch.jobs.config.resources import Resources
+from skerch.jobs.launchers.slurm import inside
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.observed import Submitted
-from skerch.jobs.launchers.slurm.scheduler import Element
+from skerch.jobs.launchers.slurm.scheduler import Element, SlurmError
 from skerch.jobs.launchers.slurm.script import script
 from skerch.jobs.launchers.slurm.submit import SubmitError, _line, next_memory
 from skerch.jobs.pipeline import Task
@@ -117,3 +123,61 @@ def test_a_task_that_failed_otherwise_keeps_its_memory_and_the_users_word_counts
     assert memory(last=2000) == 2000
     assert memory(words="torch.OutOfMemoryError: CUDA out of memory.\n") == 1000
     assert memory("OUT_OF_MEMORY", last=3000, memory=5000) == 5000
+
+
+@contextmanager
+def at_work(lock, job, restarts=0):
+    """This process as one of a job that is at a task, unless another is; whether it is."""
+    environment = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restarts)}
+    with patch.dict(os.environ, environment), inside.alone(lock, print) as first:
+        yield first
+
+
+def test_a_copy_leaves_a_task_to_the_first_process_and_a_later_attempt_does_not(run):
+    run.parameters.unlink()
+    lock = run.task_lock("train")
+    with at_work(lock, "7", restarts=1):
+        for restarts in ("0", "1"):
+            copy = task(run.path, "train", SLURM_JOB_ID="7", SLURM_RESTART_COUNT=restarts)
+            assert (copy.returncode, copy.stderr) == (0, "")
+            assert copy.stdout == (
+                f"Process {os.getpid()} on {socket.gethostname()} is at this already, for the same "
+                "job: this ends.\n"
+            )
+            assert not run.parameters.exists()
+        later = task(run.path, "train", SLURM_JOB_ID="7", SLURM_RESTART_COUNT="2")
+        assert (later.returncode, later.stdout) == (0, "")
+        assert run.parameters.exists()
+        assert not lock.exists()
+
+
+def test_another_job_waits_for_a_task_to_end_and_then_fails(run, monkeypatch):
+    monkeypatch.setattr(inside, "PATIENCE", 2)
+    lock = run.task_lock("train")
+    said = rf"Job 7 is at this task \(process {os.getpid()} on {socket.gethostname()}\): wait"
+    with at_work(lock, "7"), pytest.raises(SlurmError, match=said), at_work(lock, "8"):
+        pass
+    ending = at_work(lock, "7")
+    ending.__enter__()
+    threading.Timer(0.5, ending.__exit__, (None, None, None)).start()
+    with at_work(lock, "8") as first:
+        assert first
+    assert not lock.exists()
+
+
+def test_what_a_killed_worker_leaves_and_a_file_system_without_locks_are_no_hindrance(
+    run, monkeypatch
+):
+    lock = run.task_lock("train")
+    lock.write_text('{"job": "7", "restarts": 3, "host": "n1", "pid": 1}')
+    with at_work(lock, "7") as first:
+        assert first
+
+    def flock(*_):
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(inside.fcntl, "flock", flock)
+    with at_work(lock, "7") as first, at_work(lock, "8") as second:
+        assert first
+        assert second
+    assert not lock.exists()

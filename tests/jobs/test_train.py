@@ -1,11 +1,13 @@
 """Training: resumed to the same bits, recorded exactly, and independent of data afterwards."""
 
+import itertools
 import json
 import math
 import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -130,6 +132,35 @@ def test_the_resumed_training_does_not_start_over_nor_go_on_with_another_loss(st
     train(run, config, progress=lambda done, total, text: steps.append(done))
     assert steps[0] == 19
     assert steps[-1] == 30
+
+
+@pytest.mark.parametrize(("time_limit", "writing"), [(45, 0.1), (45, 4), (1800, 30)])
+def test_a_training_loses_a_tenth_of_a_time_limit(start, monkeypatch, time_limit, writing):
+    """And what writing takes and a step, which is a second, on a clock of the test's own."""
+    now = 1000.0
+    written = [now]
+
+    def checkpoint(session):
+        nonlocal now
+        now += writing
+        written.append(now)
+
+    def update(session, *_):
+        nonlocal now
+        now += 1
+        return 1.0
+
+    monkeypatch.setattr(stage, "time", SimpleNamespace(monotonic=lambda: now))
+    monkeypatch.setattr(stage._Session, "_checkpoint", checkpoint)
+    monkeypatch.setattr(stage._Session, "_update", update)
+    run, config = start(
+        "run", f"training.max_steps={time_limit}", f"training.record_steps=[{time_limit}]"
+    )
+    train(run, config, time_limit=time_limit)
+    in_time = [when for when in written if when <= 1000 + time_limit]
+    lost = [b - a for a, b in itertools.pairwise([*in_time, 1000 + time_limit])]
+    assert max(lost) <= time_limit / 10 + writing + 1
+    assert len(in_time) * writing < 0.6 * time_limit
 
 
 def test_a_training_goes_on_from_its_end(start, monkeypatch):

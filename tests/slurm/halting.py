@@ -4,6 +4,8 @@ Jobs run in the run directory. While a file `halt.<array index>` with a number i
 stops at that block, and `halted.<array index>` has its pid. A block takes two calls of the loss,
 one for each batch, as the graph of a single one would serve all blocks. Before the first one a
 worker calls it as often for one product and for the loss, to see that both are the array's.
+
+While a file `slow` is there, a step of the training takes as many seconds as it says.
 """
 
 from __future__ import annotations
@@ -41,6 +43,8 @@ def digits():
                 time.sleep(0.05)
         if Path("raise").exists():
             raise ArithmeticError("this loss has no value")
+        if model.training and Path("slow").exists():
+            time.sleep(float(Path("slow").read_text()))
         return problem.loss_fn(model, batch)
 
     return replace(problem, loss_fn=loss_fn)

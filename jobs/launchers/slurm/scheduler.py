@@ -7,6 +7,7 @@ minutes after its end (MinJobAge) or does not answer.
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import re
 import shutil
@@ -233,6 +234,16 @@ def array_size() -> int:
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     most = int(found[1]) if found else 1001
     return 10 ** (len(str(most)) - 1)
+
+
+def time_limit(job: str) -> float:
+    """The seconds that a job, or an element of an array, may run; infinity without a limit."""
+    said = _slurm(["squeue", "--all", "-h", "-j", job, "-o", "%l"], patience=PATIENCE).stdout
+    found = re.search(r"^(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$", said, re.MULTILINE)
+    if not found:
+        return math.inf
+    days, hours, minutes, seconds = (int(number or 0) for number in found.groups())
+    return float(((days * 24 + hours) * 60 + minutes) * 60 + seconds)
 
 
 def ran_out_of_memory(element: Element | None, log: str) -> bool:

@@ -30,7 +30,8 @@ def script(
 ) -> str:
     """The script of a job, whose log is `log`; an array's tasks have `.<t>` before its suffix.
 
-    A task that `resumes` where it was is requeued at its time limit.
+    A task is one process, whatever the node has. One that `resumes` where it was is requeued at its
+    time limit.
 
     `submission.after` becomes `afterok` (for ids that end in `?`, `afterany`).
     """
@@ -44,11 +45,13 @@ def script(
         submission.task,
     ]
     command += ["--name", submission.name, "--requeues", str(resources.requeues if resumes else 0)]
+    command += ["--grace", str(resources.grace or 0)]
     options = {
         "comment": submission.token,
         "chdir": str(run),
         "requeue": True,
         "open-mode": "append",
+        "ntasks": 1,
     }
     if submission.indices is not None:
         numbers = [index - submission.first for index in submission.indices]
@@ -66,12 +69,13 @@ def script(
         options["kill-on-invalid-dep"] = "yes"
     options["output"] = output
     cores = [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []  # srun takes one else
+    alone = ["--nodes=1", "--ntasks=1"]  # on a whole node srun starts as many as there is room for
     executor = _Executor(folder=run / "slurm")
     executor.update_parameters(
         job_name=job_name(run, submission.task),
         **_parameters(submission, resources),
         additional_parameters=options | resources.sbatch,
-        srun_args=["--output", output, "--open-mode", "append", *cores, *resources.srun],
+        srun_args=["--output", output, "--open-mode", "append", *cores, *resources.srun, *alone],
     )
     return executor.text(shlex.join(command))
 

@@ -1,6 +1,7 @@
 """One task of a run, as a job of a scheduler runs it: in its log, and by its id.
 
     python -m skerch.jobs.launchers.slurm.task RUN TASK [--name seigh] [--first 0] [--requeues 10]
+                                             [--grace 90]
 
 With --first the job is an element of an array: its task is number FIRST + index of those whose ids
 begin with TASK.
@@ -16,11 +17,20 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from skerch.jobs.pipeline import Task
+    from skerch.jobs.run_dir import RunDir
+    from skerch.jobs.stages.context import Context
+
+# What a stage that resumes goes on from, and what else shortens the way to the next.
+WRITTEN = {
+    "train": ("checkpoint", ", or lower training.eval_samples if evaluations take long"),
+    "measure": ("block", ", or take a smaller sketch.block_size, under another name"),
+}
 
 
 def main() -> None:
@@ -39,6 +49,7 @@ def main() -> None:
     parser.add_argument("--name", help="the method's folder; default: that of the latest run")
     parser.add_argument("--first", type=int, help="the number of the task with array index 0")
     parser.add_argument("--requeues", type=int, default=0, help="at the time limit, at most")
+    parser.add_argument("--grace", type=int, default=0, help="seconds before that, of the signal")
     options = parser.parse_args()
     print_always()
     try:
@@ -59,9 +70,8 @@ def _run(options: argparse.Namespace) -> str | None:
     from skerch.jobs.launchers.local import run_task
     from skerch.jobs.launchers.slurm import inside
     from skerch.jobs.run_dir import RunDir
-    from skerch.jobs.stages.program import omp_threads
+    from skerch.jobs.stages.program import execute, omp_threads
 
-    inside.requeue_at_time_limit(options.requeues, lambda words: print(words, flush=True))
     run = RunDir(options.run)
     config = run.grown(run.load(options.name))  # so that a job does what it was submitted for
     threads = config.launcher.threads or omp_threads() or inside.cpus()
@@ -73,11 +83,43 @@ def _run(options: argparse.Namespace) -> str | None:
     if wanted not in tasks:
         raise ConfigError(f"{options.run} has no task {wanted}.")
     task = tasks[wanted]
-    if task.made:
-        print(f"{task.id} is done already.", flush=True)
+
+    def say(words: str) -> None:
+        print(words, flush=True)
+
+    def work(stage: str, context: Context) -> None:
+        if stage == "train":  # a question to Slurm, which is not for each of many workers
+            context = replace(context, time_limit=max(1.0, inside.time_limit() - options.grace))
+        execute(stage, context)
+
+    stuck = partial(_stuck, run, task, _kept(run, task))
+    with inside.alone(run.task_lock(task.id), say) as first:
+        if not first:
+            return None
+        if task.made:
+            say(f"{task.id} is done already.")
+            return None
+        inside.requeue_at_time_limit(options.requeues, say, stuck)
+        _await(task, tasks)
+        return run_task(config, task, work=work)
+
+
+def _stuck(run: RunDir, task: Task, before: list[tuple[Path, int, int]]) -> str | None:
+    """A sentence on a task that has only `before` to go on from, as it had when it began."""
+    if _kept(run, task) != before:
         return None
-    _await(task, tasks)
-    return run_task(config, task)
+    wrote, other = WRITTEN[task.stage]
+    return (
+        f"{task.id} wrote no {wrote} from one time limit to the next, and would never end; raise "
+        f"resources.{task.stage}.time{other}."
+    )
+
+
+def _kept(run: RunDir, task: Task) -> list[tuple[Path, int, int]]:
+    """The files from which a task goes on; one that is written again is another."""
+    paths = [run.checkpoint] if task.stage == "train" else task.outputs
+    stats = [(path, path.stat()) for path in paths if path.exists()]
+    return [(path, stat.st_ino, stat.st_mtime_ns) for path, stat in stats]
 
 
 def _await(task: Task, tasks: Mapping[str, Task], patience: float = 60.0) -> None:
