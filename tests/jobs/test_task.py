@@ -17,7 +17,7 @@ from unittest.mock import patch
 import pytest
 
 from skerch.jobs.config.resources import Resources
-from skerch.jobs.launchers.slurm import inside
+from skerch.jobs.launchers.slurm import copies
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.observed import Submitted
 from skerch.jobs.launchers.slurm.scheduler import Element, SlurmError
@@ -129,7 +129,7 @@ def test_a_task_that_failed_otherwise_keeps_its_memory_and_the_users_word_counts
 def at_work(lock, job, restarts=0):
     """This process as one of a job that is at a task, unless another is; whether it is."""
     environment = {"SLURM_JOB_ID": job, "SLURM_RESTART_COUNT": str(restarts)}
-    with patch.dict(os.environ, environment), inside.alone(lock, print) as first:
+    with patch.dict(os.environ, environment), copies.alone(lock, print) as first:
         yield first
 
 
@@ -152,7 +152,7 @@ def test_a_copy_leaves_a_task_to_the_first_process_and_a_later_attempt_does_not(
 
 
 def test_another_job_waits_for_a_task_to_end_and_then_fails(run, monkeypatch):
-    monkeypatch.setattr(inside, "PATIENCE", 2)
+    monkeypatch.setattr(copies, "PATIENCE", 2)
     lock = run.task_lock("train")
     said = rf"Job 7 is at this task \(process {os.getpid()} on {socket.gethostname()}\): wait"
     with at_work(lock, "7"), pytest.raises(SlurmError, match=said), at_work(lock, "8"):
@@ -176,7 +176,7 @@ def test_what_a_killed_worker_leaves_and_a_file_system_without_locks_are_no_hind
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(inside.fcntl, "flock", flock)
+    monkeypatch.setattr(copies.fcntl, "flock", flock)
     with at_work(lock, "7") as first, at_work(lock, "8") as second:
         assert first
         assert second

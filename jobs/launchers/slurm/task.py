@@ -68,7 +68,7 @@ def _run(options: argparse.Namespace) -> str | None:
     from skerch.jobs import pipeline
     from skerch.jobs.config import ConfigError
     from skerch.jobs.launchers.local import run_task
-    from skerch.jobs.launchers.slurm import inside
+    from skerch.jobs.launchers.slurm import copies, inside
     from skerch.jobs.run_dir import RunDir
     from skerch.jobs.stages.program import execute, omp_threads
 
@@ -93,7 +93,7 @@ def _run(options: argparse.Namespace) -> str | None:
         execute(stage, context)
 
     stuck = partial(_stuck, run, task, _kept(run, task))
-    with inside.alone(run.task_lock(task.id), say) as first:
+    with copies.alone(run.task_lock(task.id), say) as first:
         if not first:
             return None
         if task.made:
