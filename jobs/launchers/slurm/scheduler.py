@@ -29,12 +29,16 @@ ENDED = (
     *("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL"),
     *("OUT_OF_MEMORY", "PREEMPTED", "REVOKED", "TIMEOUT"),
 )
+WAITING = ("PENDING", "REQUEUED", "REQUEUE_FED", "REQUEUE_HOLD", "RESV_DEL_HOLD", "SPECIAL_EXIT")
 CLUSTER = re.compile(r"^CLUSTER: \S+$", re.MULTILINE)  # before each list of several
 JOB_ID = re.compile(
     r"^(?:Submitted batch job )?(\d+)(?:;\S+| on cluster \S+)?\s*$", re.MULTILINE
 )  # with and without --parsable
 TOKEN = re.compile(r"skerch-[0-9a-f]{8}-[0-9a-f]{16}")  # in a job's comment
-STUCK = ("DependencyNeverSatisfied", "launch_failed_requeued_held")
+STUCK = (
+    *("DependencyNeverSatisfied", "JobHoldMaxRequeue", "launch_failed_requeued_held"),
+    "user_env_retrieval_failed_requeued_held",
+)
 OUT_OF_MEMORY = re.compile(
     r"oom.kill|exceeded.*memory limit|out.of.memory|MemoryError|(unable to|can't) allocate",
     re.IGNORECASE,
@@ -90,7 +94,7 @@ class Element:
     @property
     def pending(self) -> bool:
         """Whether it waits."""
-        return self.alive and self.state in ("PENDING", "REQUEUED", "REQUEUE_HOLD", "SPECIAL_EXIT")
+        return self.alive and self.state in WAITING
 
     @property
     def outcome(self) -> str:
@@ -176,7 +180,12 @@ def _ask_queue(patience: float) -> list[list[str]]:
     rest = done.stdout[done.stdout.find(mark) :] if listed else done.stdout
     outside = CLUSTER.sub("", record.sub("", rest)).strip()
     readable = all(len(fields) == 6 and fields[0].isdecimal() for fields in jobs)
-    some_failed = "SLURM_CLUSTERS" in os.environ and "error:" in done.stderr
+    # Up to 24.11 squeue lists nothing where the user database does not know the user just now. Of
+    # a cluster that has not registered it says nothing.
+    clusters = os.environ.get("SLURM_CLUSTERS", "")
+    some_failed = "Invalid user" in done.stderr or (
+        clusters and ("error:" in done.stderr or len(listed) - len(jobs) <= clusters.count(","))
+    )
     if not listed or outside or not readable or some_failed:
         raise SlurmError(
             f"squeue printed what is no list of jobs ({short(done.stderr.strip() or rest)}), so "
@@ -206,7 +215,10 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
     """What sacct says of jobs, by id and index; nothing where there is no accounting."""
     if not jobs:
         return {}
-    command = ["sacct", "-n", "-P", "-X", "-o", "JobID,State,NodeList,ExitCode"]
+    command = ["sacct", "-n", "-P", "-X", "-u", str(os.getuid())]
+    if clusters := os.environ.get("SLURM_CLUSTERS"):  # which sacct, alone of all, does not read
+        command += ["-M", clusters]
+    command += ["-o", "JobID,State,NodeList,ExitCode"]
     try:
         text = _slurm([*command, "-j", ",".join(jobs)], patience=patience).stdout
     except SlurmError:
