@@ -180,8 +180,8 @@ def _ask_queue(patience: float) -> list[list[str]]:
     rest = done.stdout[done.stdout.find(mark) :] if listed else done.stdout
     outside = CLUSTER.sub("", record.sub("", rest)).strip()
     readable = all(len(fields) == 6 and fields[0].isdecimal() for fields in jobs)
-    # Up to 24.11 squeue lists nothing where the user database does not know the user just now. Of
-    # a cluster that has not registered it says nothing.
+    # squeue (22.05 to 24.11) lists nothing where the user database does not know the user just
+    # now; and it leaves out a cluster that has not registered, without a word.
     clusters = os.environ.get("SLURM_CLUSTERS", "")
     some_failed = "Invalid user" in done.stderr or (
         clusters and ("error:" in done.stderr or len(listed) - len(jobs) <= clusters.count(","))
