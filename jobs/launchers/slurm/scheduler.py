@@ -181,11 +181,9 @@ def _ask_queue(patience: float) -> list[list[str]]:
     outside = CLUSTER.sub("", record.sub("", rest)).strip()
     readable = all(len(fields) == 6 and fields[0].isdecimal() for fields in jobs)
     # squeue (22.05 to 24.11) lists nothing where the user database does not know the user just
-    # now; and it leaves out a cluster that has not registered, without a word.
-    clusters = os.environ.get("SLURM_CLUSTERS", "")
-    some_failed = "Invalid user" in done.stderr or (
-        clusters and ("error:" in done.stderr or len(listed) - len(jobs) <= clusters.count(","))
-    )
+    # now; and it leaves out a cluster that has not registered, or that it has not heard of.
+    clusters = os.environ.get("SLURM_CLUSTERS", "").count(",") + 1
+    some_failed = "Invalid user" in done.stderr or len(listed) - len(jobs) < clusters
     if not listed or outside or not readable or some_failed:
         raise SlurmError(
             f"squeue printed what is no list of jobs ({short(done.stderr.strip() or rest)}), so "
