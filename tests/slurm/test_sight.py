@@ -186,5 +186,5 @@ def test_an_sbatch_that_takes_no_job_is_named_with_what_it_prints(run, train, on
     env = on_path(sbatch="#!/bin/sh\necho 'Your allocation has expired'\n")
     refused = run.submit(LATER, env=env, check=False)
     assert refused.returncode == 1
-    assert "sbatch printed no job id, but: 'Your allocation has expired'." in refused.stderr
+    assert "sbatch printed no job id, but: Your allocation has expired." in refused.stderr
     assert not run.queue()

@@ -19,7 +19,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from reprlib import repr as short
+from textwrap import shorten
 
 from skerch.errors import SkerchError
 from skerch.jobs.launchers.slurm.journal import Submission
@@ -55,6 +55,7 @@ IGNORED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_", "SCONT
 # Array job, index in the array, state, reason, nodes; then job name, working directory and comment,
 # which may have any characters. All versions know these letters.
 FIELDS = "%F|%K|%T|%r|%N|%j|%Z|%k"
+WORDS = 300  # characters of what a command printed, at most, in a sentence
 PATIENCE = 60.0  # seconds that a command may take, where nothing can be done without it
 
 
@@ -136,7 +137,7 @@ def elements(run: Path, submissions: list[Submission], patience: float) -> Eleme
         if silence or element.ended  # sacct has jobs run for ever that squeue does not know
     }
     found |= _with_exit_codes(queued, accounted, patience)
-    if silence and tokens - {token for token, _ in found}:
+    if silence and (not tokens or tokens - {token for token, _ in found}):
         raise silence
     return found
 
@@ -185,9 +186,10 @@ def _ask_queue(patience: float) -> list[list[str]]:
     clusters = os.environ.get("SLURM_CLUSTERS", "").count(",") + 1
     some_failed = "Invalid user" in done.stderr or len(listed) - len(jobs) < clusters
     if not listed or outside or not readable or some_failed:
+        words = shorten(done.stderr.strip() or rest, WORDS)
         raise SlurmError(
-            f"squeue printed what is no list of jobs ({short(done.stderr.strip() or rest)}), so "
-            "that it is not known which live; see what squeue prints."
+            f"squeue printed what is no list of jobs ({words}), so that it is not known which live; "
+            "see what squeue prints."
         )
     return jobs
 
@@ -302,7 +304,7 @@ def submit(text: str, lock: int, run: Path, submission: Submission) -> str:
     ids = set(JOB_ID.findall(said))
     job = ids.pop() if len(ids) == 1 else _find(run, submission)
     if job is None:
-        raise SlurmError(f"sbatch printed no job id, but: {short(said.strip())}.")
+        raise SlurmError(f"sbatch printed no job id, but: {shorten(said, WORDS)}.")
     return job
 
 
