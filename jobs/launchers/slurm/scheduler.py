@@ -188,8 +188,8 @@ def _ask_queue(patience: float) -> list[list[str]]:
     if not listed or outside or not readable or some_failed:
         words = shorten(done.stderr.strip() or rest, WORDS)
         raise SlurmError(
-            f"squeue printed what is no list of jobs ({words}), so that it is not known which live; "
-            "see what squeue prints."
+            f"squeue printed what is no list of jobs ({words}), so that it is not known which "
+            "live; see what squeue prints."
         )
     return jobs
 
