@@ -1,24 +1,13 @@
-"""Linear operators: the contract, its algebra, and adapters from and to other libraries."""
+"""Linear operators: the contract, operators that are held, and adapters to other libraries."""
 
 from skerch.linops.adapters import aslinearoperator, to_scipy
-from skerch.linops.algebra import (
-    AdjointOperator,
-    DiagonalOperator,
-    LowRankOperator,
-    ProductOperator,
-    ScaledOperator,
-    SumOperator,
-)
 from skerch.linops.base import LinearOperator
+from skerch.linops.structured import DiagonalOperator, LowRankOperator
 
 __all__ = [
-    "AdjointOperator",
     "DiagonalOperator",
     "LinearOperator",
     "LowRankOperator",
-    "ProductOperator",
-    "ScaledOperator",
-    "SumOperator",
     "aslinearoperator",
     "to_scipy",
 ]

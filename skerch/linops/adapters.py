@@ -12,60 +12,7 @@ from torch import Tensor
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops.arrays import as_tensor, is_array
 from skerch.linops.base import LinearOperator
-
-Matmul = Callable[[Tensor], Tensor]
-
-
-class DenseOperator(LinearOperator):
-    """A matrix that is held, of shape (m, n). Raises `ShapeError` if it is no matrix."""
-
-    def __init__(self, matrix: Tensor, *, self_adjoint: bool = False):
-        if matrix.ndim != 2:
-            raise ShapeError(
-                f"A matrix has shape (m, n), not {tuple(matrix.shape)}; the matrix of a diagonal d "
-                "of shape (n,) is skerch.linops.DiagonalOperator(d)."
-            )
-        super().__init__((matrix.shape[0], matrix.shape[1]), matrix.dtype, matrix.device)
-        self.matrix, self.self_adjoint = matrix, self_adjoint
-
-    def _matmul(self, X: Tensor) -> Tensor:
-        return self.matrix @ X
-
-    def _rmatmul(self, X: Tensor) -> Tensor:
-        return self.matrix.mT @ X  # of sparse ones too, which have no .T
-
-
-class FunctionOperator(LinearOperator):
-    """A callable X ↦ A X on blocks (n, b), or on vectors (n,) if `vectorwise`.
-
-    `adjoint`, a callable of the same kind, gives X ↦ Aᵀ X.
-    """
-
-    def __init__(
-        self,
-        function: Matmul,
-        shape: tuple[int, int],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-        *,
-        adjoint: Matmul | None = None,
-        vectorwise: bool = False,
-        self_adjoint: bool = False,
-    ):
-        super().__init__(shape, dtype, device)
-        self.function, self.adjoint = function, adjoint
-        self.vectorwise, self.self_adjoint = vectorwise, self_adjoint
-
-    def _matmul(self, X: Tensor) -> Tensor:
-        return self._call(self.function, X)
-
-    def _rmatmul(self, X: Tensor) -> Tensor:
-        return super()._rmatmul(X) if self.adjoint is None else self._call(self.adjoint, X)
-
-    def _call(self, function: Matmul, X: Tensor) -> Tensor:
-        if not self.vectorwise:
-            return as_tensor(function(X), device=self.device)
-        return torch.stack([as_tensor(function(x), device=self.device) for x in X.T], dim=1)
+from skerch.linops.structured import DenseOperator, FunctionOperator, Matmul
 
 
 class SciPyOperator(LinearOperator):
@@ -269,3 +216,7 @@ def to_scipy(operator: Any) -> Any:
 def _shown(X: Tensor) -> Any:
     """A tensor as a NumPy array, in at least single precision."""
     return X.to(torch.promote_types(X.dtype, torch.float32)).numpy(force=True)
+
+
+LinearOperator._as_factor = staticmethod(aslinearoperator)
+LinearOperator._as_summand = staticmethod(as_operand)

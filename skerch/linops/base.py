@@ -1,11 +1,15 @@
-"""The linear operator contract: a shape, a dtype, a device, and `A @ X` on vectors and blocks."""
+"""The linear operator contract: a shape, a dtype, a device, and `A @ X` on vectors and blocks.
+
+Adjoint, sum, multiple and product of operators cost what their parts cost; nothing is ever formed.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from numbers import Number, Real
-from typing import Any, overload
+from typing import Any, ClassVar, overload
 
 import numpy as np
 import torch
@@ -25,8 +29,8 @@ class LinearOperator(ABC):
     Subclasses implement `_matmul` on blocks, and `_rmatmul` where an adjoint exists; those that
     equal their own adjoint set `self_adjoint` and need no `_rmatmul`.
 
-    `A + B`, `A - B`, `-A`, `2.0 * A`, `A / 2`, `A @ B` and `A.T` are operators again
-    (`skerch.linops.algebra`). B may be another library's operator, and in sums a matrix too.
+    `A + B`, `A - B`, `-A`, `2.0 * A`, `A / 2`, `A @ B` and `A.T` are operators again. B may be
+    another library's operator, and in sums a matrix too.
 
     Raises `SkerchError` for a dtype that is not real floating point and for operands without a
     meaning, and `ShapeError` for operands or results of another shape or dtype than the contract's.
@@ -34,6 +38,9 @@ class LinearOperator(ABC):
 
     self_adjoint: bool = False
     __array_ufunc__ = None  # NumPy leaves `array + A`, `array @ A`, … to the methods below
+    # `skerch.linops.adapters` needs this class, and puts here what makes one of another object
+    _as_factor: ClassVar[Callable[..., LinearOperator]]
+    _as_summand: ClassVar[Callable[..., LinearOperator]]
 
     def __init__(
         self,
@@ -71,17 +78,12 @@ class LinearOperator(ABC):
     def __matmul__(self, other: Any) -> Any:
         if is_array(other):
             return self._apply(self._operand(other), adjoint=False)
-        from skerch.linops.adapters import aslinearoperator
-        from skerch.linops.algebra import ProductOperator
-
-        return ProductOperator(self, aslinearoperator(other))
+        return ProductOperator(self, LinearOperator._as_factor(other))
 
     def __rmatmul__(self, other: Any) -> Any:
         if is_array(other):
             return _transposed(self._apply(_transposed(self._operand(other)), adjoint=True))
-        from skerch.linops.adapters import aslinearoperator
-
-        return aslinearoperator(other) @ self
+        return LinearOperator._as_factor(other) @ self
 
     def __array__(self, *_: Any, **__: Any) -> Any:
         raise SkerchError(
@@ -131,17 +133,11 @@ class LinearOperator(ABC):
     @property
     def T(self) -> LinearOperator:
         """The adjoint Aᵀ, of shape (n, m)."""
-        if self.self_adjoint:
-            return self
-        from skerch.linops.algebra import AdjointOperator
-
-        return AdjointOperator(self)
+        return self if self.self_adjoint else AdjointOperator(self)
 
     def __add__(self, other: Any) -> LinearOperator:
         if isinstance(other, Real) and other == 0:  # where sum() starts
             return self
-        from skerch.linops.algebra import SumOperator
-
         return SumOperator(self, self._summand(other))
 
     __radd__ = __add__
@@ -156,8 +152,6 @@ class LinearOperator(ABC):
         return self * -1.0
 
     def __mul__(self, scale: Any) -> LinearOperator:
-        from skerch.linops.algebra import ScaledOperator
-
         return ScaledOperator(self, self._number(scale))
 
     __rmul__ = __mul__
@@ -181,11 +175,9 @@ class LinearOperator(ABC):
                 f"{self!r} ± {other!r}: a number is no operator; for a damping term c I, add "
                 f"skerch.linops.DiagonalOperator(torch.full((n,), c, dtype={self.dtype}))."
             )
-        from skerch.linops.adapters import as_operand
-
         if isinstance(getattr(other, "dtype", None), torch.dtype):
-            return as_operand(other)
-        return as_operand(other, dtype=self.dtype, device=self.device)
+            return LinearOperator._as_summand(other)
+        return LinearOperator._as_summand(other, dtype=self.dtype, device=self.device)
 
     def _number(self, scale: Any) -> float:
         is_scalar = isinstance(scale, Tensor | np.ndarray) and scale.ndim == 0
@@ -205,3 +197,97 @@ class LinearOperator(ABC):
 def _transposed(X: Tensor) -> Tensor:
     """Xᵀ for X of any number of dimensions; a vector stays as it is."""
     return X.permute(tuple(range(X.ndim))[::-1])
+
+
+class AdjointOperator(LinearOperator):
+    """Aᵀ, of shape (n, m), for A of shape (m, n); its own `.T` is A."""
+
+    def __init__(self, operator: LinearOperator):
+        super().__init__(operator.shape[::-1], operator.dtype, operator.device)
+        self.operator = operator
+        self.self_adjoint = operator.self_adjoint
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        return self.operator._apply(X, adjoint=True)
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        return self.operator @ X
+
+    @property
+    def T(self) -> LinearOperator:
+        return self.operator
+
+
+class SumOperator(LinearOperator):
+    """A + B for two operators of one shape, dtype and device; self-adjoint if both are.
+
+    Raises `ShapeError` if they differ.
+    """
+
+    def __init__(self, left: LinearOperator, right: LinearOperator):
+        if left.shape != right.shape:
+            raise ShapeError(f"Shapes {left.shape} and {right.shape} differ: there is no sum.")
+        _require_same_space(left, right, "+")
+        super().__init__(left.shape, left.dtype, left.device)
+        self.left, self.right = left, right
+        self.self_adjoint = left.self_adjoint and right.self_adjoint
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        with self.left.frozen(), self.right.frozen():
+            yield
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        return self.left @ X + self.right @ X
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        return self.left.T @ X + self.right.T @ X
+
+
+class ScaledOperator(LinearOperator):
+    """c A for a real number c; self-adjoint if A is."""
+
+    def __init__(self, operator: LinearOperator, scale: float):
+        super().__init__(operator.shape, operator.dtype, operator.device)
+        self.operator, self.scale = operator, float(scale)
+        self.self_adjoint = operator.self_adjoint
+
+    def frozen(self) -> AbstractContextManager[None]:
+        return self.operator.frozen()
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        return self.scale * (self.operator @ X)
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        return self.scale * (self.operator.T @ X)
+
+
+class ProductOperator(LinearOperator):
+    """A B, of shape (m, n), for A of shape (m, p) and B of shape (p, n), of one dtype and device.
+
+    Raises `ShapeError` if they do not fit. Never declared self-adjoint.
+    """
+
+    def __init__(self, left: LinearOperator, right: LinearOperator):
+        if left.shape[1] != right.shape[0]:
+            raise ShapeError(
+                f"Shapes {left.shape} and {right.shape} have no product: {left.shape[1]} columns "
+                f"meet {right.shape[0]} rows."
+            )
+        _require_same_space(left, right, "@")
+        super().__init__((left.shape[0], right.shape[1]), left.dtype, left.device)
+        self.left, self.right = left, right
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        return self.left @ (self.right @ X)
+
+    def _rmatmul(self, X: Tensor) -> Tensor:
+        return self.right.T @ (self.left.T @ X)
+
+
+def _require_same_space(left: LinearOperator, right: LinearOperator, sign: str) -> None:
+    if left.dtype != right.dtype or left.device != right.device:
+        raise ShapeError(
+            f"Operators of shapes {left.shape} {sign} {right.shape} have dtypes {left.dtype} and "
+            f"{right.dtype} on devices {left.device} and {right.device}; they must agree."
+        )
