@@ -14,7 +14,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -22,7 +22,7 @@ from figures import Figure, finish, in_turns, least_seconds, machine, over, tabl
 from torch import Tensor
 
 from skerch.curvature import HessianOperator
-from skerch.decompositions.recovery import RECOVERIES
+from skerch.decompositions.recoveries import RECOVERIES
 from skerch.jobs.problems import load_problem
 from skerch.jobs.stages.measure import fill
 from skerch.measurements.array import MeasurementArray
@@ -144,17 +144,14 @@ def main() -> None:
 def measure(subject: Subject, op: HessianOperator, kind: str, recovery: str, folder: Path) -> Cost:
     """The cost of the columns of the recovery's first round."""
     recipe = RECOVERIES[recovery]
-    size = recipe.sizes(recipe.default, subject.outer, subject.inner, 0)[0]
+    first = recipe.each_round(recipe.default, subject.outer, subject.inner, 0)[0]
     manifest = Manifest(
         size=op.shape[0],
         dtype="float32",
-        columns=size.columns,
-        stored=size.stored,
-        probes=0,
         block_size=subject.size,
         sketch=kind,
         seed=0,
-        compresses=recipe.compresses,
+        **asdict(first),
     )
     blocks = manifest.blocks()[: subject.blocks]
     start = time.perf_counter()

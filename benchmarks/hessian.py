@@ -49,7 +49,7 @@ STAGES = {  # the functions whose time a stage is
     "products": [("hessian.py", "_matmul")],
     "test vectors and sketches": [("measure.py", "measure")],
     "Gram matrices": [("gram.py", "gram")],
-    "small eigenproblems": [("gram.py", "orthonormalise"), ("core.py", "solve")],
+    "small eigenproblems": [("gram.py", "orthonormalise"), ("solve.py", "solve")],
     "overlap": [("overlap.py", "overlap")],
 }
 Pairs = tuple[Tensor, Tensor]  # eigenvalues (k,) and eigenvectors (N, k)

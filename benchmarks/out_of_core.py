@@ -21,7 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -41,9 +41,9 @@ from peers.products import seconds, timer
 from torch import Tensor
 
 from skerch import synthmat
-from skerch.decompositions.core import solve
 from skerch.decompositions.eigh_file import EighFile, write_eigh
-from skerch.decompositions.recovery import RECOVERIES
+from skerch.decompositions.recoveries import RECOVERIES
+from skerch.decompositions.solve import solve
 from skerch.linops import aslinearoperator
 from skerch.linops.base import LinearOperator
 from skerch.measurements.array import MeasurementArray, StoredColumns
@@ -73,12 +73,9 @@ class Size:
 
     def manifest(self, number: int, dtype: str = "float32", **changes: object) -> Manifest:
         """Of a round."""
-        sizes = RECOVERIES["nystrom"].sizes(2, self.outer, self.inner, PROBES)
-        size = sizes[number - 1]
-        return Manifest(
-            size=self.N, dtype=dtype, columns=size.columns, stored=size.stored, probes=size.probes,
-            block_size=64, sketch="sparse_sign", seed=0, compresses=False, round=number, **changes,
-        )  # fmt: skip
+        rounds = RECOVERIES["nystrom"].each_round(2, self.outer, self.inner, PROBES)
+        fields = asdict(rounds[number - 1]) | changes
+        return Manifest(self.N, dtype, block_size=64, sketch="sparse_sign", seed=0, **fields)
 
     @property
     def small(self) -> int:
@@ -152,7 +149,7 @@ class Files:
     def run(self, stage: str, outer: int) -> None:
         """A stage, as the pipeline runs it."""
         if stage == "range_finder":
-            columns = RECOVERIES["nystrom"].sizes(2, outer, 2 * outer, PROBES)[1].columns
+            columns = RECOVERIES["nystrom"].each_round(2, outer, 2 * outer, PROBES)[1].columns
             find_range(self.arrays(1), self.range, columns)
         elif stage == "decompose":
             with MergedArray(self.merged) as merged:

@@ -218,7 +218,7 @@ def measure_machine() -> Machine:
     write, read = write_rate(written), read_rate([written])
     written.unlink()
     wanted = load(f"sketch.block_size={columns}")
-    manifest = array_manifest(wanted, wanted.sketch.round_sizes()[0], N)
+    manifest = array_manifest(wanted, wanted.sketch.each_round()[0], N)
     block, identity = manifest.blocks()[0], aslinearoperator(lambda X: X, shape=(N, N))
     begin = time.perf_counter()
     measurer = Measurer(manifest)

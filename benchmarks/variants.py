@@ -19,8 +19,8 @@ from accuracy import SEEDS, STEP, print_table, say
 from exact import CACHE, TOP, Exact, load_exact
 from torch import Tensor
 
-from skerch.decompositions.core import largest
-from skerch.decompositions.nystrom import GRID
+from skerch.decompositions.recoveries.core import largest
+from skerch.decompositions.recoveries.nystrom import GRID
 
 Filter = Callable[[Tensor, Tensor], Tensor]  # f(|m|, δ) times the sign of m
 Eigen = tuple[Tensor, Tensor]  # values, and vectors in the basis Q

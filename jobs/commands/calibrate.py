@@ -62,7 +62,7 @@ def measure_pace(config: Config) -> Pace:
     with user_code("A block cannot be measured"):
         op = hessian_operator(config, inputs, recorded)
     with user_code("A block cannot be measured"), op.frozen():
-        manifest = array_manifest(config, context.round_size(1), op.shape[0])
+        manifest = array_manifest(config, context.which_round(), op.shape[0])
         block = manifest.blocks()[0]
         columns = block.stop - block.start
         op.verify()

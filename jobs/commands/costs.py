@@ -48,14 +48,14 @@ def costs(
 
     Measurement tasks share the disk with as many `writers`.
     """
-    sizes, k = config.sketch.round_sizes(), config.sketch.outer
-    number = task.arguments.get("round", len(sizes))
-    *_, known, before = 0, 0, *accumulate(size.stored for size in sizes[: number - 1])
-    m, columns = sum(size.stored for size in sizes), sizes[number - 1].columns
+    rounds, k = config.sketch.each_round(), config.sketch.outer
+    number = task.arguments.get("round", len(rounds))
+    *_, known, before = 0, 0, *accumulate(each.stored for each in rounds[: number - 1])
+    m, columns = sum(each.stored for each in rounds), rounds[number - 1].columns
     width, column = m + config.sketch.probes, N * ITEMS[config.hessian.dtype]
     if task.stage == "measure":
         first = task.arguments["tasks"][0] * config.launcher.blocks_per_task
-        blocks = array_manifest(config, sizes[number - 1], N).blocks()
+        blocks = array_manifest(config, rounds[number - 1], N).blocks()
         own = blocks[first : first + len(task.outputs)]
         count = sum(block.stop - block.start for block in own)
         written = sum(block.stop - block.start for block in own if block.stored)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from skerch.decompositions.eigh_file import CHUNK
-from skerch.decompositions.recovery import RECOVERIES
 from skerch.hdf5 import even, stored_size
 from skerch.jobs.commands.costs import ITEMS
 from skerch.jobs.config import Config
@@ -42,26 +41,26 @@ class Disk:
 def hessian_disk(config: Config, N: int) -> Disk:
     """The disk that one Hessian takes."""
     sketch, item = config.sketch, ITEMS[config.hessian.dtype]
-    sizes, k, q = sketch.round_sizes(), sketch.outer, sketch.probes
-    before = [0, *accumulate(size.stored for size in sizes)]
-    m, first = before[-1], sizes[0].columns
-    found = sum(size.columns for size in sizes[1:])
-    inner = first * RECOVERIES[sketch.recovery].compresses
+    rounds, k, q = sketch.each_round(), sketch.outer, sketch.probes
+    before = [0, *accumulate(each.stored for each in rounds)]
+    m, first = before[-1], rounds[0].columns
+    found = sum(each.columns for each in rounds[1:])
+    inner = first * rounds[0].compresses
 
     blocks = 0
-    for number, size in enumerate(sizes):
-        for block in array_manifest(config, size, N).blocks():
+    for number, each in enumerate(rounds):
+        for block in array_manifest(config, each, N).blocks():
             width = block.stop - block.start
             sketched = (first * block.stored + inner * (block.kind == "test")) * (number == 0)
             blocks += (
                 HEADER + stored_size((N * block.stored, width), item) + sketched * width * item
             )
         if number:
-            Q = stored_size((N, size.columns), item, sketch.block_size)
-            new = sum(size.columns for size in sizes[1 : number + 1])
+            Q = stored_size((N, each.columns), item, sketch.block_size)
+            new = sum(each.columns for each in rounds[1 : number + 1])
             blocks += HEADER + Q + 8 * before[number] * (before[number] + new)
 
-    small = (m + q) ** 2 + 2 * m**2 + first * (sizes[0].stored + q) + inner * first
+    small = (m + q) ** 2 + 2 * m**2 + first * (rounds[0].stored + q) + inner * first
     merged = HEADER + 8 * (small + before[-2] * found)
     if config.consolidate:
         width = sketch.block_size

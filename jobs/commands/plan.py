@@ -99,7 +99,7 @@ def _disk_note(config: Config, N: int) -> str:
 def _memory_notes(config: Config, N: int) -> Iterator[str]:
     """What stages take, and a warning where less is asked for."""
     sketch = config.sketch
-    width = sum(size.stored for size in sketch.round_sizes()) + sketch.probes
+    width = sum(each.stored for each in sketch.each_round()) + sketch.probes
     # X, Y and its copy for the sketch, and the Y before as it is written, twice
     vectors = 5 * N * min(sketch.block_size, sketch.inner) * ITEMS[config.hessian.dtype]
     solver = 8 * (2 * SLAB_ROWS * width + 6 * width**2)

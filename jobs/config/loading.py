@@ -26,7 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from skerch.decompositions.recovery import RECOVERIES
+from skerch.decompositions.recoveries import RECOVERIES
 from skerch.files import cause, write_atomically
 from skerch.jobs.config import validation
 from skerch.jobs.config.checkpoints import checkpoint_files, matches

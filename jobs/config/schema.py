@@ -10,7 +10,7 @@ from typing import Any
 
 from omegaconf import MISSING
 
-from skerch.decompositions.recovery import RECOVERIES, RoundSize
+from skerch.decompositions.recoveries import RECOVERIES, Round
 
 LARGEST = 2**31 - 1
 
@@ -70,10 +70,10 @@ class Sketch:
     block_size: int = _number(64)
     seed: int = _number(12345, least=0)
 
-    def round_sizes(self) -> list[RoundSize]:
-        """The size of each round's measurement array."""
-        recipe = RECOVERIES[self.recovery]
-        return recipe.sizes(self.rounds, self.outer, self.inner, self.probes)
+    def each_round(self) -> list[Round]:
+        """The rounds of measurements, in order."""
+        recovery = RECOVERIES[self.recovery]
+        return recovery.each_round(self.rounds, self.outer, self.inner, self.probes)
 
 
 @dataclass

@@ -9,13 +9,12 @@ from reprlib import repr as short
 from typing import Any
 
 from skerch import sketch_operators
-from skerch.decompositions import recovery as recoveries
+from skerch.decompositions import recoveries
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import resources as cluster
 from skerch.jobs.config.schema import LARGEST, Config, Hessian, Sketch, Training
 from skerch.jobs.errors import ConfigError
-from skerch.measurements.manifest import count_blocks
 
 LARGEST_RATE = 3e38  # of float32
 MOST_BLOCKS = 1_000_000  # of a run, as its tasks are listed in memory
@@ -130,10 +129,7 @@ def _check_columns(config: Config) -> None:
 def _check_blocks(config: Config) -> None:
     """Refuse more measurements than a run can list, before N is known."""
     sketch = config.sketch
-    blocks = sum(
-        count_blocks(size.columns, size.stored, size.probes, sketch.block_size)
-        for size in sketch.round_sizes()
-    )
+    blocks = sum(each.count_blocks(sketch.block_size) for each in sketch.each_round())
     hessians = len(config.training.record_steps) * len(config.hessian.splits)
     if blocks * hessians > MOST_BLOCKS:
         raise ConfigError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skerch.curvature.backends import check_strategy
 from skerch.curvature.parameters import select_parameters
-from skerch.decompositions.recovery import check_size
+from skerch.decompositions.recoveries import check_size
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import Config, ConfigError

@@ -12,7 +12,7 @@ from typing import Any
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline.task import Task
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.measurements.manifest import block_path, count_blocks, manifest_path
+from skerch.measurements.manifest import block_path, manifest_path
 
 
 def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterator[Task]:
@@ -20,7 +20,6 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
     name = method_name(config)
     directory = run.step(name, step, split)
     sketch = config.sketch
-    sizes = sketch.round_sizes()
 
     def task(
         stage: str, outputs: list[Path], needs: list[str], suffix: str = "", **arguments: Any
@@ -36,7 +35,8 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
     finders: list[str] = []
     layouts: list[str] = []
     measures: list[str] = []
-    for number, size in enumerate(sizes, start=1):
+    for each in sketch.each_round():
+        number = each.round
         array = directory.measurements(number)
         of_range: list[str] = []
         if number > 1:
@@ -59,7 +59,7 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
         )
         layouts.append(layout.id)
         yield layout
-        blocks = count_blocks(size.columns, size.stored, size.probes, sketch.block_size)
+        blocks = each.count_blocks(sketch.block_size)
         p = config.launcher.blocks_per_task
         for index in range(-(-blocks // p)):
             measure = task(

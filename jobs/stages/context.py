@@ -17,7 +17,7 @@ from skerch.measurements.team import ALONE, Team
 
 if TYPE_CHECKING:
     from skerch.decompositions.eigh_file import EighFile
-    from skerch.decompositions.recovery import RoundSize
+    from skerch.decompositions.recoveries import Round
     from skerch.jobs.run_dir.exact_file import ExactFile
     from skerch.measurements.array import MeasurementArray
     from skerch.measurements.merge import MergedArray
@@ -52,12 +52,12 @@ class Context:
         assert self.split is not None
         return self.run.step(self.name, self.step, self.split)
 
-    def round_size(self, number: int) -> RoundSize:
-        """The size of a round's array."""
-        sizes = self.config.sketch.round_sizes()
-        if not 1 <= number <= len(sizes):
-            raise ConfigError(f"sketch.rounds is {len(sizes)}, so there is no round {number}.")
-        return sizes[number - 1]
+    def which_round(self) -> Round:
+        """The round of measurements that the stage works on."""
+        rounds = self.config.sketch.each_round()
+        if not 1 <= self.round <= len(rounds):
+            raise ConfigError(f"sketch.rounds is {len(rounds)}, so there is no round {self.round}.")
+        return rounds[self.round - 1]
 
     def array(self, round_number: int) -> MeasurementArray:
         """The measurement array of a round."""

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from skerch.decompositions.core import solve
 from skerch.decompositions.eigh_file import write_eigh
+from skerch.decompositions.solve import solve
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.program import main
 from skerch.measurements.array import StoredColumns

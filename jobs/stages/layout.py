@@ -6,7 +6,7 @@ Runs where the measure stage runs, as it times the matvec strategies there.
 from __future__ import annotations
 
 import platform
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +14,7 @@ import torch
 
 import skerch
 from skerch.curvature.checks import fingerprint
-from skerch.decompositions import recovery as recoveries
-from skerch.decompositions.recovery import RoundSize
+from skerch.decompositions.recoveries import Round, check_size
 from skerch.jobs.config import Config, identity
 from skerch.jobs.problems import user_code
 from skerch.jobs.stages.context import Context
@@ -45,27 +44,23 @@ def run(context: Context) -> None:
         with context.range_file(context.round) as range_file:
             range_hash = range_file.hash
     manifest = replace(
-        array_manifest(context.config, context.round_size(context.round), N),
-        round=context.round,
+        array_manifest(context.config, context.which_round(), N),
         range_hash=range_hash,
         provenance=provenance,
     )
     MeasurementArray.create(directory, manifest)
 
 
-def array_manifest(config: Config, size: RoundSize, N: int) -> Manifest:
-    """What a config alone says of an array of this size, of a Hessian of N rows."""
+def array_manifest(config: Config, each: Round, N: int) -> Manifest:
+    """What a config alone says of a round's array, of a Hessian of N rows."""
     sketch = config.sketch
     return Manifest(
         size=N,
         dtype=config.hessian.dtype,
-        columns=size.columns,
-        stored=size.stored,
-        probes=size.probes,
         block_size=sketch.block_size,
         sketch=sketch.kind,
         seed=sketch.seed,
-        compresses=recoveries.RECOVERIES[sketch.recovery].compresses,
+        **asdict(each),
     )
 
 
@@ -92,7 +87,7 @@ def _choose(context: Context) -> tuple[int, dict[str, Any]]:
             require_same(its, array)
         chosen = {key: seen[key] for key in ("strategy", "chunk_size", "memory_format")}
     op = hessian_operator(config, inputs, chosen)
-    recoveries.check_size(op.shape[0], config.sketch.inner)
+    check_size(op.shape[0], config.sketch.inner)
     with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
         op.verify()
         choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))

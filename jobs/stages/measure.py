@@ -33,7 +33,7 @@ def run(context: Context) -> None:
 
     Measurement task t is blocks [t p, (t + 1) p) with p = launcher.blocks_per_task.
     """
-    context.round_size(context.round)
+    context.which_round()
     array = context.array(context.round)
     wanted = _indices(context, len(array.manifest.blocks()))
     blocks = context.team.share(lambda: array.missing(wanted))

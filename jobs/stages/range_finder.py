@@ -13,7 +13,7 @@ def run(context: Context) -> None:
     number = context.round
     if number < 2:
         raise ConfigError("--round 1 has random test vectors; the first that has a range is 2.")
-    columns, path = context.round_size(number).columns, context.directory.range(number)
+    columns, path = context.which_round().columns, context.directory.range(number)
     with context.range_file(number - 1) as before:
         find_range(context.arrays(number - 1), path, columns, before, context.team)
 

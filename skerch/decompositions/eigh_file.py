@@ -13,7 +13,7 @@ import h5py
 import torch
 from torch import Tensor
 
-from skerch.decompositions.core import Solution
+from skerch.decompositions.solve import Solution
 from skerch.hdf5 import (
     Dataset,
     Reader,

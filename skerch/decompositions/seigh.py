@@ -6,15 +6,14 @@ The same measurements, summary and recoveries as the pipeline's, with the array 
 from __future__ import annotations
 
 import warnings
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from skerch.decompositions import recovery as recoveries
-from skerch.decompositions.core import solve
-from skerch.decompositions.recovery import RECOVERIES
+from skerch.decompositions import recoveries
+from skerch.decompositions.solve import solve
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops.adapters import as_operand
 from skerch.linops.base import LinearOperator
@@ -67,53 +66,41 @@ def seigh(
     operator that is not square, SkerchError for one that is not
     symmetric or not declared so, and for sizes that do not fit.
     """
-    op = as_operand(op)
+    op = _symmetric(op)
     size = op.shape[0]
-    if op.shape[1] != size:
-        raise ShapeError(f"seigh needs a square operator, not one of shape {op.shape}; see ssvd.")
-    if not op.self_adjoint:
-        raise SkerchError(
-            f"seigh needs a symmetric operator, and {op} is neither a symmetric matrix nor "
-            "declared symmetric; take (A + A.T) / 2 or ssvd, or, if it is, wrap it by "
-            "aslinearoperator(..., self_adjoint=True)."
-        )
     if block_size < 1:
         raise SkerchError(f"block_size={block_size} must be at least 1; 64 is usual.")
     inner = min(2 * outer, size) if inner is None else inner
     rounds = recoveries.check(recovery, rounds, outer, inner, probes)
     recoveries.check_size(size, inner)
+    all_rounds = recoveries.RECOVERIES[recovery].each_round(rounds, outer, inner, probes)
+    stored = sum(each.stored for each in all_rounds)
     stored_dtype = op.dtype if dtype is None else dtype
-    sizes = RECOVERIES[recovery].sizes(rounds, outer, inner, probes)
-    stored = sum(round_size.stored for round_size in sizes)
     columns = torch.empty(size, stored + probes, dtype=stored_dtype, device=op.device)
     small: dict[str, Tensor] = {}
     G = P = Q = None
     done = 0
     with op.frozen():
-        for number, round_size in enumerate(sizes, start=1):
+        for each in all_rounds:
             Y = columns[:, :done]
-            if number > 1:
+            if each.round > 1:
                 G = gram(_rows(Y), size, known=G)
-                P = range_map(G, _rows(Y), size, round_size.columns, stored_dtype, P)
-                Q = _product(Y, P[:, -round_size.columns :], op.dtype)
+                P = range_map(G, _rows(Y), size, each.columns, stored_dtype, P)
+                Q = _product(Y, P[:, -each.columns :], op.dtype)
             manifest = Manifest(
                 size=size,
                 dtype=str(op.dtype).removeprefix("torch."),
-                columns=round_size.columns,
-                stored=round_size.stored,
-                probes=round_size.probes,
                 block_size=block_size,
                 sketch=sketch,
                 seed=seed,
-                compresses=RECOVERIES[recovery].compresses,
-                round=number,
+                **asdict(each),
             )
             into = {"leftouter": columns[:, done:], "probe": columns[:, stored:]}
             small |= _measure_all(op, manifest, Q, into)
-            done += round_size.stored
-    Y = columns[:, :stored]
+            done += each.stored
+    G = gram(_rows(columns), size, known=G)
     summary = summarise(
-        gram(_rows(columns), size, known=G),
+        G,
         _rows(columns),
         size,
         stored,
@@ -124,16 +111,37 @@ def seigh(
         range_map=P,
     )
     solution = solve(summary, recovery, outer)
-    asymmetry = solution.health.get("asymmetry", 0.0)
+    _warn_of_asymmetry(op, solution.health)
+    vectors = _product(columns[:, :stored], solution.coefficients, stored_dtype)
+    return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
+
+
+def _symmetric(op: Any) -> LinearOperator:
+    """What `op` stands for as an operator, refused unless it is symmetric."""
+    found = as_operand(op)
+    if found.shape[1] != found.shape[0]:
+        raise ShapeError(
+            f"seigh needs a square operator, not one of shape {found.shape}; see ssvd."
+        )
+    if not found.self_adjoint:
+        raise SkerchError(
+            f"seigh needs a symmetric operator, and {found} is neither a symmetric matrix nor "
+            "declared symmetric; take (A + A.T) / 2 or ssvd, or, if it is, wrap it by "
+            "aslinearoperator(..., self_adjoint=True)."
+        )
+    return found
+
+
+def _warn_of_asymmetry(op: LinearOperator, health: dict[str, float]) -> None:
+    """Warn where products are less symmetric than rounding explains."""
+    asymmetry = health.get("asymmetry", 0.0)
     if asymmetry > rounding(op.dtype):
         warnings.warn(
             f"{op!r} is declared symmetric, and its products are so to {asymmetry:.1g} only, "
             f"where rounding explains {rounding(op.dtype):.1g}: they are inexact, or of another "
             "matrix each time.",
-            stacklevel=2,
+            stacklevel=3,
         )
-    vectors = _product(Y, solution.coefficients, stored_dtype)
-    return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
 
 
 def _rows(A: Tensor) -> Rows:

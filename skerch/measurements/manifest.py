@@ -92,11 +92,6 @@ def range_path(directory: Path) -> Path:
     return directory / "range.h5"
 
 
-def count_blocks(columns: int, stored: int, probes: int, block_size: int) -> int:
-    """The number of blocks of an array, before its N is known."""
-    return sum(-(-n // block_size) for n in (stored, columns - stored, probes))
-
-
 def create(path: Path, manifest: Manifest) -> None:
     """Write the manifest, once: where there is one already, it must be the same."""
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from skerch import synthmat
-from skerch.decompositions.recovery import RECOVERIES
+from skerch.decompositions.recoveries import RECOVERIES
 from skerch.decompositions.seigh import seigh
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops import aslinearoperator

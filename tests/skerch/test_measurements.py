@@ -16,15 +16,14 @@ import pytest
 import torch
 
 from skerch import randomness, sketch_operators, synthmat
-from skerch.decompositions.core import solve
 from skerch.decompositions.eigh_file import EighFile, write_eigh
-from skerch.decompositions.recovery import RECOVERIES
+from skerch.decompositions.recoveries import RECOVERIES, Round
 from skerch.decompositions.seigh import seigh
+from skerch.decompositions.solve import solve
 from skerch.errors import SkerchError
 from skerch.files import FileError
 from skerch.hdf5 import verify
 from skerch.linops import aslinearoperator
-from skerch.measurements import manifest as manifests
 from skerch.measurements.array import BlockError, MeasurementArray, StoredColumns
 from skerch.measurements.gram import SLAB_ROWS, gram, orthonormalise
 from skerch.measurements.manifest import Manifest, ManifestError
@@ -68,20 +67,15 @@ def fill(array, op, range_columns=None, order=1):
 
 def merged_rounds(folder, op, recovery, rounds, progress=None, **values):
     """Measure all rounds in a folder and merge them into its merged.h5; their arrays."""
-    recipe = RECOVERIES[recovery]
     arrays, found = [], None
     with contextlib.ExitStack() as stack:
-        sizes = recipe.sizes(rounds, OUTER, INNER, PROBES)
-        for number, size in enumerate(sizes, start=1):
-            if number > 1:
-                path = folder / f"range-{number}.h5"
-                find_range(arrays, path, size.columns, found)
+        for each in RECOVERIES[recovery].each_round(rounds, OUTER, INNER, PROBES):
+            if each.round > 1:
+                path = folder / f"range-{each.round}.h5"
+                find_range(arrays, path, each.columns, found)
                 found = stack.enter_context(RangeFile(path, list(arrays)))
-            changes = dataclasses.asdict(size) | {"compresses": recipe.compresses, "round": number}
-            changes["range_hash"] = found and found.hash
-            array = MeasurementArray.create(
-                folder / f"round-{number}", manifest(**changes | values)
-            )
+            changes = dataclasses.asdict(each) | {"range_hash": found and found.hash} | values
+            array = MeasurementArray.create(folder / f"round-{each.round}", manifest(**changes))
             fill(array, op, found and found.columns, order=-1)
             arrays.append(array)
         merge(arrays, folder / "merged.h5", range_file=found, progress=progress)
@@ -102,7 +96,7 @@ def test_blocks_partition_the_columns_and_never_straddle_a_boundary():
         ("test", 41, 50, False),
         ("probe", 0, 9, True),
     ]
-    assert manifests.count_blocks(50, 21, 9, 10) == len(blocks)
+    assert Round(1, 50, 21, 9, compresses=True).count_blocks(10) == len(blocks)
 
 
 @pytest.mark.parametrize("kind", sorted(sketch_operators.KINDS))

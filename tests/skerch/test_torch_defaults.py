@@ -9,7 +9,7 @@ from torch import nn
 
 from skerch import HessianOperator, aslinearoperator, seigh, ssvd, synthmat, to_scipy
 from skerch.analysis.overlap import overlap
-from skerch.decompositions.recovery import RECOVERIES
+from skerch.decompositions.recoveries import RECOVERIES
 from skerch.sketch_operators import KINDS, make
 
 

@@ -8,17 +8,8 @@ import torch
 from torch import Tensor
 
 from skerch.a_posteriori import residuals
-from skerch.decompositions import recovery as recoveries
+from skerch.decompositions import recoveries
 from skerch.measurements.summary import Summary
-
-
-@dataclass(frozen=True)
-class Core:
-    """What a recovery returns: eigenpairs in the coordinates of the stored columns."""
-
-    values: Tensor  # (k,), sorted by decreasing magnitude
-    coefficients: Tensor  # (m, k), the eigenvectors are Y times these
-    health: dict[str, float]  # figures that tell how far to trust it; "asymmetry" of the products
 
 
 @dataclass(frozen=True)
@@ -49,16 +40,3 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
         torch.diagonal(summary.gram)[m:],
     )
     return Solution(values, B, residual, core.health)
-
-
-def largest(C: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The `count` eigenpairs of largest magnitude of a small symmetric matrix, sorted."""
-    values, vectors = torch.linalg.eigh((C + C.T).div_(2))
-    order = values.abs().argsort(descending=True, stable=True)[:count]
-    return values[order], vectors[:, order]
-
-
-def asymmetry(C: Tensor) -> float:
-    """‖C - Cᵀ‖_F / ‖C‖_F, zero for C = 0."""
-    norm = float(torch.linalg.norm(C))
-    return float(torch.linalg.norm(C - C.T)) / norm if norm > 0 else 0.0

@@ -1,4 +1,4 @@
-"""The recoveries by name, and the measurement arrays that each of them needs.
+"""The recoveries by name, and the rounds of measurements that each of them needs.
 
 A recovery is one file of this folder with a function `recover(summary, outer) -> Core`, and one
 entry here. This table needs no torch, so that a run can be planned without importing it.
@@ -14,17 +14,24 @@ from typing import TYPE_CHECKING
 from skerch.errors import SkerchError
 
 if TYPE_CHECKING:
-    from skerch.decompositions.core import Core
+    from skerch.decompositions.recoveries.core import Core
     from skerch.measurements.summary import Summary
 
 
 @dataclass(frozen=True)
-class RoundSize:
-    """How many columns one measurement array has."""
+class Round:
+    """One round's measurement array: those fields of its manifest that the recovery decides."""
 
+    round: int  # its number, from 1 on
     columns: int  # test vectors
     stored: int  # the first of them, whose measurements are stored whole
     probes: int  # held-out Gaussian vectors
+    compresses: bool  # whether columns are also compressed by the second sketch operator Ψ
+
+    def count_blocks(self, block_size: int) -> int:
+        """The number of blocks of the array, before its N is known."""
+        counts = self.stored, self.columns - self.stored, self.probes
+        return sum(-(-count // block_size) for count in counts)
 
 
 @dataclass(frozen=True)
@@ -36,13 +43,18 @@ class Recovery:
     stores_all: bool  # whether every column is stored, or only the first `outer`
     compresses: bool  # whether columns are also compressed by the second sketch operator Ψ
 
-    def sizes(self, rounds: int, outer: int, inner: int, probes: int) -> list[RoundSize]:
-        """The arrays of each round, `inner` matvecs (and `probes`) in all."""
-        if rounds == 1:
-            return [RoundSize(inner, inner if self.stores_all else outer, probes)]
+    def each_round(self, rounds: int, outer: int, inner: int, probes: int) -> list[Round]:
+        """The rounds in order, `inner` matvecs (and `probes` in the first) in all."""
         columns = [(inner + index) // rounds for index in reversed(range(rounds))]
         return [
-            RoundSize(count, count, 0 if index else probes) for index, count in enumerate(columns)
+            Round(
+                number,
+                count,
+                count if self.stores_all else outer,
+                probes if number == 1 else 0,
+                self.compresses,
+            )
+            for number, count in enumerate(columns, start=1)
         ]
 
 
@@ -94,6 +106,6 @@ def check_size(size: int, inner: int) -> None:
 def load(recovery: str) -> Callable[[Summary, int], Core]:
     """The solver of a recovery."""
     solver: Callable[[Summary, int], Core] = import_module(
-        f"skerch.decompositions.{recovery}"
+        f"skerch.decompositions.recoveries.{recovery}"
     ).recover
     return solver

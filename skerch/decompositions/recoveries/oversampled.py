@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import torch
 
-from skerch.decompositions.core import Core, asymmetry, largest
+from skerch.decompositions.recoveries.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
 

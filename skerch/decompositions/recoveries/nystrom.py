@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.decompositions.core import Core, asymmetry, largest
+from skerch.decompositions.recoveries.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
 GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64, device="cpu")

@@ -6,7 +6,7 @@ Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53
 
 from __future__ import annotations
 
-from skerch.decompositions.core import Core, asymmetry, largest
+from skerch.decompositions.recoveries.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
 
