@@ -21,10 +21,9 @@ from skerch.hdf5 import (
     create_dataset,
     even,
     write_arrays,
-    write_hdf5,
 )
 from skerch.measurements.gram import Progress, multiply
-from skerch.measurements.team import ALONE, Rows, Team
+from skerch.measurements.team import ALONE, Rows, Team, write_together
 
 CHUNK = 64  # columns of a chunk at most
 
@@ -60,10 +59,7 @@ def write_eigh(
 
         multiply(rows, size, B, getattr(torch, dtype), write, team)
 
-    if team.writes:
-        write_hdf5(path, fill)
-    else:
-        fill(None)
+    write_together(path, fill, team)
 
 
 class EighFile(Reader):

@@ -16,10 +16,10 @@ from skerch.measurements.team import ALONE, Range, Rows, Team, Use, Work
 
 SLAB_ROWS = 4096  # longer sums of products are less accurate
 PIECE_ROWS = 512  # of a slab at a time, which stay in the processor's cache in float64
-PANEL = 96  # columns: less make slow products, more compute much of both triangles
-ONE_PASS = 1e-10  # least eigenvalue of a Gram matrix, over the largest, that needs no second pass
-FLOOR = 1e-14  # of the largest: by which a second pass scales what the first could not resolve
-RESOLVED = 1e-8  # eigenvalues of the second pass below this are rounding; the others are near 1
+PANEL = 96  # columns at most: less make slow products, more compute much of both triangles
+ONE_PASS = 1e-10  # where λ_min / λ_max of a Gram matrix is larger, it needs no second pass
+FLOOR = 1e-14  # a second pass takes smaller λ / λ_max for this, as the first did not resolve them
+RESOLVED = 1e-8  # smaller eigenvalues of the second pass are rounding; the others are near 1
 
 Copy = Callable[[int, int, Tensor], None]
 Progress = Callable[[int, int], None]
@@ -102,6 +102,44 @@ def multiply(
     team.each(slabs(size), rows, worker, use)
 
 
+class _Triangle:
+    """The lower triangle of a Gram matrix, without the leading block where it is `known`.
+
+    It is packed: its panels, the blocks [start:stop, :stop], lie one after another.
+    """
+
+    def __init__(self, known: Tensor | None):
+        self._known = known
+        self._first = 0 if known is None else len(known)
+        self._panels: list[Range] = []  # once a slab has shown the width
+
+    def _blocks(self, packed: Tensor) -> Iterator[tuple[int, int, Tensor]]:
+        end = 0
+        for start, stop in self._panels:
+            begin, end = end, end + (stop - start) * stop
+            yield start, stop, packed[begin:end].view(stop - start, stop)
+
+    def empty(self, A: Tensor) -> Tensor:
+        """Packed memory for AᵀA, with anything in it."""
+        self._panels = _even(self._first, A.shape[1], PANEL)
+        return A.new_empty(sum((stop - start) * stop for start, stop in self._panels))
+
+    def put(self, packed: Tensor, A: Tensor, beta: int) -> None:
+        """Have `packed` hold `beta` times itself plus AᵀA."""
+        for start, stop, block in self._blocks(packed):
+            block.addmm_(A[:, start:stop].T, A[:, :stop], beta=beta)
+
+    def whole(self, packed: Tensor) -> Tensor:
+        """The symmetric matrix, on the CPU."""
+        width = max([self._first, *(stop for _, stop in self._panels)])
+        G = packed.new_zeros(width, width, device="cpu")
+        if self._known is not None:
+            G[: self._first, : self._first] = self._known
+        for start, stop, block in self._blocks(packed):
+            G[start:stop, :stop] = block
+        return G.tril() + G.tril(-1).T
+
+
 def gram(
     rows: Rows,
     size: int,
@@ -114,34 +152,24 @@ def gram(
 ) -> Tensor:
     """(A T)ᵀ (A T) in float64, for the (size, w) array A whose rows `rows(start, stop)` gives.
 
-    It is A's first len(T) columns that a transform T applies to. Where the leading block of the
-    result is `known`, only the rest is computed. Slabs are multiplied where they are, by the
-    members of `team`; the result is on the CPU, as all small matrices are. The member that writes
-    gets each slab of A as `copy(start, stop, slab)`.
+    A transform T multiplies A's first len(T) columns. Where the leading block of the result is
+    `known`, only the rest is computed. Slabs are multiplied where they are, by the members of
+    `team`; the result is on the CPU, as all small matrices are. The member that writes gets each
+    slab of A as `copy(start, stop, slab)`.
     """
-    first = 0 if known is None else len(known)
+    triangle = _Triangle(known)
     total = torch.empty(0, device="cpu")
-    panels: list[Range] = []
-
-    def blocks(packed: Tensor) -> Iterator[tuple[int, int, Tensor]]:
-        """The blocks [start:stop, :stop] of the lower triangle, which lie one after another."""
-        end = 0
-        for start, stop in panels:
-            begin, end = end, end + (stop - start) * stop
-            yield start, stop, packed[begin:end].view(stop - start, stop)
 
     def worker() -> Work:
         wide = _Wide(transform)
         part: Tensor | None = None
 
         def product(slab: Tensor) -> tuple[Tensor, ...]:
-            nonlocal panels, part
+            nonlocal part
             for number, A in enumerate(wide(slab)):
                 if part is None:
-                    panels = _even(first, A.shape[1], PANEL)
-                    part = A.new_empty(sum((stop - start) * stop for start, stop in panels))
-                for start, stop, block in blocks(part):
-                    block.addmm_(A[:, start:stop].T, A[:, :stop], beta=min(1, number))
+                    part = triangle.empty(A)
+                triangle.put(part, A, beta=min(1, number))
             assert part is not None
             return (part,) if copy is None else (part, slab)
 
@@ -156,17 +184,7 @@ def gram(
             progress(stop, size)
 
     team.each(slabs(size), rows, worker, add)
-
-    def result() -> Tensor:
-        width = max([first, *(stop for _, stop in panels)])
-        G = total.new_zeros(width, width, device="cpu")
-        if known is not None:
-            G[:first, :first] = known
-        for start, stop, block in blocks(total):
-            G[start:stop, :stop] = block
-        return G.tril() + G.tril(-1).T
-
-    return team.one(result)
+    return team.one(lambda: triangle.whole(total))
 
 
 def orthonormalise(

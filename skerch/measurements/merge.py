@@ -21,13 +21,13 @@ from skerch.hdf5 import (
     create_dataset,
     even,
     write_arrays,
-    write_hdf5,
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
-from skerch.measurements.gram import Progress, gram
+from skerch.measurements.gram import Copy, Progress, gram
+from skerch.measurements.manifest import Manifest
 from skerch.measurements.range_finder import RangeFile, hashes
 from skerch.measurements.summary import Summary, summarise
-from skerch.measurements.team import ALONE, Buffers, Rows, Team
+from skerch.measurements.team import ALONE, Buffers, Rows, Team, write_together
 
 
 class MergeError(SkerchError):
@@ -59,12 +59,12 @@ def merge(
     with StoredColumns(arrays) as columns:
 
         def fill(file: h5py.File | None) -> None:
-            _fill(file, arrays, columns, range_file, consolidate, progress, team)
+            copy = _copier(file, columns, arrays[0].manifest) if consolidate else None
+            summary = _summarise(arrays, columns, range_file, copy, progress, team)
+            if file is not None:
+                _write_summary(file, summary, hashes(arrays), consolidate)
 
-        if team.writes:
-            write_hdf5(path, fill)
-        else:
-            fill(None)
+        write_together(path, fill, team)
 
 
 def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) -> None:
@@ -84,19 +84,11 @@ def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) 
         )
 
 
-def _fill(
-    file: h5py.File | None,  # of the member that writes
-    arrays: list[MeasurementArray],
-    columns: StoredColumns,
-    range_file: RangeFile | None,
-    consolidate: bool,
-    progress: Progress | None,
-    team: Team,
-) -> None:
-    first, m, size = arrays[0], columns.columns, columns.size
-    if consolidate and file is not None:
-        width, dtype = first.manifest.block_size, first.manifest.dtype
-        q = columns.width - m
+def _copier(file: h5py.File | None, columns: StoredColumns, manifest: Manifest) -> Copy:
+    """What copies slabs of [Y, HZ] into the file's columns; of use to the member that writes."""
+    m, q = columns.columns, columns.width - columns.columns
+    if file is not None:
+        size, dtype, width = manifest.size, manifest.dtype, manifest.block_size
         stored = create_dataset(file, "leftouter", (size, m), dtype, even(m, width))
         probes = create_dataset(file, "probe", (size, q), dtype, even(q, width))
 
@@ -105,36 +97,44 @@ def _fill(
         stored.write_direct(whole, np.s_[:, :m], rows)
         probes.write_direct(whole, np.s_[:, m:], rows)
 
-    summary = summarise(
-        gram(
-            columns,
-            size,
-            known=None if range_file is None else range_file.gram,
-            team=team,
-            copy=copy if consolidate else None,
-            progress=progress,
-        ),
+    return copy
+
+
+def _summarise(
+    arrays: list[MeasurementArray],
+    columns: StoredColumns,
+    range_file: RangeFile | None,
+    copy: Copy | None,
+    progress: Progress | None,
+    team: Team,
+) -> Summary:
+    first, size = arrays[0], columns.size
+    known, range_map = (range_file.gram, range_file.map) if range_file else (None, None)
+    G = gram(columns, size, known=known, team=team, copy=copy, progress=progress)
+    return summarise(
+        G,
         columns,
         size,
-        m,
+        columns.columns,
         columns.dtype,
         cross=team.one(lambda: first.small("cross")),
         norm=team.one(lambda: first.small("norm")),
         inner=team.one(lambda: first.small("inner")) if first.manifest.compresses else None,
-        range_map=None if range_file is None else range_file.map,
+        range_map=range_map,
         team=team,
     )
-    if file is None:
-        return
+
+
+def _write_summary(file: h5py.File, summary: Summary, manifests: str, consolidated: bool) -> None:
     matrices = {
         f"summary/{f.name}": value
         for f in fields(Summary)
         if isinstance(value := getattr(summary, f.name), Tensor)
     }
     attributes = {
-        "manifests": hashes(arrays),
+        "manifests": manifests,
         "matrices": " ".join(matrices),
-        "consolidated": consolidate,
+        "consolidated": consolidated,
         "epsilon": summary.epsilon,
     }
     write_arrays(file, matrices, attributes)

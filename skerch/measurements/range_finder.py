@@ -30,11 +30,10 @@ from skerch.hdf5 import (
     attribute,
     create_dataset,
     write_arrays,
-    write_hdf5,
 )
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import gram, multiply, orthonormalise
-from skerch.measurements.team import ALONE, Rows, Team
+from skerch.measurements.team import ALONE, Rows, Team, write_together
 
 CANCELLED = 1e8  # of ‖diag(‖y_i‖) p_j‖ for a column of Y P: half of the digits of float64
 
@@ -114,10 +113,7 @@ def find_range(
                 attributes = {"hash": digest.hexdigest(), "manifests": hashes(arrays)}
                 write_arrays(file, {"map": P, "gram": G}, attributes)
 
-        if team.writes:
-            write_hdf5(path, fill)
-        else:
-            fill(None)
+        write_together(path, fill, team)
 
 
 class RangeFile(Reader):

@@ -14,6 +14,9 @@ from itertools import cycle
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
+    import h5py
     import torch
     from torch import Tensor
 
@@ -112,6 +115,19 @@ def side_by_side(slab: Tensor, rows: int) -> int:
     if slab.device.type != "cpu":
         return 1
     return max(1, SIDE_BY_SIDE // max(1, rows * slab.shape[1] * slab.element_size()))
+
+
+def write_together(path: Path, fill: Callable[[h5py.File | None], None], team: Team) -> None:
+    """Write a file that all members of a team fill; the one that writes gets it, the others None.
+
+    It appears whole or not at all. Raises FileError where there is no room.
+    """
+    from skerch.hdf5 import write_hdf5  # h5py takes a while to import
+
+    if team.writes:
+        write_hdf5(path, fill)
+    else:
+        fill(None)
 
 
 class Alone:
