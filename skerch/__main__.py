@@ -87,7 +87,7 @@ def create_hdf5_layout(
     sym: Annotated[bool, typer.Option("--sym", help="The matrix is symmetric.")] = False,
 ) -> None:
     """Lay out files for the measurements of skerch 0.x, one a column."""
-    from skerch.measurements.legacy import create_hdf5_layout
+    from skerch.measurements.legacy.layout import create_hdf5_layout
 
     for path in create_hdf5_layout(hdf5dir, _numbers(shape), outer, inner, dtype, sym=sym):
         typer.echo(path)
@@ -107,7 +107,7 @@ def merge_hdf5(
     ] = False,
 ) -> None:
     """Consolidate measurements, ours or of skerch 0.x or 1.x, into one file."""
-    from skerch.measurements.legacy import merge_hdf5
+    from skerch.measurements.legacy.merge import merge_hdf5
 
     merge_hdf5(in_path, out_path, ok_flag=ok_flag, delete_subfiles=delete_subfiles)
     typer.echo(out_path)

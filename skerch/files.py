@@ -15,7 +15,7 @@ from typing import Any
 
 from skerch.errors import SkerchError
 
-FLUSH = 2**26  # bytes after which the disk is set to work, not only once memory is full
+FLUSH_BYTES = 2**26  # after so many the disk is set to work, not only once memory is full
 
 
 class FileError(SkerchError):
@@ -124,7 +124,7 @@ class _Unfailing(FileIO):
             except OSError as error:
                 self.refusal = error
         self._new += done
-        if self._new >= FLUSH:
+        if self._new >= FLUSH_BYTES:
             with suppress(OSError, AttributeError):  # no such advice on this system
                 begin = max(0, self.tell() - self._new)
                 os.posix_fadvise(self.fileno(), begin, self._new, os.POSIX_FADV_DONTNEED)

@@ -133,7 +133,10 @@ class Dataset:
 
 
 def even(width: int, most: int) -> int:
-    """The width of the fewest chunks of at most `most` columns: what juts out takes room, too."""
+    """The width of chunks of at most `most` columns, as few and as even as can be.
+
+    A narrow last chunk would take as much room and time as the others.
+    """
     return -(-width // max(1, -(-width // most)))
 
 

@@ -14,14 +14,7 @@ import torch
 from torch import Tensor
 
 from skerch.decompositions.solve import Solution
-from skerch.hdf5 import (
-    Dataset,
-    Reader,
-    attribute,
-    create_dataset,
-    even,
-    write_arrays,
-)
+from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even, write_arrays
 from skerch.measurements.gram import Progress, multiply
 from skerch.measurements.team import ALONE, Rows, Team, write_together
 

@@ -14,7 +14,7 @@ from skerch.errors import SkerchError
 from skerch.linops.adapters import aslinearoperator
 from skerch.linops.base import LinearOperator
 
-WRONG_ADJOINT = 1e-3  # the least defect that is not taken for rounding or reduced precision
+MOST_DEFECT = 1e-3  # of an adjoint at most: rounding and reduced precision explain no more
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def ssvd(
         AG = _products(op, G, block_size)
 
     defect = _defect(Q.T @ AG, AtQ.T @ G)
-    if defect > max(WRONG_ADJOINT, torch.finfo(op.dtype).eps ** 0.5):
+    if defect > max(MOST_DEFECT, torch.finfo(op.dtype).eps ** 0.5):
         raise SkerchError(
             f"The adjoint of {op!r} is not its transpose: uᵀ(A v) and (Aᵀu)ᵀv differ by "
             f"{defect:.2g} of their size; correct its adjoint product, or a declared self_adjoint."

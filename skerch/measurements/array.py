@@ -18,18 +18,13 @@ import torch
 from torch import Tensor
 
 from skerch.errors import SkerchError
-from skerch.hdf5 import (
-    Dataset,
-    attribute,
-    open_for_reading,
-    write_arrays,
-    write_hdf5,
-)
+from skerch.hdf5 import Dataset, attribute, open_for_reading, write_arrays, write_hdf5
 from skerch.measurements import manifest as manifests
 from skerch.measurements.manifest import Block, Manifest, block_path, manifest_path
 from skerch.measurements.team import Buffers
 
-OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31) // 2  # -1: no limit
+# files that stay open at most: half of what the system allows, which says -1 for no limit
+OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31) // 2
 VIEW = "leftouter_ALL.h5"
 
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from skerch.hdf5 import even
 from skerch.measurements.team import ALONE, Range, Rows, Team, Use, Work
 
 SLAB_ROWS = 4096  # longer sums of products are less accurate
@@ -36,12 +37,6 @@ class Basis:
 def slabs(size: int) -> list[Range]:
     """The row ranges of the slabs of an array of `size` rows."""
     return _ranges(0, size, SLAB_ROWS)
-
-
-def _even(start: int, stop: int, most: int) -> list[Range]:
-    """The fewest ranges of at most so many, of even sizes: a narrow one would waste its pass."""
-    count = -(-(stop - start) // most)
-    return _ranges(start, stop, max(1, -(-(stop - start) // max(1, count))))
 
 
 def _ranges(start: int, stop: int, step: int) -> list[Range]:
@@ -121,7 +116,8 @@ class _Triangle:
 
     def empty(self, A: Tensor) -> Tensor:
         """Packed memory for AᵀA, with anything in it."""
-        self._panels = _even(self._first, A.shape[1], PANEL)
+        start, stop = self._first, A.shape[1]
+        self._panels = _ranges(start, stop, max(1, even(stop - start, PANEL)))
         return A.new_empty(sum((stop - start) * stop for start, stop in self._panels))
 
     def put(self, packed: Tensor, A: Tensor, beta: int) -> None:

@@ -14,14 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from skerch.errors import SkerchError
-from skerch.hdf5 import (
-    Dataset,
-    Reader,
-    attribute,
-    create_dataset,
-    even,
-    write_arrays,
-)
+from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even, write_arrays
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Copy, Progress, gram
 from skerch.measurements.manifest import Manifest
@@ -68,9 +61,9 @@ def merge(
 
 
 def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) -> None:
-    """Refuse a round that does not follow the others; the range file is bound to all but the last.
+    """Refuse a round that was laid out after other rounds than those here.
 
-    The manifest of each later round has the hash of its own range file.
+    The range file, whose reader knows the earlier rounds, has to be the one in the last manifest.
     """
     found = None if range_file is None else range_file.hash
     first, last = arrays[0].manifest, arrays[-1].manifest

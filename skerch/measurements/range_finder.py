@@ -24,18 +24,12 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from skerch.errors import SkerchError
-from skerch.hdf5 import (
-    Dataset,
-    Reader,
-    attribute,
-    create_dataset,
-    write_arrays,
-)
+from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, write_arrays
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import gram, multiply, orthonormalise
 from skerch.measurements.team import ALONE, Rows, Team, write_together
 
-CANCELLED = 1e8  # of ‖diag(‖y_i‖) p_j‖ for a column of Y P: half of the digits of float64
+MOST_CANCELLATION = 1e8  # of ‖diag(‖y_i‖) p_j‖ for a column of Y P: half of float64's digits
 
 
 class RangeError(SkerchError):
@@ -71,7 +65,7 @@ def range_map(
         rest = orthonormalise(T.T @ G @ T, rows, size, dtype, scale, T, team=team)
         new = T @ rest.P[:, :columns]
     cancellation = torch.linalg.norm(torch.diagonal(G).sqrt()[:, None] * new, dim=0)
-    new = torch.where(cancellation < CANCELLED, new, 0.0)
+    new = torch.where(cancellation < MOST_CANCELLATION, new, 0.0)
     return torch.cat([B, pad(new, (0, columns - new.shape[1]))], dim=1)
 
 
@@ -142,9 +136,9 @@ class RangeFile(Reader):
         return Dataset(self._file, "map")[...]
 
     @property
-    def gram(self) -> Tensor | None:
-        """YᵀY in float64, of the stored columns Y of all rounds before, if it is there."""
-        return Dataset(self._file, "gram")[...] if "gram" in self._file else None
+    def gram(self) -> Tensor:
+        """YᵀY in float64, of the stored columns Y of all rounds before."""
+        return Dataset(self._file, "gram")[...]
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Columns [start, stop) of Q, (N, stop - start)."""

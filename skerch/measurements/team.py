@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FEW = 2  # slabs, for which a thread costs more than it saves
-SIDE_BY_SIDE = 2**25  # bytes of slabs that are worked on at once, or one slab
+FEW_SLABS = 2  # up to so many, a thread costs more than it saves
+BYTES_AT_ONCE = 2**25  # of slabs that are worked on side by side at most, unless one has more
 
 T = TypeVar("T")
 Range = tuple[int, int]
@@ -41,7 +41,7 @@ class Team(Protocol):
         """What the member that writes computes, for all."""
 
     def share(self, items: Callable[[], list[T]]) -> list[T]:
-        """Those of the items (that the member that writes finds) which this member is to do."""
+        """This member's share of the items, which the member that writes lists for all."""
 
     def each(
         self, ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], use: Use
@@ -74,7 +74,7 @@ def products(
         for number, (start, stop) in enumerate(ranges):
             slab = rows(start, stop)
             if not works:
-                few = len(whole) <= FEW
+                few = len(whole) <= FEW_SLABS
                 tallest = max(stop - start for start, stop in whole)
                 at_once = 1 if few else min(side_by_side(slab, tallest), threads)
                 works = [worker() for _ in range(at_once + 1)]
@@ -114,7 +114,7 @@ def side_by_side(slab: Tensor, rows: int) -> int:
     """How many slabs like this one, of so many rows, may be worked on at once in little memory."""
     if slab.device.type != "cpu":
         return 1
-    return max(1, SIDE_BY_SIDE // max(1, rows * slab.shape[1] * slab.element_size()))
+    return max(1, BYTES_AT_ONCE // max(1, rows * slab.shape[1] * slab.element_size()))
 
 
 def write_together(path: Path, fill: Callable[[h5py.File | None], None], team: Team) -> None:

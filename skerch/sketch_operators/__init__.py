@@ -12,8 +12,6 @@ from typing import TYPE_CHECKING, Any
 from skerch.errors import SkerchError
 
 if TYPE_CHECKING:
-    import torch
-
     from skerch.sketch_operators.base import SketchOperator
 
 KINDS = {
@@ -30,25 +28,13 @@ def check(kind: str) -> None:
         raise SkerchError(f"Unknown sketch kind {short(kind)}; the kinds are {', '.join(KINDS)}.")
 
 
-def make(
-    kind: str,
-    shape: tuple[int, int],
-    *,
-    seed: int,
-    role: str,
-    dtype: torch.dtype | None = None,
-    device: torch.device | str = "cpu",
-) -> SketchOperator:
+def make(kind: str, shape: tuple[int, int], **options: Any) -> SketchOperator:
     """The sketch operator of a kind (a key of `KINDS`); the arguments are `SketchOperator`'s.
 
     Raises:
         SkerchError: for a kind that is not known.
     """
-    import torch
-
     check(kind)
-    module: Any = import_module(f"skerch.sketch_operators.{kind}")
-    operator: SketchOperator = getattr(module, KINDS[kind])(
-        shape, seed=seed, role=role, dtype=dtype or torch.float32, device=device
-    )
+    module = import_module(f"skerch.sketch_operators.{kind}")
+    operator: SketchOperator = getattr(module, KINDS[kind])(shape, **options)
     return operator

@@ -51,8 +51,6 @@ class SketchOperator(LinearOperator):
             raise SkerchError(f"A seed is a non-negative integer, not {seed}.")
         if role not in ROLES:
             raise SkerchError(f"Unknown role {role!r}; the roles are {', '.join(ROLES)}.")
-        if not dtype.is_floating_point:
-            raise ShapeError(f"A sketch has a real floating dtype such as float32, not {dtype}.")
         super().__init__(shape, dtype, device)
         self.seed = int(seed)
         self.role = role

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from functools import cached_property
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import scipy.fft
@@ -79,23 +79,15 @@ class SSRFT(SketchOperator):
         ShapeError: where s exceeds N, or the dtype is neither float32 nor float64.
     """
 
-    def __init__(
-        self,
-        shape: tuple[int, int],
-        *,
-        seed: int,
-        role: str,
-        dtype: torch.dtype = torch.float32,
-        device: torch.device | str = "cpu",
-    ):
-        super().__init__(shape, seed=seed, role=role, dtype=dtype, device=device)
+    def __init__(self, shape: tuple[int, int], **options: Any):
+        super().__init__(shape, **options)
         if shape[0] > shape[1]:
             raise ShapeError(
                 f"An SSRFT has at most as many rows as columns, not shape {shape}; "
                 f"take at most {shape[1]} rows, or another kind."
             )
-        if dtype not in (torch.float32, torch.float64):
-            raise ShapeError(f"An SSRFT is of dtype float32 or float64, not {dtype}.")
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ShapeError(f"An SSRFT is of dtype float32 or float64, not {self.dtype}.")
         self.padded = scipy.fft.next_fast_len(self.shape[1], real=True)
 
     @property

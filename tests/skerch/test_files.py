@@ -9,11 +9,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-import h5py
-import numpy as np
 import pytest
 
-from skerch.files import FileError, stream_atomically, sweep, write_atomically
+from skerch.files import FileError, sweep, write_atomically
 
 
 def test_a_failed_write_leaves_the_old_file_and_no_other(tmp_path):
@@ -63,18 +61,6 @@ def test_a_file_in_place_of_the_folder_is_one_sentence(tmp_path):
     (tmp_path / "folder").write_text("a file")
     with pytest.raises(FileError, match=r"folder/file cannot be written"):
         write_atomically(tmp_path / "folder" / "file", lambda temporary: None)
-
-
-def test_a_stream_holds_what_hdf5_wrote(tmp_path):
-    array = np.random.default_rng(0).random((50, 40))
-
-    def write(stream):
-        with h5py.File(stream, "w", libver="latest") as file:
-            file.create_dataset("x", data=array, chunks=(7, 40), fletcher32=True)
-
-    stream_atomically(tmp_path / "x.h5", write)
-    with h5py.File(tmp_path / "x.h5") as file:
-        np.testing.assert_array_equal(file["x"], array)
 
 
 FULL_DISK = """

@@ -11,7 +11,8 @@ import torch
 
 from skerch.files import FileError
 from skerch.hdf5 import open_for_reading, verify, write_arrays, write_hdf5
-from skerch.measurements.legacy import create_hdf5_layout, merge_hdf5
+from skerch.measurements.legacy.layout import create_hdf5_layout
+from skerch.measurements.legacy.merge import merge_hdf5
 
 ROOT = Path(__file__).parents[2]
 

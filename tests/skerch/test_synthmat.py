@@ -3,13 +3,7 @@ import pytest
 import torch
 
 from skerch.errors import ShapeError, SkerchError
-from skerch.synthmat import (
-    exponential_decay,
-    general,
-    lowrank_noise,
-    polynomial_decay,
-    symmetric,
-)
+from skerch.synthmat import exponential_decay, general, lowrank_noise, polynomial_decay, symmetric
 
 
 def test_spectra_are_those_of_the_paper():

@@ -27,7 +27,7 @@ from skerch.decompositions.recoveries.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
 GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64, device="cpu")
-CANCELLED = 1e6  # ‖diag(‖y_i‖) p_j‖: above it column j of Q = Y'P has lost six digits and more
+MOST_CANCELLATION = 1e6  # of ‖diag(‖y_i‖) p_j‖ for a column of Q = Y'P: six digits are lost
 
 
 def recover(summary: Summary, outer: int) -> Core:
@@ -81,7 +81,7 @@ def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> Tensor:
     first, earlier = len(summary.norm), len(P)
     norms = torch.diagonal(summary.gram)[:earlier].sqrt()
     cancellation = torch.linalg.norm(norms[:, None] * P, dim=0)  # zero for the zero columns
-    known = (cancellation > 0) & (cancellation < CANCELLED)
+    known = (cancellation > 0) & (cancellation < MOST_CANCELLATION)
     T = summary.R[:, :earlier] @ P[:, known]
     D = summary.R[:, first:][:, known] - C @ T
     half = (D - T @ (T.T @ D) / 2) @ T.T

@@ -151,11 +151,6 @@ def test_noise_below_rounding_is_not_turned_into_answer():
         assert residual(H.double(), result, 100) < 1e-5
 
 
-def test_an_operator_that_is_not_declared_symmetric_is_refused():
-    with pytest.raises(SkerchError, match=r"self_adjoint=True"):
-        seigh(aslinearoperator(torch.eye(50)), outer=2)
-
-
 def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
     op = aslinearoperator(torch.eye(50), self_adjoint=True)
     with pytest.raises(SkerchError, match=r"inner=11 .* by 'hmt'; .* between 1 and 5"):

@@ -18,9 +18,10 @@ from skerch import __main__ as program
 from skerch import synthmat
 from skerch.errors import SkerchError
 from skerch.linops import aslinearoperator
-from skerch.measurements import legacy
 from skerch.measurements.array import MeasurementArray
-from skerch.measurements.legacy import create_hdf5_layout, merge_hdf5
+from skerch.measurements.legacy import merge as legacy
+from skerch.measurements.legacy.layout import create_hdf5_layout
+from skerch.measurements.legacy.merge import merge_hdf5
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Measurer
 from skerch.measurements.merge import MergeError, merge
@@ -217,7 +218,7 @@ FEW_HANDLES = """
 import os, resource, sys
 from pathlib import Path
 from skerch.errors import SkerchError
-from skerch.measurements.legacy import merge_hdf5
+from skerch.measurements.legacy.merge import merge_hdf5
 resource.setrlimit(resource.RLIMIT_NOFILE, (64, 64))
 view, out = map(Path, sys.argv[1:])
 merge_hdf5(view, out)
@@ -246,7 +247,7 @@ def test_64_handles_merge_200_files_and_none_left_is_no_damage(tmp_path):
 KILLED = """
 import os, signal, sys
 from pathlib import Path
-from skerch.measurements import legacy
+from skerch.measurements.legacy import merge as legacy
 read = legacy._read
 def killed(layout, part):
     return os.kill(os.getpid(), signal.SIGKILL) if part.start == 3 else read(layout, part)

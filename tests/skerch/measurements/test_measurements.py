@@ -21,7 +21,6 @@ from skerch.decompositions.recoveries import RECOVERIES, Round
 from skerch.decompositions.seigh import seigh
 from skerch.decompositions.solve import solve
 from skerch.errors import SkerchError
-from skerch.files import FileError
 from skerch.hdf5 import verify
 from skerch.linops import aslinearoperator
 from skerch.measurements.array import BlockError, MeasurementArray, StoredColumns
@@ -340,17 +339,13 @@ def test_maps_are_drawn_once_and_never_for_a_column(monkeypatch, op, kind, strea
 def test_the_range_is_that_of_the_largest_singular_values(tmp_path, H, op, columns):
     array = MeasurementArray.create(tmp_path, manifest())
     fill(array, op)
-    hashes = set()
-    for size in (columns, columns + 1):
-        find_range([array], tmp_path / f"{size}.h5", size)
-        with RangeFile(tmp_path / f"{size}.h5", [array]) as found:
-            Q = found.columns(0, size)
-            hashes.add(found.hash)
+    find_range([array], tmp_path / "range.h5", columns)
+    with RangeFile(tmp_path / "range.h5", [array]) as found:
+        Q = found.columns(0, columns)
     with StoredColumns([array]) as stored:
         U = torch.linalg.svd(stored(0, N)[:, :INNER], full_matrices=False).U
-    cosines = torch.linalg.svdvals(U[:, :columns].T @ Q[:, :columns])
+    cosines = torch.linalg.svdvals(U[:, :columns].T @ Q)
     torch.testing.assert_close(cosines, torch.ones(columns).double(), rtol=0, atol=1e-9)
-    assert len(hashes) == 2
 
 
 def test_the_ranges_of_all_rounds_are_orthonormal_together():
@@ -427,16 +422,6 @@ def test_the_arrays_of_a_zero_operator_are_merged(tmp_path):
     merge([array], tmp_path / "merged.h5")
     with MergedArray(tmp_path / "merged.h5") as merged:
         assert len(solve(merged.summary, "nystrom", OUTER).eigenvalues) == 0
-
-
-def test_a_damaged_range_file_is_named(tmp_path, op):
-    array = MeasurementArray.create(tmp_path, manifest())
-    fill(array, op)
-    path = tmp_path / "range.h5"
-    find_range([array], path, 20)
-    path.write_bytes(path.read_bytes()[:-2000])
-    with pytest.raises(FileError, match=r"range\.h5 is damaged"):
-        RangeFile(path, [array])
 
 
 def test_a_killed_worker_loses_only_the_block_in_flight(tmp_path):

@@ -37,14 +37,6 @@ def test_products_and_adjoint_products_are_those_of_the_rows(kind):
 
 
 @every_kind
-def test_adjoint_satisfies_its_definition(kind):
-    S = double(kind, shape=(60, 4001))
-    x, y = torch.randn(4001, dtype=torch.float64), torch.randn(60, dtype=torch.float64)
-    scale = torch.linalg.norm(S @ x) * torch.linalg.norm(y)
-    assert abs(torch.dot(S @ x, y) - torch.dot(x, S.T @ y)) <= 1e-12 * scale
-
-
-@every_kind
 def test_isometry_in_expectation(kind):
     """The mean of ‖Sx‖² over 2000 seeds is within 4 standard errors of ‖x‖² (about 2 %)."""
     x = torch.cat([torch.ones(3), torch.linspace(-1, 1, 98)]).double()
@@ -179,7 +171,7 @@ def test_what_cannot_be_drawn_is_refused_with_a_way_out(kind):
         make(kind, SHAPE, seed=-1, role="omega")
     with pytest.raises(SkerchError, match=r"'left'; the roles are omega, psi"):
         make(kind, SHAPE, seed=0, role="left")
-    with pytest.raises(ShapeError, match=r"not torch.complex64"):
+    with pytest.raises(SkerchError, match=r"torch.complex64: only real"):
         make(kind, SHAPE, seed=0, role="omega", dtype=torch.complex64)
     with pytest.raises(ShapeError, match=r"stop <= 20"):
         double(kind).rows(19, 21)
