@@ -6,8 +6,8 @@ import re
 
 import pytest
 
-from skerch.jobs.cluster import resources
 from skerch.jobs.config import load
+from skerch.jobs.config.resources import resources
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.script import script
 
