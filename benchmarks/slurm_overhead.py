@@ -242,6 +242,7 @@ def anatomy(run_dir: Path) -> dict[str, float]:
 
     lap("import torch")
     importlib.import_module("skerch.jobs.launchers.slurm.task")
+    from skerch.curvature.backends import Choice
     from skerch.jobs import pipeline
     from skerch.jobs.run_dir import RunDir
     from skerch.jobs.stages import context as stage
@@ -258,7 +259,7 @@ def anatomy(run_dir: Path) -> dict[str, float]:
     context = stage.Context(run, config, "seigh", 0, "test")
     manifest = context.array(1).manifest
     inputs = operators.load_inputs(context)
-    op = operators.hessian_operator(config, inputs, {"strategy": "loop", "chunk_size": 1})
+    op = operators.hessian_operator(config, inputs, Choice("loop", 1))
     measurer = measure.Measurer(manifest, "cpu")
     blocks = manifest.blocks()
     X = measurer.test_vectors(blocks[0])

@@ -17,6 +17,7 @@ from skerch.jobs.config import Config
 from skerch.jobs.config.resources import resources
 from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.layout import array_manifest
 from skerch.jobs.stages.operator import hessian_operator
@@ -58,7 +59,7 @@ def measure_pace(config: Config) -> Pace:
     settle("measure", context)
     inputs = sample_inputs(config)
     path = manifest_path(context.directory.measurements(1))
-    recorded = read(path).provenance if path.exists() else {}
+    recorded = Provenance.of(read(path)) if path.exists() else None
     with user_code("A block cannot be measured"):
         op = hessian_operator(config, inputs, recorded)
     with user_code("A block cannot be measured"), op.frozen():

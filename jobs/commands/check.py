@@ -74,7 +74,7 @@ def sample_inputs(config: Config) -> Inputs:
     training, steps = config.training, config.training.record_steps
     if run.parameters.exists() and run.hessian_data.exists():
         there = describe(run)
-        known = [step for step in steps if step in there["steps"] and split in there["datapoints"]]
+        known = [step for step in steps if step in there.steps and split in there.datapoints]
         if known and (training.checkpoints is None or known[-1] == steps[-1]):
             recorded = load_inputs(Context(run, config, method_name(config), known[-1], split))
             return replace(recorded, origin=f"recorded step {known[-1]} of {run.path}")

@@ -160,9 +160,7 @@ def print_comparison(context: Context) -> None:
         found.best / found.best[0],
         found.exact_overlap,
     )
-    assert context.step is not None
-    assert context.split is not None
-    path = context.run.figure(f"{context.name}-exact", context.step, context.split)
+    path = context.run.figure(f"{context.name}-exact", *context.hessian)
     save(figure, path)
     for line in (f"exact   {context.directory.exact}", f"figure  {path}"):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)

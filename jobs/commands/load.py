@@ -21,6 +21,7 @@ from skerch.errors import ShapeError, SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name, overlap_file
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import load_model
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
@@ -157,13 +158,13 @@ class Hessian:
                 f"A vector over the parameters is of shape ({sum(sizes.values())},), not "
                 f"{tuple(vector.shape)}."
             )
-        parts = zip(self.parameters.items(), vector.split(list(sizes.values())), strict=True)
+        parts = zip(self.parameters.items(), torch.split(vector, list(sizes.values())), strict=True)
         return {name: part.view(parameter.shape) for (name, parameter), part in parts}
 
     def operator(self) -> HessianOperator:
         """The Hessian itself, as it was measured: `h.operator() @ v` for v (N,) or (N, b)."""
         measured = manifest_path(self.context.directory.measurements(1)).exists()
-        recorded = self.context.array(1).manifest.provenance if measured else None
+        recorded = Provenance.of(self.context.array(1).manifest) if measured else None
         return hessian_operator(self.context.config, load_inputs(self.context), recorded)
 
     def __repr__(self) -> str:

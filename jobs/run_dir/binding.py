@@ -10,6 +10,7 @@ import fcntl
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 from skerch.errors import SkerchError
@@ -18,6 +19,7 @@ from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.config.checkpoints import checkpoint_files
 from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import check_checkpoints, describe, load_column
 from skerch.measurements import manifest
 
@@ -100,7 +102,7 @@ def _grown(run: RunDir, config: Config) -> Config:
     if not run.parameters.exists():
         return config
     there = describe(run)
-    return configs.grown(config, there["steps"], there["datapoints"])
+    return configs.grown(config, there.steps, there.datapoints)
 
 
 def _check_measurements(run: RunDir, config: Config) -> None:
@@ -108,20 +110,24 @@ def _check_measurements(run: RunDir, config: Config) -> None:
     if not run.parameters.exists():
         return
     there = describe(run)
-    datapoints = there["datapoints"]
-    for step in filter(there["steps"].__contains__, config.training.record_steps):
+    datapoints = there.datapoints
+    for step in filter(there.steps.__contains__, config.training.record_steps):
         parameters = None
         for split in filter(datapoints.__contains__, config.hessian.splits):
             directory = run.step(method_name(config), step, split)
             for path in sorted(directory.path.glob("measurements/round-*/manifest.json")):
                 if parameters is None:
                     parameters = load_column(run, step).hash()
-                found = manifest.read(path).provenance
-                ours = {"step": step, "split": split, "parameters_hash": parameters}
-                ours["datapoints_hash"] = datapoints[split]
-                if configs.difference(found["identity"], configs.identity(config, "method")) or any(
-                    found[key] != value for key, value in ours.items()
-                ):
+                found = Provenance.of(manifest.read(path))
+                ours = replace(
+                    found,
+                    step=step,
+                    split=split,
+                    parameters_hash=parameters,
+                    datapoints_hash=datapoints[split],
+                )
+                wanted = configs.identity(config, "method")
+                if found != ours or configs.difference(found.identity, wanted):
                     raise RunDirError(
                         f"{path} is of other measurements than this run's; delete "
                         f"{directory.path} to measure anew."
@@ -136,16 +142,16 @@ def _unusable(run: RunDir, error: OSError) -> RunDirError:
 
 
 def _training_identity(run: RunDir) -> dict[str, Any] | None:
-    """Of what the recorded parameters are, if there are any."""
-    return dict(describe(run)["identity"]) if run.parameters.exists() else None
+    """The identity that parameters.h5 was made for; None before training."""
+    return dict(describe(run).identity) if run.parameters.exists() else None
 
 
 def _method_identity(run: RunDir, name: str) -> dict[str, Any] | None:
-    """Of what a method's results are, if there are any."""
+    """The identity that a method's results were made for; None where there are none."""
     folder, path = run.method(name), run.hessian_config(name)
     found = next(folder.glob("step-*/measurements/round-*/manifest.json"), None)
     if found is not None:
-        return dict(manifest.read(found).provenance["identity"])
+        return dict(Provenance.of(manifest.read(found)).identity)
     if not any(folder.glob("step-*/*")):
         return None
     if path.exists():

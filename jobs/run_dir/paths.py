@@ -84,8 +84,8 @@ class RunDir:
 
     path: Path  # absolute
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "path", Path(self.path).absolute())
+    def __init__(self, path: str | os.PathLike[str]):
+        object.__setattr__(self, "path", Path(path).absolute())
 
     @property
     def config(self) -> Path:

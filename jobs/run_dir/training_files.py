@@ -34,6 +34,7 @@ from skerch.files import cause, stream_atomically, write_atomically
 from skerch.hdf5 import create_dataset, open_hdf5, reading, write_arrays, write_hdf5
 from skerch.jobs.problems import Problem, build_model
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.provenance import Description
 
 
 class RecordedError(SkerchError):
@@ -69,7 +70,7 @@ def write_parameters(
     columns: Mapping[int, Column],
     identity: Mapping[str, Any],
     datapoints: Mapping[str, str],
-    log: Sequence[Mapping[str, Any]] = (),
+    log: Sequence[dict[str, Any]] = (),
     checkpoints: Mapping[int, str] | None = None,
 ) -> None:
     """Write the columns of a model in the order of their steps, atomically.
@@ -77,21 +78,22 @@ def write_parameters(
     With them go the hashes of what they depend on.
     """
     order = sorted(columns)
-    description = {
-        "parameters": _shapes(dict(model.named_parameters())),
-        "buffers": _shapes(_buffers(model)),
-        "identity": identity,
-        "datapoints": datapoints,
-        "threads": torch.get_num_threads(),
-        "log": list(log),
-        "checkpoints": {str(step): digest for step, digest in sorted((checkpoints or {}).items())},
-    }
+    description = Description(
+        parameters=_shapes(dict(model.named_parameters())),
+        buffers=_shapes(_buffers(model)),
+        identity=identity,
+        datapoints=datapoints,
+        threads=torch.get_num_threads(),
+        log=log,
+        checkpoints=dict(sorted((checkpoints or {}).items())),
+        steps=order,
+    )
 
     def fill(file: h5py.File) -> None:
         _write_columns(file, "parameters", [columns[s].parameters for s in order])
-        if description["buffers"]:
+        if description.buffers:
             _write_columns(file, "buffers", [columns[s].buffers for s in order])
-        text = bytearray(json.dumps(description).encode())
+        text = bytearray(json.dumps(description.content()).encode())
         small = {
             "steps": torch.tensor(order, dtype=torch.int64, device="cpu"),
             "description": torch.frombuffer(text, dtype=torch.uint8),
@@ -101,10 +103,10 @@ def write_parameters(
     write_hdf5(path, fill)
 
 
-def describe(run: RunDir) -> dict[str, Any]:
-    """The description of the recorded parameters, and their `steps`."""
+def describe(run: RunDir) -> Description:
+    """Of what the recorded parameters are."""
     with _open(run) as file:
-        return _description(file) | {"steps": file["steps"][()].tolist()}
+        return _description(file)
 
 
 def load_parameters(run: RunDir, step: int) -> Tensor:
@@ -132,9 +134,10 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = build_model(problem)
+    kinds: dict[str, Mapping[str, Tensor]]
     kinds = {"parameters": dict(model.named_parameters()), "buffers": _buffers(model)}
     for kind, named in kinds.items():
-        expected, found = description[kind], _shapes(named)
+        expected, found = getattr(description, kind), _shapes(named)
         if found != expected:
             new, old = next(
                 pair for pair in zip([*found, None], [*expected, None], strict=False)
@@ -153,8 +156,8 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
 
 def check_checkpoints(run: RunDir, files: Mapping[int, Path]) -> None:
     """Raise RecordedError where a state dict changed since its parameters were recorded."""
-    for step, digest in describe(run).get("checkpoints", {}).items():
-        path = files.get(int(step))
+    for step, digest in describe(run).checkpoints.items():
+        path = files.get(step)
         if path is not None and file_hash(path) != digest:
             raise RecordedError(
                 f"{path} has changed since its parameters were recorded in {run.parameters}; put "
@@ -175,7 +178,7 @@ def check_log(run: RunDir) -> None:
         lines = run.log.read_bytes().split(b"\n")
     except OSError as error:
         raise RecordedError(f"{run.log} cannot be read: {cause(error)}.") from error
-    if not set(_lines(describe(run)["log"]).encode().split(b"\n")).issubset(lines):
+    if not set(_lines(describe(run).log).encode().split(b"\n")).issubset(lines):
         raise _damaged(run.log, "it is not what the training logged")
 
 
@@ -186,13 +189,13 @@ def write_hessian_data(path: Path, batches: Mapping[str, Any]) -> None:
 
 def check_hessian_data(run: RunDir) -> None:
     """Raise RecordedError unless the datapoints of all recorded splits are there as written."""
-    for split in describe(run)["datapoints"]:
+    for split in describe(run).datapoints:
         load_hessian_data(run, split)
 
 
 def load_hessian_data(run: RunDir, split: str) -> Any:
     """The batch of all Hessian datapoints of a split, on the CPU; the very ones of the training."""
-    hashes = describe(run)["datapoints"]
+    hashes = describe(run).datapoints
     batches = _load(run.hessian_data, mmap=True)  # which reads nothing of the other splits
     if split not in hashes:
         raise RecordedError(
@@ -239,7 +242,7 @@ def content_hash(tree: Any) -> str:
         digest.update(f"{type(node).__name__}:".encode())
         if isinstance(node, Tensor):
             digest.update(f"{node.dtype}{tuple(node.shape)}".encode())
-            digest.update(node.detach().cpu().reshape(-1).view(torch.uint8).numpy())
+            digest.update(node.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(node, Mapping):
             for key, value in node.items():
                 visit(key)
@@ -301,22 +304,25 @@ def _open(run: RunDir) -> Iterator[h5py.File]:
 
 
 def _position(run: RunDir, file: h5py.File, step: int) -> int:
-    steps = file["steps"][()].tolist()
+    steps = _steps(file)
     if step not in steps:
         raise RecordedError(
             f"{run.parameters} has no step {step}; training.record_steps was {steps}."
         )
-    return int(steps.index(step))
+    return steps.index(step)
 
 
-def _description(file: h5py.File) -> dict[str, Any]:
-    description: dict[str, Any] = json.loads(file["description"][()].tobytes())
-    return description
+def _steps(file: h5py.File) -> list[int]:
+    return [int(step) for step in file["steps"][()]]
+
+
+def _description(file: h5py.File) -> Description:
+    return Description.of(json.loads(file["description"][()].tobytes()), _steps(file))
 
 
 def _column(file: h5py.File, position: int) -> Column:
     parameters = _read_column(file, "parameters", position)
-    if not _description(file)["buffers"]:
+    if not _description(file).buffers:
         return Column(parameters, torch.empty(0, dtype=torch.float64, device="cpu"))
     return Column(parameters, _read_column(file, "buffers", position))
 

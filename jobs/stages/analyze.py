@@ -40,7 +40,7 @@ def run(context: Context) -> None:
     relative = residual / residual[0].clamp(min=1e-300)
     below, above = (bound.sqrt() for bound in scree)
     figure = hessian_figure(eigenvalues, relative, (below, above), result, _title(context, results))
-    save(figure, context.run.figure(context.name, context.step, context.split))
+    save(figure, context.run.figure(context.name, *context.hessian))
     overlap_file.write(directory.overlap, results, manifests)
 
 

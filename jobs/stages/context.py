@@ -46,11 +46,16 @@ class Context:
     time_limit: float = math.inf  # seconds, after which the process is likely to be stopped
 
     @property
-    def directory(self) -> StepDir:
-        """Where the files of this Hessian lie."""
+    def hessian(self) -> tuple[int, str]:
+        """The step and the split, of any stage but the training."""
         assert self.step is not None
         assert self.split is not None
-        return self.run.step(self.name, self.step, self.split)
+        return self.step, self.split
+
+    @property
+    def directory(self) -> StepDir:
+        """Where the files of this Hessian lie."""
+        return self.run.step(self.name, *self.hessian)
 
     def which_round(self) -> Round:
         """The round of measurements that the stage works on."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from skerch.jobs import problems
 from skerch.jobs.config import difference, identity
 from skerch.jobs.config.schema import Hessian
 from skerch.jobs.errors import ConfigError
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import (
     RecordedError,
     column,
@@ -29,7 +30,8 @@ class Inputs:
     problem: problems.Problem
     model: torch.nn.Module  # in the mode of the config
     data: Any  # one batch of all datapoints
-    hashes: dict[str, str] = field(default_factory=dict)  # what a manifest records of them
+    parameters_hash: str = ""  # both as a manifest records them
+    datapoints_hash: str = ""
     origin: str = ""  # whose parameters these are, in words
 
 
@@ -38,24 +40,21 @@ def load_inputs(context: Context) -> Inputs:
 
     Raises RecordedError where they are not those of the config, or of the measurements.
     """
-    assert context.step is not None
-    assert context.split is not None
+    step, split = context.hessian
     description = describe(context.run)
-    changes = difference(description["identity"], identity(context.config, "training"))
+    changes = difference(description.identity, identity(context.config, "training"))
     if changes:
         raise RecordedError(
             f"{context.run.parameters} is of another training ({'; '.join(changes)}); take the old "
             "values back, or set another run_dir."
         )
     problem = problems.load_problem(context.config.problem, context.config.problem_path)
-    model = in_mode(load_model(context.run, problem, context.step), context.config.hessian)
-    data = load_hessian_data(context.run, context.split)
-    hashes = {
-        "parameters_hash": column(model).hash(),
-        "datapoints_hash": description["datapoints"][context.split],  # which was just compared
-    }
-    _check_measured(context, hashes)
-    return Inputs(problem, model, data, hashes)
+    model = in_mode(load_model(context.run, problem, step), context.config.hessian)
+    data = load_hessian_data(context.run, split)
+    hashes = column(model).hash(), description.datapoints[split]  # which was just compared
+    inputs = Inputs(problem, model, data, *hashes)
+    _check_measured(context, inputs)
+    return inputs
 
 
 def in_mode(model: torch.nn.Module, hessian: Hessian) -> torch.nn.Module:
@@ -78,15 +77,15 @@ def in_mode(model: torch.nn.Module, hessian: Hessian) -> torch.nn.Module:
     return model
 
 
-def _check_measured(context: Context, hashes: dict[str, str]) -> None:
+def _check_measured(context: Context, inputs: Inputs) -> None:
     """Refuse inputs other than those that the measurements, if there are any, are of."""
     directory = context.directory.measurements(1)
     if not manifest_path(directory).exists():
         return
-    measured = context.array(1).manifest.provenance
-    for name, value in hashes.items():
-        if value != measured[name]:
+    measured = Provenance.of(context.array(1).manifest)
+    for name in ("parameters", "datapoints"):
+        if getattr(inputs, f"{name}_hash") != getattr(measured, f"{name}_hash"):
             raise RecordedError(
-                f"{context.directory.path} is of other {name.removesuffix('_hash')} than "
-                f"{context.run.training} has now; delete it to measure anew."
+                f"{context.directory.path} is of other {name} than {context.run.training} has now; "
+                "delete it to measure anew."
             )

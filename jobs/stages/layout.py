@@ -6,6 +6,7 @@ Runs where the measure stage runs, as it times the matvec strategies there.
 from __future__ import annotations
 
 import platform
+from collections.abc import Mapping
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -13,10 +14,12 @@ from typing import Any
 import torch
 
 import skerch
+from skerch.curvature.backends import Choice
 from skerch.curvature.checks import fingerprint
 from skerch.decompositions.recoveries import Round, check_size
 from skerch.jobs.config import Config, identity
 from skerch.jobs.problems import user_code
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.measure import require_same
@@ -37,12 +40,13 @@ def run(context: Context) -> None:
         return
     range_hash = None
     if context.round == 1:
-        N, provenance = _choose(context)
+        N, chosen = _choose(context)
+        provenance: Mapping[str, Any] = vars(chosen)
     else:
         first = context.array(1)
-        N, provenance = first.manifest.size, dict(first.manifest.provenance)
+        N, provenance = first.manifest.size, first.manifest.provenance
         with context.range_file(context.round) as range_file:
-            range_hash = range_file.hash
+            range_hash = range_file.hash if range_file else None
     manifest = replace(
         array_manifest(context.config, context.which_round(), N),
         range_hash=range_hash,
@@ -64,15 +68,12 @@ def array_manifest(config: Config, each: Round, N: int) -> Manifest:
     )
 
 
-def _choose(context: Context) -> tuple[int, dict[str, Any]]:
-    """N, and what else decides a column's bits: inputs, matvec strategy, threads, device.
-
-    Also what every worker must find again: the loss, one product, versions.
-    """
+def _choose(context: Context) -> tuple[int, Provenance]:
+    """N, and the provenance of a Hessian's measurements that are to be made here."""
     config = context.config
     inputs = load_inputs(context)
     device = resolve_device(config)
-    kind = {
+    kind: dict[str, Any] = {
         "identity": identity(config, "method"),
         "threads": torch.get_num_threads(),
         "device": device.type,
@@ -81,27 +82,28 @@ def _choose(context: Context) -> tuple[int, dict[str, Any]]:
     chosen = None
     if sibling := _laid_out_before(context, kind):
         array = sibling.array(1)
-        seen = array.manifest.provenance
-        its = hessian_operator(config, load_inputs(sibling), seen | {"strategy": "loop"})
+        seen = Provenance.of(array.manifest)
+        its = hessian_operator(config, load_inputs(sibling), replace(seen, strategy="loop"))
         with its.frozen():
             require_same(its, array)
-        chosen = {key: seen[key] for key in ("strategy", "chunk_size", "memory_format")}
+        chosen = Choice(seen.strategy, seen.chunk_size, seen.memory_format)
     op = hessian_operator(config, inputs, chosen)
     check_size(op.shape[0], config.sketch.inner)
     with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
         op.verify()
         choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
-        seen = fingerprint(op)
-    provenance = kind | {
-        "step": context.step,
-        "split": context.split,
-        "strategy": choice.strategy,
-        "chunk_size": choice.chunk_size,
-        "memory_format": choice.memory_format,
-        "fingerprint": seen,
-        "versions": {"skerch": skerch.__version__, "torch": str(torch.__version__)},
-    }
-    return op.shape[0], provenance | inputs.hashes
+        found = fingerprint(op)
+    step, split = context.hessian
+    return op.shape[0], Provenance(
+        **kind,
+        step=step,
+        split=split,
+        **vars(choice),
+        fingerprint=found,
+        versions={"skerch": skerch.__version__, "torch": str(torch.__version__)},
+        parameters_hash=inputs.parameters_hash,
+        datapoints_hash=inputs.datapoints_hash,
+    )
 
 
 def _laid_out_before(context: Context, kind: dict[str, Any]) -> Context | None:
@@ -110,8 +112,8 @@ def _laid_out_before(context: Context, kind: dict[str, Any]) -> Context | None:
         sibling = replace(context, step=step, split=split, round=1)
         path = manifest_path(sibling.directory.measurements(1))
         if path.exists():
-            found = read(path).provenance
-            if all(found.get(key) == value for key, value in kind.items()):
+            found = Provenance.of(read(path))
+            if found == replace(found, **kind):
                 return sibling
     return None
 

@@ -14,6 +14,7 @@ from skerch.curvature.checks import fingerprint
 from skerch.curvature.hessian import HessianOperator
 from skerch.errors import SkerchError
 from skerch.jobs.pipeline.task_log import Progress, silent
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.operator import hessian_operator, resolve_device
@@ -39,12 +40,12 @@ def run(context: Context) -> None:
     blocks = context.team.share(lambda: array.missing(wanted))
     if not blocks:
         return
-    recorded = array.manifest.provenance
+    recorded = Provenance.of(array.manifest)
     device = resolve_device(context.config)
-    if device.type != recorded["device"]:
+    if device.type != recorded.device:
         raise MeasureError(
-            f"{array.directory} was laid out for {recorded['device']}, and this worker has "
-            f"{device.type}; set launcher.device={recorded['device']}, or delete the folder."
+            f"{array.directory} was laid out for {recorded.device}, and this worker has "
+            f"{device.type}; set launcher.device={recorded.device}, or delete the folder."
         )
     inputs = load_inputs(context)
     op = hessian_operator(context.config, inputs, recorded)
@@ -56,7 +57,7 @@ def run(context: Context) -> None:
             )
         require_same(op, array)
         op.compare = array.manifest.round == 1 and blocks[0].index == 0  # once an array
-        measurer = Measurer(array.manifest, device, range_file and range_file.columns)
+        measurer = Measurer(array.manifest, device, range_file.columns if range_file else None)
 
         def measure(block: Block) -> dict[str, Tensor]:
             try:
@@ -72,7 +73,8 @@ def run(context: Context) -> None:
 
 def require_same(op: HessianOperator, array: MeasurementArray) -> None:
     """Refuse an operator that is not the one which the array was laid out for."""
-    laid_out = array.manifest.provenance.get("fingerprint")
+    recorded = Provenance.of(array.manifest)
+    laid_out = recorded.fingerprint
     if laid_out is None:
         return
     found = fingerprint(op)
@@ -85,7 +87,7 @@ def require_same(op: HessianOperator, array: MeasurementArray) -> None:
     ]
     if changes:
         ours = {"skerch": skerch.__version__, "torch": str(torch.__version__)}
-        versions = array.manifest.provenance["versions"]
+        versions = recorded.versions
         other = ", ".join(f"{k} {versions[k]} -> {v}" for k, v in ours.items() if versions[k] != v)
         raise MeasureError(
             f"{array.directory} was laid out for another loss: {', '.join(changes)}. The problem's "

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
 import torch
 
+from skerch.curvature.backends import Choice
 from skerch.curvature.batching import split_batch, to_device
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.parameters import as_precision
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.inputs import Inputs
 
 
@@ -42,17 +41,17 @@ def resolve_device(config: Config) -> torch.device:
 
 
 def hessian_operator(
-    config: Config, inputs: Inputs, recorded: Mapping[str, Any] | None = None
+    config: Config, inputs: Inputs, recorded: Provenance | Choice | None = None
 ) -> HessianOperator:
     """The operator on the device and in the dtype of a config.
 
-    Strategy, chunk size and memory format are what a manifest has `recorded`, if given, and else
-    the config's. What was laid out with a fingerprint is not checked again. The model is moved, not
+    Strategy, chunk size and memory format are those `recorded`, if given, and else the config's.
+    What was laid out with a fingerprint is not checked again. The model is moved, not
     copied; its complex tensors stay complex.
     """
     hessian, device = config.hessian, resolve_device(config)
     dtype = getattr(torch, hessian.dtype)
-    how = recorded or vars(hessian)
+    how = recorded or hessian
     data = to_device(inputs.data, device, dtype)
     model = inputs.model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
@@ -63,8 +62,8 @@ def hessian_operator(
         inputs.problem.loss_fn,
         batch_weight=inputs.problem.batch_weight,
         param_filter=hessian.param_filter,
-        strategy=how["strategy"],
-        chunk_size=how["chunk_size"],
-        memory_format=how.get("memory_format", "preserve"),
-        check="fingerprint" not in how,
+        strategy=how.strategy,
+        chunk_size=how.chunk_size,
+        memory_format=how.memory_format,
+        check=not (isinstance(how, Provenance) and how.fingerprint),
     )

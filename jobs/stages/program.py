@@ -19,6 +19,7 @@ from skerch.files import print_always, refusals_named
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.pipeline.ranges import parse_ranges
 from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.measurements.manifest import manifest_path, read
 
@@ -93,7 +94,7 @@ def _threads(stage: str, context: Context) -> int:
     if context.step is not None:
         path = manifest_path(context.directory.measurements(1))
         if path.exists():
-            return int(read(path).provenance["threads"])
+            return Provenance.of(read(path)).threads
     share = max(1, (cores or 1) // (1 if stage == "train" else launcher.workers))
     return launcher.threads or omp_threads() or share
 

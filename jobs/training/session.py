@@ -30,6 +30,7 @@ from skerch.jobs.errors import ConfigError
 from skerch.jobs.pipeline.task_log import Progress
 from skerch.jobs.problems import Problem, build_model, load_data, load_problem
 from skerch.jobs.run_dir import RunDir, training_files
+from skerch.jobs.run_dir.provenance import Description
 from skerch.jobs.run_dir.training_files import Column
 from skerch.jobs.training import datapoints
 from skerch.jobs.training.optimizer import make_optimizer
@@ -72,17 +73,17 @@ def train(
     hessian, device = config.hessian, torch.device(device)
     old = training_files.describe(run) if run.parameters.exists() else None
     missing = {*config.training.record_steps, *hessian.splits}
-    hashes: dict[str, str] = old["datapoints"] if old else {}
+    hashes: dict[str, str] = dict(old.datapoints) if old else {}
     if old:
-        changes = difference(old["identity"], wanted)
+        changes = difference(old.identity, wanted)
         if changes:
             raise TrainingError(
                 f"{run.parameters} is of another training ({'; '.join(changes)}); delete it to "
                 "train again, or set another run_dir."
             )
         if not run.log.exists():
-            training_files.write_log(run.log, old["log"])
-        missing -= {*old["steps"], *hashes}
+            training_files.write_log(run.log, old.log)
+        missing -= {*old.steps, *hashes}
         if run.hessian_data.exists() and not missing:
             return
     from skerch.analysis.figures import save, training_figure  # matplotlib takes half a second
@@ -161,7 +162,7 @@ class _Session:
         datapoints: Mapping[str, Any],
         device: torch.device,
         wanted: Mapping[str, Any],
-        old: Mapping[str, Any] | None,
+        old: Description | None,
     ):
         self.run = run
         self.training = training
@@ -178,14 +179,12 @@ class _Session:
         if old:
             self._take_over(old)
 
-    def _take_over(self, old: Mapping[str, Any]) -> None:
+    def _take_over(self, old: Description) -> None:
         """Begin with what is recorded, and log the splits that are new there."""
-        self.threads = old.get("threads") or self.threads
-        self.checkpoints = {
-            int(step): digest for step, digest in old.get("checkpoints", {}).items()
-        }
-        self.state.log = list(old["log"])
-        for step in old["steps"]:
+        self.threads = old.threads or self.threads
+        self.checkpoints = dict(old.checkpoints)
+        self.state.log = list(old.log)
+        for step in old.steps:
             self.recorded[step] = training_files.load_column(self.run, step)
             model = training_files.load_model(self.run, self.problem, step).to(self.device)
             losses = {  # older logs have none
@@ -323,14 +322,14 @@ class _Session:
     def _update(self, optimizer: torch.optim.Optimizer, batch: Any) -> float:
         """One optimizer step; the loss before it."""
 
-        def closure() -> Tensor:
+        def closure() -> float:
             optimizer.zero_grad()
             loss = self._loss(self.model, batch)
-            loss.backward()
-            return loss
+            torch.autograd.backward(loss)
+            return loss.item()
 
         self.model.train()
-        return float(optimizer.step(closure).detach())
+        return float(optimizer.step(closure))
 
     def _loss(self, model: nn.Module, batch: Any) -> Tensor:
         loss = self.problem.loss_fn(model, batch)
@@ -354,7 +353,7 @@ class _Session:
         size = datapoints.count(dataset, split)
         judging = min(size, self.training.eval_samples or size)
         indices = torch.arange(judging, device="cpu") * size // max(judging, 1)
-        for on_cpu in datapoints.batches(dataset, indices.split(self.training.batch_size)):
+        for on_cpu in datapoints.batches(dataset, torch.split(indices, self.training.batch_size)):
             batch = to_device(on_cpu, self.device)
             outputs.clear()
             weight = float(weight_of(batch))

@@ -203,7 +203,7 @@ def test_a_training_that_grows_and_is_killed_has_the_bits_of_one(
     train(run, config)
     descriptions = [recorded.describe(r) for r in (whole, run)]
     for key in ("steps", "datapoints", "identity", "parameters", "threads"):
-        assert descriptions[0][key] == descriptions[1][key]
+        assert getattr(descriptions[0], key) == getattr(descriptions[1], key)
     for step in (0, 10, 30):
         assert recorded.load_column(whole, step).hash() == recorded.load_column(run, step).hash()
     recorded.check_hessian_data(run)
@@ -265,7 +265,7 @@ def test_further_steps_are_trained_with_the_threads_of_the_first(start):
         train(run, config)
         torch.set_num_threads(1)
         train(*start("run", "training.record_steps=[10]"))
-        assert (torch.get_num_threads(), recorded.describe(run)["threads"]) == (2, 2)
+        assert (torch.get_num_threads(), recorded.describe(run).threads) == (2, 2)
     finally:
         torch.set_num_threads(threads)
 
@@ -436,7 +436,7 @@ def test_state_dicts_that_come_later_are_added_and_those_that_are_gone_stay(star
     assert config.training.record_steps == [7, 9]
     bind(run, config)
     train(run, config)
-    assert recorded.describe(run)["steps"] == [0, 7, 9]
+    assert recorded.describe(run).steps == [0, 7, 9]
     assert [recorded.load_column(run, step).hash() for step in (0, 7)] == before
     torch.save(network().state_dict(), "net_9.pt")
     with pytest.raises(RecordedError, match=r"net_9\.pt has changed since"):
