@@ -6,7 +6,7 @@ SHELL := bash
 .SHELLFLAGS := -o pipefail -c
 OLDEST := $(shell sed -n 's/^python_requires = >=//p' setup.cfg)
 
-.PHONY: demo test test-slow reliability mutations accuracy bench bench-quick overhead lint clean
+.PHONY: demo test test-slow reliability mutations accuracy bench bench-quick overhead lint types clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
@@ -58,9 +58,14 @@ overhead: $(VENV)/.installed-dev
 	$(BIN)/python benchmarks/slurm_overhead.py \
 	| $(BIN)/python docs/insert.py docs/performance.md slurm
 
-lint: $(VENV)/.installed-dev
+lint: types
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# mypy sees skerch.analysis and skerch.jobs where they are imported from: in a tree of links.
+types: $(VENV)/.installed-dev
+	rm -rf .mypy_tree && mkdir -p .mypy_tree/skerch
+	cd .mypy_tree/skerch && ln -s ../../skerch/* ../../analysis ../../jobs .
 	$(BIN)/mypy
 
 $(VENV)/bin/python:
@@ -80,4 +85,4 @@ $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .peers build dist *.egg-info
+	rm -rf $(VENV) .peers .mypy_tree build dist *.egg-info

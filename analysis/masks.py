@@ -53,8 +53,8 @@ def ties(parameters: Tensor, mask: Tensor) -> Tensor:
     within, their indices alone decide which, and mask_j is one of several of the j largest.
     """
     magnitudes = parameters.detach().cpu().abs()
-    values, group, inside = magnitudes[mask].unique_consecutive(
-        return_inverse=True, return_counts=True
+    values, group, inside = torch.unique_consecutive(
+        magnitudes[mask], return_inverse=True, return_counts=True
     )
     larger = (inside.cumsum(0) - inside)[group]
     alike = inside.clone()

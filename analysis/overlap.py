@@ -141,7 +141,7 @@ class _Chance:
 
     def __init__(self, N: int, K: int, seed: int, masks: int):
         steps = torch.logspace(0, math.log10(max(1, K)), GRID, dtype=torch.float64, device="cpu")
-        self.grid = steps[: len(steps) if masks and K else 0].round().long().unique()
+        self.grid = torch.unique(steps[: len(steps) if masks and K else 0].round().long())
         drawn = [random_mask(N, K, seed, index) for index in range(masks)]
         self._rows, place = torch.cat([self.grid[:0], *drawn]).sort()
         self._mask, self._rank = place // max(1, K), place % max(1, K)
@@ -163,4 +163,4 @@ class _Chance:
         if not self._sums.numel():
             return self._sums.new_empty(2, 0)
         probabilities = self._sums.new_tensor(QUANTILES)
-        return (self._sums / self.grid).quantile(probabilities, dim=0)
+        return torch.quantile(self._sums / self.grid, probabilities, dim=0)

@@ -58,7 +58,7 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
     run_dir = _run_of(path, text)
     if run_dir is not None:
         text = _intact(path, text)
-    content = _parse(text, str(path))
+    content: Any = _parse(text, str(path))
     if run_dir is not None:
         content.run_dir = ""  # it is where this file is, wherever that was moved to
     for override in overrides:
@@ -68,7 +68,8 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     node = _typed(raw)
     _resolve(node, path, run_dir)
-    config: Config = OmegaConf.to_object(node)
+    config = OmegaConf.to_object(node)
+    assert isinstance(config, Config)
     validation.check(config)
     return config
 
@@ -102,9 +103,8 @@ def load_resolved(path: Path) -> Config:
     """Read what `save` wrote: nothing is filled in, and a byte that changed since is refused."""
     text = _intact(path, _read(path))
     with _clear_errors(str(path)):
-        config: Config = OmegaConf.to_object(
-            _typed(OmegaConf.to_container(_parse(text, str(path))))
-        )
+        config = OmegaConf.to_object(_typed(OmegaConf.to_container(_parse(text, str(path)))))
+    assert isinstance(config, Config)
     validation.check(config)
     return config
 
@@ -201,7 +201,7 @@ def _resources(key: str, value: str) -> DictConfig:
     tree = written(value) if value.startswith(("[", "{", "'", '"')) else value
     for part in reversed(key.split(".")):
         tree = {part: tree}
-    return OmegaConf.create(tree)
+    return DictConfig(tree)
 
 
 def _typed(raw: Any) -> DictConfig:
@@ -210,7 +210,7 @@ def _typed(raw: Any) -> DictConfig:
         values = raw.get(section)
         if isinstance(values, dict) and isinstance(values.get(key), str):
             values[key] = [values[key]]
-    node = OmegaConf.structured(Config)
+    node: DictConfig = OmegaConf.structured(Config)
     _assign(node, Config, raw, "")
     return node
 
@@ -222,7 +222,7 @@ def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) ->
         full_key = f"{prefix}{key}"
         if key not in hints:
             raise ConfigError(_unknown(full_key, hints))
-        hint = hints[key]
+        hint: type = hints[key]
         if is_dataclass(hint):
             if value is None:
                 continue

@@ -15,7 +15,7 @@ from importlib.resources import files
 from itertools import takewhile
 from pathlib import Path
 from reprlib import repr as short
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -161,11 +161,7 @@ def written(document: str) -> Any:
 class _Loader(yaml.SafeLoader):
     """Refuses what would be dropped: one of two values of a key, and a tag."""
 
-    yaml_implicit_resolvers: ClassVar = {
-        "<": yaml.SafeLoader.yaml_implicit_resolvers["<"]
-    }  # merge alone
-
-    def construct_scalar(self, node: yaml.ScalarNode) -> str:
+    def construct_scalar(self, node: yaml.ScalarNode | yaml.MappingNode) -> str:
         if node.tag != self.DEFAULT_SCALAR_TAG:
             raise yaml.YAMLError(f"there is a tag, {node.tag}; quote what begins with !")
         return str(super().construct_scalar(node))
@@ -176,6 +172,9 @@ class _Loader(yaml.SafeLoader):
             if keys.count(key) > 1:
                 raise yaml.YAMLError(f"{key} is given twice")
         return super().construct_mapping(node, deep)
+
+
+_Loader.yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # merge alone
 
 
 def _load(cluster: str | None) -> tuple[str, Mapping[str, Any]]:

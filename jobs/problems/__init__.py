@@ -136,7 +136,7 @@ def _user(problem: Mapping[str, Any], problem_path: str | None) -> Callable[...,
         _prefer(problem_path, module_name)
     with user_code(f"problem.factory {problem['factory']} cannot be imported"):
         module = importlib.import_module(module_name)
-    function = getattr(module, function_name, None)
+    function: Callable[..., Any] | None = getattr(module, function_name, None)
     if not callable(function):
         raise ConfigError(
             f"problem.factory: {getattr(module, '__file__', module_name)} has no function "

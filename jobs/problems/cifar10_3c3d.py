@@ -52,7 +52,7 @@ def _model() -> nn.Sequential:
         nn.init.xavier_uniform_(dense.weight)
         layers += [dense, nn.ReLU()]
     for layer in layers:
-        if isinstance(layer, nn.Conv2d | nn.Linear):
+        if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers[:-1])
 

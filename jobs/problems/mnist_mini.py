@@ -37,7 +37,7 @@ def mnist_mini(root: str | None = None, download: bool = False, synthetic: bool 
 
 
 def _images(split: str, root: str | None, download: bool) -> LabelledTensors:
-    mnist = torchvision_images(
+    mnist: Any = torchvision_images(
         root,
         "MNIST/raw",
         lambda torchvision: torchvision.datasets.MNIST(

@@ -136,6 +136,7 @@ def _stored_labels(dataset: Any) -> Tensor | None:
 
 def _label_of(sample: Any) -> int | None:
     """The integer class of a sample: its second part, or under one of the usual keys."""
+    label: Any
     if isinstance(sample, Mapping):
         label = next((sample[key] for key in LABELS if key in sample), None)
     else:
@@ -148,7 +149,7 @@ def _label_of(sample: Any) -> int | None:
 
 def _balanced(labels: Tensor, split: str, wanted: int) -> Tensor:
     """The lowest indices of each class, `wanted` in all, ascending."""
-    classes, sizes = labels.unique(return_counts=True)
+    classes, sizes = torch.unique(labels, return_counts=True)
     per_class, remainder = divmod(wanted, len(classes))
     smallest = int(sizes.min())
     if remainder or per_class > smallest:

@@ -88,7 +88,7 @@ def _run(ranks: Ranks, config: Config, tasks: list[Task], report: Report) -> dic
         for part in parts:
             if part.id != task.id:
                 report.started(part)
-                if part in failed:
+                if error is not None and part in failed:
                     run_task(config, part, work=partial(_fail, error))  # into its log, too
             report.ended(part, error if part in failed else None)
         failures |= {part.id: error for part in failed if error is not None}

@@ -52,7 +52,7 @@ class Submitted:
     def element(self, task: str) -> Element | None:
         """What the scheduler says of a task as it was last submitted; None if nothing."""
         s = self.latest.get(task)
-        return s and self.elements.get((s.token, s.elements[task]))
+        return self.elements.get((s.token, s.elements[task])) if s else None
 
 
 def observe(run: RunDir, patience: float) -> Submitted:

@@ -245,7 +245,7 @@ def array_size() -> int:
         text = ""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
     most = int(found[1]) if found else 1001
-    return 10 ** (len(str(most)) - 1)
+    return int(10 ** (len(str(most)) - 1))
 
 
 def time_limit(job: str) -> float:

@@ -89,7 +89,7 @@ def check_path(run: Path) -> None:
         )
 
 
-class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
+class _Executor(SlurmExecutor):
     """submitit's, for its scripts alone; they can be written where there is no Slurm."""
 
     @classmethod
@@ -105,7 +105,7 @@ class _Executor(SlurmExecutor):  # type: ignore[misc]  # submitit has no types
 
 def _parameters(submission: Submission, resources: Resources) -> dict[str, object]:
     """Resources by submitit's names."""
-    values = {
+    values: dict[str, object] = {
         "partition": resources.partition,
         "account": resources.account,
         "qos": resources.qos,
