@@ -1,4 +1,4 @@
-"""Figures of results handed in: what is drawn is what is given, nothing is computed from it.
+"""Figures of results handed in: what is drawn is what is given, on scales that show it.
 
 A `…_panel` draws one subject onto given axes; a `…_figure` returns a whole `Figure`, without the
 global state of pyplot, for any thread or headless machine; `save` writes it. Colours
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
@@ -24,6 +23,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from skerch.analysis.overlap import OverlapResult
+from skerch.analysis.results import ExactResults, HessianResults
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
 
@@ -105,7 +105,11 @@ def scree_panel(
 
 
 def overlap_panel(
-    axes: Axes, result: OverlapResult, *, exact: Values | None = None, log_x: bool = False
+    axes: Axes,
+    result: OverlapResult | HessianResults,
+    *,
+    exact: Values | None = None,
+    log_x: bool = False,
 ) -> None:
     """Draw overlap(k) against k = 1 … K, beside k / N and random masks; k on a log scale if asked.
 
@@ -137,25 +141,21 @@ def overlap_panel(
 
 
 def hessian_figure(
-    eigenvalues: Values,
-    residual: Values,
-    bounds: tuple[Values, Values] | None,
-    overlap: OverlapResult,
-    title: str,
-    exact: Values | None = None,
-    exact_residual: Values | None = None,
-    exact_overlap: Values | None = None,
+    results: HessianResults, title: str, exact: ExactResults | None = None
 ) -> Figure:
     """One Hessian at a glance: its eigenvalues, relative residuals and overlap, side by side.
 
-    Takes what the three panels take; the title names the problem, the step and the split. What is
-    exact is of the exact eigenpairs: their eigenvalues, relative residual (k + 1,), overlap (K,).
+    The title names the problem, the step and the split. What is exact is laid over, in the place of
+    the bounds of the best residual.
     """
     figure, (first, second, third) = _panels(3, title)
-    lower, upper = bounds or (None, None)
-    eigenvalue_panel(first, eigenvalues, exact)
-    scree_panel(second, residual, lower, upper, exact_residual)
-    overlap_panel(third, overlap, exact=exact_overlap)
+    eigenvalue_panel(first, results.eigenvalues, exact.eigenvalues if exact else None)
+    residual = _relative(results.residual)
+    if exact is None:
+        scree_panel(second, residual, *np.sqrt(results.scree_bounds))
+    else:
+        scree_panel(second, residual, exact=_relative(exact.residual))
+    overlap_panel(third, results, exact=exact.overlap if exact else None)
     return figure
 
 
@@ -210,7 +210,16 @@ def save(figure: Figure, path: Path) -> None:
 
 def _array(values: Values) -> np.ndarray:
     """The values as a float64 array on the CPU."""
-    return torch.as_tensor(values, device="cpu").detach().double().numpy()
+    if isinstance(values, Tensor):
+        values = values.detach().cpu().double().numpy()
+    return np.asarray(values, dtype=np.float64)
+
+
+def _relative(residual: Values) -> np.ndarray:
+    """Residuals (k + 1,) over the first of them, ‖H‖_F."""
+    values = _array(residual)
+    relative: np.ndarray = values / max(values[0], 1e-300)
+    return relative
 
 
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:

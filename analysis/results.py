@@ -23,7 +23,7 @@ class HessianResults:
     deviation: Sequence[float]  # (k,)
     mask: Sequence[int]  # (k,)
     grid: Sequence[int] = ()  # (G,)
-    quantiles: Sequence[Sequence[float]] = ()  # (2, G)
+    quantiles: Sequence[Sequence[float]] = ((), ())  # (2, G)
     ties: Sequence[Sequence[int]] = ()  # (2, k)
     asymmetry: float = 0.0  # ‖M - Mᵀ‖ / ‖M‖ of the sketched matrix, which is symmetric …
     rounding: float = 1.0  # … up to this, for the dtype of its products
@@ -55,3 +55,12 @@ class HessianResults:
         """
         within, alike = (counts[-1] for counts in self.ties or ([0], [0]))
         return (within, alike) if within < alike else None
+
+
+@dataclass(frozen=True)
+class ExactResults:
+    """The same of the exact eigendecomposition of the same Hessian."""
+
+    eigenvalues: Sequence[float]  # (N,) by decreasing magnitude
+    residual: Sequence[float]  # (N + 1,) the least ‖H - H_r‖_F at each rank
+    overlap: Sequence[float]  # (k,)

@@ -45,8 +45,8 @@ from slurm_overhead import CORES, say, squeue
 from skerch import aslinearoperator
 from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
 from skerch.jobs import config, pipeline
-from skerch.jobs.commands.costs import Machine, costs
 from skerch.jobs.commands import check
+from skerch.jobs.commands.costs import Machine, costs
 from skerch.jobs.commands.plan import duration
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import local

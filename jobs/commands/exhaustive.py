@@ -21,7 +21,8 @@ from rich.table import Table
 from torch import Tensor, nn
 
 from skerch.analysis.figures import hessian_figure, save
-from skerch.analysis.overlap import OverlapResult, overlap
+from skerch.analysis.overlap import overlap
+from skerch.analysis.results import ExactResults, HessianResults
 from skerch.curvature.batching import to_device
 from skerch.curvature.dense import dense_hessian, hessian_rows
 from skerch.curvature.losses import LossFn
@@ -34,7 +35,7 @@ from skerch.jobs.launchers import progress as console
 from skerch.jobs.launchers.preflight import count_parameters
 from skerch.jobs.pipeline import Task
 from skerch.jobs.problems import user_code
-from skerch.jobs.run_dir import RunDir, exact_file, method_name
+from skerch.jobs.run_dir import RunDir, exact_file, method_name, overlap_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import Inputs, load_inputs
 from skerch.jobs.stages.operator import hessian_operator
@@ -53,43 +54,40 @@ class ExhaustiveError(SkerchError):
 class Comparison:
     """Sketched eigenpairs beside the exact decomposition of the same Hessian."""
 
-    exact: Tensor  # (N,), by decreasing magnitude
-    vectors: Tensor  # (N, k)
-    best: Tensor  # (N + 1,), the least residual at each rank
-    values: Tensor  # (k,), sketched
+    sketched: HessianResults
+    exact: ExactResults
     W: Tensor  # (N, k), sketched
-    estimate: Tensor  # (k + 1,), estimated residuals
+    vectors: Tensor  # (N, k), exact
     achieved: float  # the residual of the sketched eigenpairs
-    exact_overlap: Tensor  # (k,)
-    overlap: OverlapResult  # sketched
 
     def eigenvalues(self) -> Iterator[tuple[str, float, float]]:
         """Each sketched eigenvalue, and the exact one of the same place."""
-        pairs = zip(self.values.tolist(), self.exact.tolist(), strict=False)
+        pairs = zip(self.sketched.eigenvalues, self.exact.eigenvalues, strict=False)
         for number, (sketched, exact) in enumerate(pairs, start=1):
             yield f"eigenvalue {number}", sketched, exact
 
     def summary(self) -> Iterator[tuple[str, float, float]]:
         """The magnitude that is off the most, and what is sketched and exact of the whole."""
-        k = len(self.values)
-        errors = (self.values / self.exact[:k]).abs().sub(1).abs()  # near ones may swap places
-        errors[self.exact[:k].abs() <= self.rounding] = 0
-        worst = int(errors.argmax())
-        name = f"eigenvalue {worst + 1}, off the most"
-        yield name, float(self.values[worst]), float(self.exact[worst])
-        yield "‖H‖_F, estimated", float(self.estimate[0]), float(self.best[0])
-        yield f"residual at rank {k}, estimated", float(self.estimate[-1]), self.achieved
-        yield f"residual at rank {k}, over the best", self.achieved, float(self.best[k])
+        name, values, exact = max(self.eigenvalues(), key=self._error)
+        yield f"{name}, off the most", values, exact
+        k, estimate, best = self.W.shape[1], self.sketched.residual, self.exact.residual
+        yield "‖H‖_F, estimated", estimate[0], best[0]
+        yield f"residual at rank {k}, estimated", estimate[-1], self.achieved
+        yield f"residual at rank {k}, over the best", self.achieved, best[k]
         half = max(k // 2, 1)
         captured = torch.linalg.norm(self.vectors[:, :half].T @ self.W).square() / half
         yield f"top {half} eigenspace captured", float(captured), 1.0
-        sketched, exact = self.overlap.overlap[-1], self.exact_overlap[-1]
-        yield f"overlap at k = {k}", float(sketched), float(exact)
+        yield f"overlap at k = {k}", self.sketched.overlap[-1], self.exact.overlap[-1]
+
+    def _error(self, row: tuple[str, float, float]) -> float:
+        """How far the magnitudes of a row are apart, as near eigenvalues may swap places."""
+        _, sketched, exact = row
+        return abs(abs(sketched / exact) - 1) if abs(exact) > self.rounding else 0.0
 
     @property
     def rounding(self) -> float:
         """What is zero beside the largest eigenvalue."""
-        return 1e-12 * float(self.exact[0].abs())
+        return 1e-12 * abs(self.exact.eigenvalues[0])
 
 
 def prepare(config: Config, step: int | None, split: str | None) -> Context:
@@ -138,7 +136,7 @@ def _check_size(N: int) -> None:
 def print_comparison(context: Context) -> None:
     """Print all sketched eigenvalues, the residual and the overlap beside the exact ones."""
     found = compare(context)
-    k, N = len(found.values), len(found.exact)
+    k, N = len(found.sketched.eigenvalues), len(found.exact.eigenvalues)
     title = f"step {context.step}, {context.split} split: {k} of {N:,} eigenpairs"
     table = Table(title=title)
     for heading in ("", "sketched", "exact", "ratio"):
@@ -150,18 +148,8 @@ def print_comparison(context: Context) -> None:
         table.add_section()
     Console().print(table)
 
-    figure = hessian_figure(
-        found.values,
-        found.estimate / found.estimate[0],
-        None,
-        found.overlap,
-        title,
-        found.exact,
-        found.best / found.best[0],
-        found.exact_overlap,
-    )
     path = context.run.figure(f"{context.name}-exact", *context.hessian)
-    save(figure, path)
+    save(hessian_figure(found.sketched, title, found.exact), path)
     for line in (f"exact   {context.directory.exact}", f"figure  {path}"):
         Console().print(line, markup=False, highlight=False, soft_wrap=True)
 
@@ -171,17 +159,20 @@ def compare(context: Context) -> Comparison:
     inputs, config = load_inputs(context), context.config
     theta = params_to_vector(select_parameters(inputs.model, config.hessian.param_filter))
     with context.eigh() as file:
-        W, values = file.eigenvectors[:].double(), file.eigenvalues
-        estimate, manifests = file.residual, file.manifests
+        W, values, manifests = file.eigenvectors[:].double(), file.eigenvalues, file.manifests
     if not context.directory.exact.exists():
-        exact, vectors, achieved = _decompose(context, inputs, values, W)
-        exact_file.write(context.directory.exact, exact, vectors, manifests, achieved)
+        exact_file.write(
+            context.directory.exact, *_decompose(context, inputs, values, W), manifests
+        )
     with context.exact() as file:
-        exact, vectors = file.eigenvalues, file.eigenvectors[:]
-        best, achieved = file.residual, file.achieved
-    exact_overlap = overlap(vectors, theta, random_masks=0).overlap
-    sketched = overlap(W, theta, seed=config.sketch.seed)
-    return Comparison(exact, vectors, best, values, W, estimate, achieved, exact_overlap, sketched)
+        vectors, achieved = file.eigenvectors[:], file.achieved
+        exact = ExactResults(
+            eigenvalues=file.eigenvalues.tolist(),
+            residual=file.residual.tolist(),
+            overlap=overlap(vectors, theta, random_masks=0).overlap.tolist(),
+        )
+    sketched = overlap_file.read(context.directory.overlap)
+    return Comparison(sketched, exact, W, vectors, achieved)
 
 
 def _decompose(

@@ -26,7 +26,7 @@ class ExactFile(EighFile):
 
 
 def write(
-    path: Path, eigenvalues: Tensor, eigenvectors: Tensor, manifests: list[str], achieved: float
+    path: Path, eigenvalues: Tensor, eigenvectors: Tensor, achieved: float, manifests: list[str]
 ) -> None:
     """Write all eigenvalues (N,), by decreasing magnitude, and the first eigenvectors (N, k)."""
     tail = eigenvalues.square().flip(0).cumsum(0).flip(0).sqrt()

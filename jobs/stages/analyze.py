@@ -26,20 +26,17 @@ def run(context: Context) -> None:
         manifests, asymmetry = file.manifests, file.asymmetry
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
     lower, upper = interval(eigenvalues, residual, probes)
-    scree = scree_bounds(eigenvalues, residual)
     results = HessianResults(
         parameters=len(parameters),
         eigenvalues=eigenvalues.tolist(),
         residual=residual.tolist(),
         residual_bounds=[lower.tolist(), upper.tolist()],
-        scree_bounds=[bound.tolist() for bound in scree],
+        scree_bounds=[bound.tolist() for bound in scree_bounds(eigenvalues, residual)],
         asymmetry=asymmetry,
         rounding=rounding(getattr(torch, config.hessian.dtype)),
         **{name: values.tolist() for name, values in vars(result).items()},
     )
-    relative = residual / residual[0].clamp(min=1e-300)
-    below, above = (bound.sqrt() for bound in scree)
-    figure = hessian_figure(eigenvalues, relative, (below, above), result, _title(context, results))
+    figure = hessian_figure(results, _title(context, results))
     save(figure, context.run.figure(context.name, *context.hessian))
     overlap_file.write(directory.overlap, results, manifests)
 

@@ -19,6 +19,7 @@ from skerch.analysis.figures import (
     training_figure,
 )
 from skerch.analysis.overlap import OverlapResult, overlap
+from skerch.analysis.results import ExactResults, HessianResults
 from skerch.errors import SkerchError
 
 EIGENVALUES = torch.tensor([9.0, -4.0, 2.0, 0.5, -0.25, 0.0], dtype=torch.float64)
@@ -35,6 +36,18 @@ def result() -> OverlapResult:
     generator = torch.Generator().manual_seed(0)
     W, _ = torch.linalg.qr(torch.randn(40, 6, generator=generator, dtype=torch.float64))
     return overlap(W, torch.randn(40, generator=generator))
+
+
+def found(eigenvalues, residual, result) -> HessianResults:
+    """What the analysis of a Hessian of these eigenpairs finds."""
+    return HessianResults(
+        parameters=40,
+        eigenvalues=eigenvalues.tolist(),
+        residual=residual.tolist(),
+        residual_bounds=[residual.tolist()] * 2,
+        scree_bounds=[(0.9 * residual / residual[0]).square().tolist(), [1.0] * len(residual)],
+        **{name: values.tolist() for name, values in vars(result).items()},
+    )
 
 
 def lines(axes: Axes) -> dict[str, tuple[list[float], list[float]]]:
@@ -106,14 +119,15 @@ def test_overlap_is_drawn_beside_chance_and_random_masks(axes, result, log_x, sc
 
 
 def test_hessian_figure_has_the_three_panels_and_its_title(result, tmp_path):
-    bounds = (0.9 * RESIDUAL, 1.5 * RESIDUAL)
-    figure = hessian_figure(
-        EIGENVALUES, RESIDUAL, bounds, result, "digits_mlp, step 300, test split", EIGENVALUES
-    )
+    results = found(EIGENVALUES, 7 * RESIDUAL, result)
+    figure = hessian_figure(results, "digits_mlp, step 300, test split")
     eigenvalues, scree, overlaps = figure.axes
     assert figure.get_suptitle() == "digits_mlp, step 300, test split"
-    assert lines(eigenvalues)["exact"][1] == EIGENVALUES.abs().tolist()
-    assert lines(scree)["sketched, estimate"][1] == RESIDUAL.tolist()
+    assert lines(eigenvalues)["positive"][1] == [9.0, 2.0, 0.5]
+    np.testing.assert_allclose(lines(scree)["sketched, estimate"][1], RESIDUAL)
+    lower, upper = edges(scree)
+    np.testing.assert_allclose([lower[r] for r in range(7)], 0.9 * RESIDUAL)
+    assert set(upper.values()) == {1.0}
     assert lines(overlaps)["magnitude mask"][1] == result.overlap.tolist()
     figure.savefig(tmp_path / "figure.png", dpi=50)
     assert (tmp_path / "figure.png").read_bytes().startswith(b"\x89PNG")
@@ -122,21 +136,21 @@ def test_hessian_figure_has_the_three_panels_and_its_title(result, tmp_path):
 def test_what_is_exact_is_laid_over_in_each_panel_as_far_as_it_was_sketched(result):
     spectrum = torch.arange(40.0, 0.0, -1.0)
     residual, overlaps = torch.linspace(1, 0, 41), torch.linspace(0, 1, 40)
-    drawn = hessian_figure(
-        EIGENVALUES, RESIDUAL, None, result, "title", spectrum, residual, overlaps
-    ).axes
+    exact = ExactResults(spectrum.tolist(), (3 * residual).tolist(), overlaps.tolist())
+    drawn = hessian_figure(found(EIGENVALUES, RESIDUAL, result), "title", exact).axes
+    assert not drawn[1].collections
     for axes, exact, first in zip(drawn, (spectrum, residual, overlaps), (1, 0, 1), strict=True):
         x, y = lines(axes)["exact"]
         assert x == list(range(first, 7))
-        assert y == exact[: len(x)].tolist()
+        np.testing.assert_allclose(y, exact[: len(x)], rtol=1e-6)
 
 
 @pytest.mark.parametrize("k", [1, 2, 3, 100])
 def test_indices_ranks_and_k_have_ticks_at_whole_numbers_only(k):
     generator = torch.Generator().manual_seed(0)
     W, _ = torch.linalg.qr(torch.randn(150, k, generator=generator, dtype=torch.float64))
-    found = overlap(W, torch.rand(150, generator=generator), random_masks=0)
-    for axes in hessian_figure(torch.ones(k), torch.ones(k + 1), None, found, "").axes:
+    result = overlap(W, torch.rand(150, generator=generator), random_masks=0)
+    for axes in hessian_figure(found(torch.ones(k), torch.ones(k + 1), result), "").axes:
         low, high = axes.get_xlim()
         shown = [tick for tick in axes.get_xticks() if low <= tick <= high]
         assert shown

@@ -7,7 +7,7 @@ import shutil
 import pytest
 import torch
 
-from skerch.analysis.overlap import overlap
+from skerch.analysis.results import ExactResults, HessianResults
 from skerch.jobs.commands import exhaustive
 from skerch.jobs.config import load
 from skerch.jobs.run_dir import RunDir
@@ -95,12 +95,10 @@ def test_every_eigenvalue_is_compared_with_an_exact_one_that_is_made_once(
 
 def test_a_missed_eigenvalue_shows():
     """The sketch has all eigenvectors but the second, each of them exact."""
-    exact = torch.tensor([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], dtype=torch.float64)
-    unit, kept = torch.eye(6, dtype=torch.float64), [0, 2, 3]
-    zero, W = torch.zeros(7), unit[:, kept]
-    found = exhaustive.Comparison(
-        exact, unit[:, :3], zero, exact[kept], W, zero[:4], 0.0, zero[:3], overlap(W, exact)
-    )
+    unit, zero = torch.eye(6), [0.0] * 7
+    exact = ExactResults([5.0, 4.0, 3.0, 2.0, 1.0, 0.0], zero, zero)
+    sketched = HessianResults(6, [5.0, 3.0, 2.0], zero, [], [], zero, zero, zero, [])
+    found = exhaustive.Comparison(sketched, exact, unit[:, [0, 2, 3]], unit[:, :3], 0.0)
     assert [pair[1:] for pair in found.eigenvalues()] == [(5.0, 5.0), (3.0, 4.0), (2.0, 3.0)]
     assert next(found.summary()) == ("eigenvalue 3, off the most", 2.0, 3.0)
 
