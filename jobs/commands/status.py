@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from operator import itemgetter
@@ -26,7 +26,8 @@ from skerch.jobs.launchers.slurm.observed import PATIENCE, Submitted, observe
 from skerch.jobs.launchers.slurm.submit import next_memory
 from skerch.jobs.pipeline import Task, task_log
 from skerch.jobs.pipeline.ranges import counted, format_ranges
-from skerch.jobs.run_dir import RunDir, StepDir, command, method_name, overlap_file
+from skerch.jobs.pipeline.task import refusal
+from skerch.jobs.run_dir import RunDir, command, method_name
 
 OUT_OF_MEMORY = "out of memory"
 KILLED = "killed or stopped, by someone or for lack of memory"
@@ -140,52 +141,18 @@ def _told(run: RunDir, task: dict[str, Any]) -> Iterator[str]:
 
 def _damage(run: RunDir, config: Config) -> Iterator[str]:
     """A sentence on each file that cannot be read back as it was written."""
-    from skerch import hdf5  # imports torch, as the next do; the rest of `status` needs none
     from skerch.jobs.config import load_resolved
-    from skerch.jobs.run_dir import training_files as recorded
-    from skerch.measurements.array import MeasurementArray
+    from skerch.jobs.run_dir import training_files  # imports torch; the rest of `status` does not
 
-    def check(path: Path, read: Callable[[], object]) -> Iterator[str]:
-        if path.exists():
-            try:
-                read()
-            except SkerchError as error:
-                yield str(error)
-
-    def check_bound(path: Path, directory: StepDir) -> None:
-        with hdf5.open_for_reading(path) as file:
-            hashes = hdf5.attribute(file, "manifests").split()
-        if not directory.measured(hashes):
-            raise SkerchError(
-                f"{path} is of other measurements than are there now; delete it and run again."
-            )
-
-    def check_array(directory: Path) -> Iterator[str]:
-        try:
-            array = MeasurementArray(directory)
-        except SkerchError as error:
-            yield str(error)
-            return
-        for block in array.manifest.blocks():
-            yield from check(array.path(block.index), partial(array.open, block))
-
-    yield from check(run.training_config, partial(load_resolved, run.training_config))
-    yield from check(run.checkpoint, partial(recorded.load_checkpoint, run.checkpoint))
+    yield from refusal(run.training_config, partial(load_resolved, run.training_config))
+    yield from refusal(run.checkpoint, partial(training_files.load_checkpoint, run.checkpoint))
     if run.parameters.exists():  # they have the hashes of the other files
-        yield from check(run.log, partial(recorded.check_log, run))
-        yield from check(run.hessian_data, partial(recorded.check_hessian_data, run))
-    for task in pipeline.tasks(run.grown(config)):
-        for path in task.outputs:
-            if path.suffix == ".h5":
-                yield from check(path, partial(hdf5.verify, path))
-            elif path.name == "manifest.json" and path.exists():
-                yield from check_array(path.parent)
-            elif path.name == "overlap.json":
-                yield from check(path, partial(overlap_file.read, path))
-        if task.stage in ("range_finder", "merge", "decompose"):
-            directory = run.step(**{key: task.arguments[key] for key in ("name", "step", "split")})
-            (path,) = task.outputs
-            yield from check(path, partial(check_bound, path, directory))
+        yield from refusal(run.log, partial(training_files.check_log, run))
+        yield from refusal(run.hessian_data, partial(training_files.check_hessian_data, run))
+    whole = run.grown(config)
+    for task in pipeline.tasks(whole)[1:]:
+        directory = run.step(**{key: task.arguments[key] for key in ("name", "step", "split")})
+        yield from pipeline.method_of(whole).damage(directory, task.outputs)
 
 
 def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) -> dict[str, Any]:

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.config.schema import Config
 
 LATER_KEYS = {  # and their defaults
@@ -36,7 +37,7 @@ def identity(config: Config, part: str) -> dict[str, Any]:
     problem = {k: v for k, v in whole["problem"].items() if k not in ("root", "download")}
     parts = {"problem": problem, "training": whole["training"], "hessian": data}
     if part == "method":
-        parts |= {"hessian": whole["hessian"], "sketch": whole["sketch"]}
+        parts |= {section: whole[section] for section in METHODS[config.method].sections}
     return dict(json.loads(json.dumps(parts)))
 
 

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING
 
 from skerch.decompositions.recoveries import RECOVERIES, Round
+from skerch.jobs.config.methods import METHODS
 
 LARGEST = 2**31 - 1
 
@@ -93,7 +94,8 @@ class Config:
 
     problem: dict[str, Any] = field(default_factory=dict)  # name or factory, and its arguments
     run_dir: str = ""  # by default runs/<the experiment file's name>
-    name: str | None = None
+    method: str = _choice(*METHODS)
+    name: str | None = None  # of the method's folder
     training: Training = field(default_factory=Training)
     hessian: Hessian = field(default_factory=Hessian)
     sketch: Sketch = field(default_factory=Sketch)

@@ -6,12 +6,32 @@ the config alone, before N is known, so that a scheduler can be given all of it 
 
 from __future__ import annotations
 
-from skerch.jobs.config import Config
-from skerch.jobs.pipeline import seigh
-from skerch.jobs.pipeline.task import Task, missing
-from skerch.jobs.run_dir import RunDir
+from collections.abc import Iterable, Iterator
+from importlib import import_module
+from pathlib import Path
+from typing import Protocol
 
-__all__ = ["Task", "missing", "tasks"]
+from skerch.jobs.config import Config
+from skerch.jobs.pipeline.task import Task, missing
+from skerch.jobs.run_dir import RunDir, StepDir
+
+__all__ = ["Task", "method_of", "missing", "tasks"]
+
+
+class MethodModule(Protocol):
+    """What the module of a method has."""
+
+    def hessian_tasks(self, config: Config, run: RunDir, step: int, split: str) -> Iterable[Task]:
+        """The tasks of one Hessian, each after those that it needs."""
+
+    def damage(self, directory: StepDir, outputs: Iterable[Path]) -> Iterator[str]:
+        """A sentence on each output in a Hessian's folder that cannot be read back."""
+
+
+def method_of(config: Config) -> MethodModule:
+    """The module of the method that a config asks for."""
+    module: MethodModule = import_module(f"skerch.jobs.pipeline.{config.method}")
+    return module
 
 
 def tasks(config: Config) -> list[Task]:
@@ -20,7 +40,8 @@ def tasks(config: Config) -> list[Task]:
     outputs = (run.parameters, run.hessian_data, run.log)
     steps, splits = config.training.record_steps, config.hessian.splits
     result = [Task("train", "train", {}, outputs, (), (*steps, *splits))]
+    method = method_of(config)
     for step in steps:
         for split in splits:
-            result += seigh.hessian_tasks(config, run, step, split)
+            result += method.hessian_tasks(config, run, step, split)
     return result

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from skerch.errors import SkerchError
 from skerch.jobs.config.stages import STAGES
 
 
@@ -70,3 +72,12 @@ def missing(all_tasks: list[Task]) -> list[Task]:
         read_by = consumers[task.id]
         done[task.id] = task.made or (task.is_means and all(done[consumer] for consumer in read_by))
     return [task for task in all_tasks if not done[task.id]]
+
+
+def refusal(path: Path, read: Callable[[], object]) -> Iterator[str]:
+    """The sentence with which a file that is there is refused, if it is."""
+    if path.exists():
+        try:
+            read()
+        except SkerchError as error:
+            yield str(error)

@@ -18,6 +18,7 @@ from skerch.files import cause
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.config.checkpoints import checkpoint_files
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import check_checkpoints, describe, load_column
@@ -82,7 +83,7 @@ def bind(run: RunDir, config: Config) -> None:
 def check_bound(run: RunDir, config: Config) -> None:
     """Raise what `bind` raises where results are of something else; change nothing."""
     _check(run, "training", _training_identity(run), config)
-    _check(run, "method", _method_identity(run, method_name(config)), config)
+    _check(run, "method", _method_identity(run, config), config)
     if run.parameters.exists() and config.training.checkpoints is not None:
         check_checkpoints(run, checkpoint_files(config.training.checkpoints))
     _check_measurements(run, config)
@@ -115,7 +116,7 @@ def _check_measurements(run: RunDir, config: Config) -> None:
         parameters = None
         for split in filter(datapoints.__contains__, config.hessian.splits):
             directory = run.step(method_name(config), step, split)
-            for path in sorted(directory.path.glob("measurements/round-*/manifest.json")):
+            for path in sorted(directory.path.glob(METHODS[config.method].manifests)):
                 if parameters is None:
                     parameters = load_column(run, step).hash()
                 found = Provenance.of(manifest.read(path))
@@ -146,10 +147,11 @@ def _training_identity(run: RunDir) -> dict[str, Any] | None:
     return dict(describe(run).identity) if run.parameters.exists() else None
 
 
-def _method_identity(run: RunDir, name: str) -> dict[str, Any] | None:
+def _method_identity(run: RunDir, config: Config) -> dict[str, Any] | None:
     """The identity that a method's results were made for; None where there are none."""
+    name = method_name(config)
     folder, path = run.method(name), run.hessian_config(name)
-    found = next(folder.glob("step-*/measurements/round-*/manifest.json"), None)
+    found = next(folder.glob(f"step-*/{METHODS[config.method].manifests}"), None)
     if found is not None:
         return dict(Provenance.of(manifest.read(found)).identity)
     if not any(folder.glob("step-*/*")):

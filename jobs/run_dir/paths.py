@@ -26,11 +26,11 @@ def command(verb: str, path: Path, *arguments: str) -> str:
 
 
 def method_name(config: Config) -> str:
-    """The method's folder: what the user calls it, or seigh and the curvature."""
+    """The method's folder: what the user calls it, or the method and the curvature."""
     if config.name is not None:
         return config.name
     curvature = config.hessian.curvature
-    return "seigh" if curvature == "hessian" else f"seigh-{curvature}"
+    return config.method if curvature == "hessian" else f"{config.method}-{curvature}"
 
 
 @dataclass(frozen=True)
