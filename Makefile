@@ -31,32 +31,24 @@ mutations: $(VENV)/.installed-dev
 	$(BIN)/python -m pip install --quiet mutmut
 	OMP_NUM_THREADS=1 $(BIN)/mutmut run && $(BIN)/mutmut results
 
-# The tables of docs/accuracy.md, measured anew from the MNIST digits in the folder MNIST: an hour.
+# The tables of docs/accuracy.md and docs/svd.md, measured anew from the MNIST digits in the folder
+# MNIST: an hour.
 MNIST ?= ../shared/data
 accuracy: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/accuracy.py --root $(MNIST) \
-	| $(BIN)/python docs/insert.py docs/accuracy.md accuracy
-	$(BIN)/python benchmarks/variants.py --root $(MNIST) \
-	| $(BIN)/python docs/insert.py docs/accuracy.md variants
+	$(BIN)/python -m benchmarks --make accuracy --root $(MNIST)
 
 # The tables of docs/performance.md, measured anew beside the peers, which are installed in .peers: an
 # hour on two cores at rest. Exit status 1 if a figure falls short of its target.
 bench: $(VENV)/.installed-dev
-	failed=0; \
-	for script in start "guards --root $(MNIST)" columns matvecs "hessian --root $(MNIST)" \
-	  out_of_core scale resnet18; do \
-	  set -- $$script; $(BIN)/python benchmarks/$$1.py "$${@:2}" \
-	  | $(BIN)/python docs/insert.py docs/performance.md $$1 || failed=1; \
-	done; exit $$failed
+	$(BIN)/python -m benchmarks --make bench --root $(MNIST)
 
 # The same figures from less work, in two minutes: does a change make something slow?
 bench-quick: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/quick.py
+	$(BIN)/python -m benchmarks --quick
 
 # Slurm's part of the same document, on a Slurm of its own: four minutes on two cores.
 overhead: $(VENV)/.installed-dev
-	$(BIN)/python benchmarks/slurm_overhead.py \
-	| $(BIN)/python docs/insert.py docs/performance.md slurm
+	$(BIN)/python -m benchmarks --make overhead
 
 lint: types
 	$(BIN)/ruff check .

@@ -5,12 +5,13 @@
 the `eigenvalues` (N,) of their Hessian on 500 test digits, in float64, by decreasing magnitude.
 The Hessian itself is made anew from the parameters and the digits.
 
-    python benchmarks/exact.py --root PATH      # train, decompose and write them anew: 15 minutes
+    python -m benchmarks.exact PATH      # train, decompose and write them anew: 15 minutes
+
+PATH holds MNIST/raw.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
 from dataclasses import dataclass
@@ -52,7 +53,7 @@ def eigh(H: Tensor) -> tuple[Tensor, Tensor]:
     return values[order], vectors[:, order]
 
 
-def mnist_mini(root: str, *overrides: str) -> Config:
+def mnist_mini(root: Path | str, *overrides: str) -> Config:
     """The experiment at the three steps, on the test split."""
     fixed = [f"training.record_steps={list(STEPS)}", "hessian.splits=[test]", "launcher.threads=1"]
     return load("mnist_mini", [f"problem.root={root}", *fixed, *overrides])
@@ -80,7 +81,7 @@ def hessian(config: Config, parameters: Tensor) -> Tensor:
     return dense_hessian(model, names, data, problem.loss_fn)
 
 
-def load_exact(root: str, step: int, cache: Path | None = None) -> Exact:
+def load_exact(root: Path, step: int, cache: Path | None = None) -> Exact:
     """The exact Hessian of a step; with eigenvectors if there is a folder to cache them in."""
     found = kept(step)
     H, values = hessian(mnist_mini(root), found["parameters"]), found["eigenvalues"]
@@ -105,11 +106,8 @@ def _path(step: int) -> Path:
 
 def main() -> None:
     """The command."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--root", required=True, help="the folder that holds MNIST/raw")
-    root = parser.parse_args().root
     with tempfile.TemporaryDirectory() as folder:
-        config = mnist_mini(root, f"run_dir={folder}")
+        config = mnist_mini(sys.argv[1], f"run_dir={folder}")
         run = RunDir(config.run_dir)
         run.training.mkdir(parents=True)
         train(run, config)

@@ -57,12 +57,9 @@ class Recording:
 def replay(tasks: Sequence[Task], work: Mapping[str, Work], workers: Workers) -> Spans:
     """When the tasks begin and end; all of what they need must be among them, or done before."""
     order = {task.id: number for number, task in enumerate(tasks)}
-    needs = {task.id: {need for need in task.needs if need in order} for task in tasks}
-    consumers: dict[str, list[str]] = {task.id: [] for task in tasks}
-    for task_id, of_task in needs.items():
-        for need in of_task:
-            consumers[need].append(task_id)
-    ready = [task.id for task in tasks if not needs[task.id]]
+    needs = {task.id: order.keys() & set(task.needs) for task in tasks}
+    consumers = {task.id: [other for other in order if task.id in needs[other]] for task in tasks}
+    ready = [task_id for task_id in order if not needs[task_id]]
     starting: dict[str, float] = {}  # tasks that start, and the core seconds that they still need
     events: list[tuple[float, int, str, str]] = []
     running: Counter[str | None] = Counter()
@@ -75,21 +72,14 @@ def replay(tasks: Sequence[Task], work: Mapping[str, Work], workers: Workers) ->
     while len(ends) < len(tasks):
         if not events or events[0][0] > now:
             held = []
-            for position, task_id in enumerate(ready):
-                if not free:
-                    held += ready[position:]
-                    break
+            for task_id in ready:
                 array = tasks[order[task_id]].array
-                if array is not None and running[array] == workers.throttle:
-                    held.append(task_id)
-                    continue
-                begins[task_id] = now
-                running[array] += 1
-                free -= 1
-                if workers.cores == math.inf:
-                    later(work[task_id].start + work[task_id].rest, "end", task_id)
+                if free and (array is None or running[array] != workers.throttle):
+                    begins[task_id], starting[task_id] = now, work[task_id].start
+                    running[array] += 1
+                    free -= 1
                 else:
-                    starting[task_id] = work[task_id].start
+                    held.append(task_id)
             ready = held
         share = min(1.0, workers.cores / max(1, len(starting)))
         first = min(starting, key=starting.__getitem__, default=None)

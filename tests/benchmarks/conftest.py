@@ -1,6 +1,6 @@
-"""Scripts of the benchmarks' folder import each other as siblings, and so do their tests."""
+"""The benchmarks are a package of the project's folder, which is not installed."""
 
 import sys
 from pathlib import Path
 
-sys.path.append(str(Path(__file__).parents[2] / "benchmarks"))
+sys.path.append(str(Path(__file__).parents[2]))

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[2]
 @pytest.mark.slow
 def test_residuals_are_near_the_best_in_core_and_through_files(mnist):
     benchmark = subprocess.run(
-        [sys.executable, "benchmarks/accuracy.py", "--guard", "--root", mnist],
+        [sys.executable, "-m", "benchmarks", "accuracy", "--quick", "--root", mnist],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -9,15 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-ROOT = Path(__file__).parents[2]
-
-
-@pytest.fixture
-def peers():
-    """The package of the benchmarks' folder, as a script there imports it."""
-    import peers
-
-    return peers
+from benchmarks import peers
+from benchmarks.peers.products import Gradient, vectors
+from benchmarks.tables import hessian, matvecs
 
 
 @pytest.fixture
@@ -43,9 +37,7 @@ def dense(problem):
     return torch.func.hessian(loss)(nn.utils.parameters_to_vector(network.parameters()).detach())
 
 
-def test_peers_products_are_the_hessians(peers, problem, dense):
-    from peers.products import vectors
-
+def test_peers_products_are_the_hessians(problem, dense):
     V = vectors(3, len(dense), torch.device("cpu"))
     with peers.Peer("curvlinops_products", Path(sys.executable)) as peer:
         peer.load(*problem)
@@ -56,14 +48,12 @@ def test_peers_products_are_the_hessians(peers, problem, dense):
 
 
 @pytest.mark.parametrize("way", ["loop", "batched"])
-def test_the_plain_loops_are_the_hessians(peers, problem, dense, way):
-    from peers.products import Gradient, vectors
-
+def test_the_plain_loops_are_the_hessians(problem, dense, way):
     V = vectors(3, len(dense), torch.device("cpu"))
     torch.testing.assert_close(getattr(Gradient(*problem), way)(V), V @ dense)
 
 
-def test_a_peer_that_fails_is_named_with_its_request(peers, problem):
+def test_a_peer_that_fails_is_named_with_its_request(problem):
     with (
         peers.Peer("skerch_1_2", Path(sys.executable)) as peer,  # which has another skerch
         pytest.raises(peers.PeerError, match="skerch_1_2 ended with status 1 at load"),
@@ -71,7 +61,7 @@ def test_a_peer_that_fails_is_named_with_its_request(peers, problem):
         peer.load(*problem)
 
 
-def test_an_environment_is_made_once_and_anew_for_other_requirements(peers, monkeypatch, tmp_path):
+def test_an_environment_is_made_once_and_anew_for_other_requirements(monkeypatch, tmp_path):
     monkeypatch.setattr(peers, "ENVIRONMENTS", tmp_path)
     monkeypatch.setattr(peers, "REQUIREMENTS", {"nobody": ["pip"]})
     python = peers.python_of("nobody")
@@ -87,17 +77,14 @@ def test_an_environment_is_made_once_and_anew_for_other_requirements(peers, monk
         peers.python_of("nobody")
 
 
-def test_the_batched_strategys_memory_is_that_of_a_chunk(peers):
-    from matvecs import memory
+def test_the_batched_strategys_memory_is_that_of_a_chunk():
+    _, growth = matvecs.memory("cpu")
+    assert growth.holds
 
-    assert memory("cpu").holds
 
-
-def test_every_stage_of_a_decomposition_is_found_on_the_clock(peers):
-    import hessian
-
-    case = hessian.digits(Path("nowhere"))
+def test_every_stage_of_a_decomposition_is_found_on_the_clock():
+    case = hessian.digits(None)
     bench = hessian.Bench(case, products=None, peer=None, folder=None)
-    found = hessian.stages(lambda: bench.ours(20, "loop"))
+    found = hessian.stages(lambda: bench.ours(20, ("loop",)))
     assert all(seconds > 0 for seconds in found.values())
-    assert found.keys() == hessian.floors(case, lambda dtype, operations: operations).keys()
+    assert found.keys() == hessian.floors(case, 1.0, 1.0).keys()

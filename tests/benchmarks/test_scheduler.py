@@ -7,8 +7,8 @@ import math
 from pathlib import Path
 
 import pytest
-from scheduler import Recording, Work, Workers, makespan, recording, replay, spans
 
+from benchmarks.scheduler import Recording, Work, Workers, makespan, recording, replay, spans
 from skerch.jobs.pipeline import Task
 
 

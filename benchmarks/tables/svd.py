@@ -1,28 +1,52 @@
-"""skerch.ssvd beside SciPy's svds at as many products, on five spectra.
-
-    python benchmarks/svd.py | python docs/insert.py docs/svd.md svd
-
-Prints Markdown and exits 1 if a target is missed.
-"""
+"""skerch.ssvd beside SciPy's svds at as many products, on five spectra."""
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 
 import numpy as np
 import scipy.sparse
 import torch
-from figures import table
 from numpy.typing import NDArray
 from scipy.sparse.linalg import LinearOperator, svds
 
+from benchmarks.harness import Benchmark, Figure, Options, table
 from skerch import ssvd, synthmat
 
-SHAPE, OUTER, INNER, PROBES, SEEDS = (300, 200), 20, 40, 30, range(5)
+BENCHMARK = Benchmark("docs/svd.md", make="accuracy")
+SHAPE, OUTER, INNER, PROBES, SEEDS = (300, 200), 20, 40, 30, 5
 TARGET = 1.2  # residual over best
 Matrix = NDArray[np.float64]
+
+
+def measure(options: Options) -> Iterator[str | Figure]:
+    """A row a spectrum."""
+    rows, worst, products, seeds = [], 0.0, 0, range(1 if options.quick else SEEDS)
+    for name, A in matrices().items():
+        exact = np.linalg.svd(A, compute_uv=False)
+        best = float(np.linalg.norm(exact[OUTER:]) / np.linalg.norm(exact))
+        found = [ours(A, seed) for seed in seeds]
+        peer = [scipys(A, seed, tol=1) for seed in seeds]
+        mine, estimate = (median(column) for column in zip(*found, strict=True))
+        worst = max(worst, *(error / best for error, _ in found))
+        products = max(products, *(spent for _, spent in peer))
+        its = median(error for error, _ in peer) / best
+        exactly = median(spent for _, spent in (scipys(A, seed, tol=0) for seed in seeds))
+        figures = f"{best:.4f}", f"{mine:.4f}", f"{mine / best:.3f}", 1, f"{its:.3f}", exactly
+        rows.append([name, *figures, f"{estimate:.2f}"])
+    yield table(
+        (
+            "spectrum", "best", "ssvd", "over best", "zero", "svds over best",
+            "products of svds for all digits", "ssvd's estimate over true",
+        ),
+        rows,
+    )  # fmt: skip
+    yield (
+        f"A of shape {SHAPE}, outer {OUTER}, medians over {len(seeds)} seeds. `ssvd` spends "
+        f"{INNER} products by A, {INNER} by Aᵀ and {PROBES} on probes, `svds` at most {products}."
+    )
+    yield Figure("the worst seed of `ssvd`, residual over best", worst, "≤", TARGET)
 
 
 def matrices() -> dict[str, Matrix]:
@@ -67,33 +91,3 @@ def scipys(A: Matrix, seed: int, tol: float) -> tuple[float, int]:
     by_A, by_adjoint = counted(A), counted(A.T)
     operator = LinearOperator(A.shape, by_A, by_adjoint, by_A, A.dtype, by_adjoint)
     return residual(A, *svds(operator, OUTER, ncv=INNER, tol=tol, rng=seed)), spent
-
-
-def main() -> None:
-    """The table."""
-    rows, ratios, products = [], [], 0
-    for name, A in matrices().items():
-        exact = np.linalg.svd(A, compute_uv=False)
-        best = float(np.linalg.norm(exact[OUTER:]) / np.linalg.norm(exact))
-        found = [ours(A, seed) for seed in SEEDS]
-        peer = [scipys(A, seed, tol=1) for seed in SEEDS]
-        mine, estimate = (median(column) for column in zip(*found, strict=True))
-        ratios.append(max(error for error, _ in found) / best)
-        products = max(products, *(spent for _, spent in peer))
-        its = median(error for error, _ in peer) / best
-        exactly = median(spent for _, spent in (scipys(A, seed, tol=0) for seed in SEEDS))
-        figures = f"{best:.4f}", f"{mine:.4f}", f"{mine / best:.3f}", 1, f"{its:.3f}", exactly
-        rows.append([name, *figures, f"{estimate:.2f}"])
-    heads = ["spectrum", "best", "ssvd", "over best", "zero", "svds over best"]
-    heads += ["products of svds for all digits", "ssvd's estimate over true"]
-    print(table(heads, rows))
-    print(
-        f"\nA of shape {SHAPE}, outer {OUTER}, medians over {len(SEEDS)} seeds. `ssvd` spends "
-        f"{INNER} products by A, {INNER} by Aᵀ and {PROBES} on probes, `svds` at most {products}. "
-        f"The worst seed of `ssvd` is {max(ratios):.3f} times the best; the target is {TARGET}."
-    )
-    sys.exit(max(ratios) > TARGET)
-
-
-if __name__ == "__main__":
-    main()

@@ -1,38 +1,35 @@
 """Sketched against exact eigenpairs at equal numbers of matvecs, and the error estimate's coverage.
 
-    python benchmarks/accuracy.py --root PATH [--cache DIR] [--figure FILE] [--guard]
-
-PATH holds MNIST/raw. Prints Markdown and exits 1 if a target is missed. --guard measures the
-targets at one step only, without the tables.
+--quick measures the targets at one step only, and without the tables.
 """
 
 from __future__ import annotations
 
-import argparse
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import redirect_stdout
 from dataclasses import astuple, dataclass
 from functools import cache, lru_cache
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
 import torch
-from exact import CACHE, STEPS, TOP, Exact, eigh, kept, load_exact, mnist_mini, network
-from matplotlib.figure import Figure
+from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
-from skerch import aslinearoperator, seigh, synthmat
+from benchmarks.exact import CACHE, STEPS, TOP, Exact, eigh, kept, load_exact, mnist_mini, network
+from benchmarks.harness import IMAGES, Benchmark, Figure, Options, say, table
+from skerch import aslinearoperator, load, seigh, synthmat
 from skerch.a_posteriori import interval, residuals
 from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
-from skerch.decompositions.eigh_file import EighFile
 from skerch.decompositions.seigh import EighResult
 from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import load_problem
-from skerch.jobs.run_dir import RunDir, method_name
 from skerch.sketch_operators import KINDS
 
+BENCHMARK = Benchmark("docs/accuracy.md", make="accuracy")
 SEEDS = (0, 1, 2)
 STEP = STEPS[-1]  # where only one is measured
 DEFAULT = "sparse_sign"
@@ -51,17 +48,17 @@ class Method(NamedTuple):
         return f"`{self.recovery}`" + (f", {number}" if self.recovery == "nystrom" else "")
 
 
-TWO, THREE, ONE = Method("nystrom", 2), Method("nystrom", 3), Method("nystrom", 1)
-PAPER, HMT = Method("oversampled", 1), Method("hmt", 2)
-METHODS = (TWO, THREE, ONE, PAPER, HMT)
-TARGETS = {TWO: 1.15, THREE: 1.08, ONE: 1.65, PAPER: 2.9}  # residual over best, 355 of 710
-LOOKS = {
+TWO = Method("nystrom", 2)
+METHODS = {
     TWO: (BLUE, "-"),
-    THREE: (BLACK, "-"),
-    ONE: (BLACK, "-."),
-    PAPER: (VERMILLION, "--"),
-    HMT: (GREY, ":"),
+    Method("nystrom", 3): (BLACK, "-"),
+    Method("nystrom", 1): (BLACK, "-."),
+    Method("oversampled", 1): (VERMILLION, "--"),
+    Method("hmt", 2): (GREY, ":"),
 }
+TARGETS = dict(
+    zip(METHODS, (1.15, 1.08, 1.65, 2.9), strict=False)
+)  # residual over best, 355 of 710
 
 
 @dataclass(frozen=True)
@@ -75,7 +72,13 @@ class Accuracy:
     estimate: float  # estimated over true residual
 
 
-def measure(exact: Exact, values: Tensor, W: Tensor, residual: Tensor) -> Accuracy:
+NAMES: dict[str, Callable[[Accuracy], str]] = {  # what is compared, and its digits
+    "residual / best": lambda a: f"{a.residual:.3f}",
+    "top ten": lambda a: f"{a.top:.1e}",
+}
+
+
+def compare(exact: Exact, values: Tensor, W: Tensor, residual: Tensor) -> Accuracy:
     """The accuracy of eigenpairs (k,), (N, k) and of their estimated residuals (k + 1,)."""
     k, W = len(values), W.double()
     true = float(torch.linalg.norm(exact.H - (W * values) @ W.T))
@@ -108,23 +111,15 @@ def decompose(
     H: Tensor, method: Method, kind: str, outer: int, inner: int, seed: int
 ) -> EighResult:
     """`seigh` on a dense matrix."""
-    return seigh(
-        aslinearoperator(H, self_adjoint=True),
-        outer=outer,
-        inner=inner,
-        recovery=method.recovery,
-        rounds=method.rounds,
-        sketch=kind,
-        probes=PROBES,
-        seed=seed,
-    )
+    op, how = aslinearoperator(H, self_adjoint=True), method._asdict()
+    return seigh(op, outer=outer, inner=inner, sketch=kind, probes=PROBES, seed=seed, **how)
 
 
 @dataclass(frozen=True)
 class Bench:
     """The sketches of mnist_mini's Hessians, each made once."""
 
-    root: str
+    root: Path
     vectors: Path | None  # where eigenvectors are cached; None: do without
 
     @lru_cache(maxsize=1)  # noqa: B019
@@ -141,7 +136,7 @@ class Bench:
         say(f"step {step}, {method}, {kind}, {outer} of {inner}, seed {seed}")
         exact = self.exact(step)
         found = decompose(exact.H.float(), method, kind, outer, inner, seed)
-        accuracy = measure(exact, found.eigenvalues, found.eigenvectors, found.residual)
+        accuracy = compare(exact, found.eigenvalues, found.eigenvectors, found.residual)
         return accuracy, found.eigenvalues
 
     def accuracy(
@@ -159,125 +154,81 @@ class Bench:
             torch.save(network(problem, kept(STEP)["parameters"]).state_dict(), checkpoint)
             for seed in seeds:
                 config = mnist_mini(
-                    self.root,
-                    f"run_dir={folder}/run",
-                    f"name=seed-{seed}",
-                    f"training.checkpoints={checkpoint}",
-                    f"training.record_steps=[{STEP}]",
-                    "hessian.strategy=batched",
-                    f"sketch.recovery={method.recovery}",
-                    f"sketch.rounds={method.rounds}",
-                    f"sketch.seed={seed}",
-                    "keep_blocks=false",
-                )
+                    self.root, f"run_dir={folder}/run", f"name=seed-{seed}",
+                    f"training.checkpoints={checkpoint}", f"training.record_steps=[{STEP}]",
+                    f"sketch.recovery={method.recovery}", f"sketch.rounds={method.rounds}",
+                    f"sketch.seed={seed}", "hessian.strategy=batched", "keep_blocks=false",
+                )  # fmt: skip
                 with redirect_stdout(sys.stderr):
                     assert not complete(config)
-                step = RunDir(config.run_dir).step(method_name(config), STEP, "test")
-                with EighFile(step.eigh) as file:
-                    values, W, residual = file.eigenvalues, file.eigenvectors[:], file.residual
-                found.append((measure(self.exact(STEP), values, W, residual), values))
+                pairs = load(config.run_dir, f"seed-{seed}")[STEP, "test"]
+                values, W = pairs.eigenvalues, pairs.eigenvectors[:]
+                found.append((compare(self.exact(STEP), values, W, pairs.residual), values))
         return found
 
 
-class Claims:
-    """Values that may be at most their targets."""
-
-    def __init__(self) -> None:
-        self.rows: list[tuple[str, str, str, str]] = []
-
-    def add(self, what: str, value: float, target: float, form: str = ".3f") -> None:
-        """A value and its target."""
-        met = "yes" if value <= target else "**no**"
-        self.rows.append((what, f"{value:{form}}", f"{target:{form}}", met))
-
-    def hold(self) -> bool:
-        """Print them; whether all hold."""
-        print_table("Targets", ("", "measured", "at most", "met"), self.rows)
-        return all(row[-1] == "yes" for row in self.rows)
-
-
-def say(progress: str) -> None:
-    """A line of progress."""
-    print(progress, file=sys.stderr, flush=True)
-
-
-def print_table(title: str, heads: Iterable[str], rows: Iterable[Iterable[str]]) -> None:
-    """A Markdown table under its title."""
-    heads = list(heads)
-    print(f"**{title}**\n")
-    for row in (heads, ["---"] * len(heads), *rows):
-        print(f"| {' | '.join(row)} |")
-    print(flush=True)
-
-
-def cells(a: Accuracy) -> list[str]:
-    """The figures of a table's row."""
-    return [
-        f"{a.residual:.3f}",
-        f"{a.top:.1e}",
-        f"{a.half:.3f}",
-        f"{a.whole:.3f}",
-        f"{a.estimate:.3f}",
-    ]
-
-
-HEADS = ("residual / best", "top ten", "overlap, k/2", "overlap, k", "estimate / true")
-
-
-def check_targets(bench: Bench, claims: Claims, steps: Iterable[int]) -> None:
-    """The residual over the best one, in core."""
-    for step in steps:
+def measure(options: Options) -> Iterator[str | Figure]:
+    """The tables, and what is promised."""
+    bench = Bench(options.root, None if options.quick else CACHE)
+    if not options.quick:
+        yield from by_step_and_budget(bench)
+    for step in [STEP] if options.quick else STEPS:
         for method, target in TARGETS.items():
-            what = f"{method}: residual / best, step {step}"
-            claims.add(what, bench.accuracy(step, method).residual, target)
+            ratio = bench.accuracy(step, method).residual
+            name = f"{method}: residual / best, step {step}"
+            yield Figure(name, ratio, "≤", target, form=".3f")
+    yield from by_files(bench, SEEDS[:1] if options.quick else SEEDS)
+    if not options.quick:
+        draw(bench)
+        yield from synthetic()
+        yield from coverage(bench)
+    yield "**Targets**"
 
 
-def check_files(bench: Bench, claims: Claims, seeds: tuple[int, ...]) -> None:
-    """The same through files: residual and eigenvalues, of the same seeds."""
+def by_files(bench: Bench, seeds: tuple[int, ...]) -> Iterator[str | Figure]:
+    """In core and through files: residual and eigenvalues, of the same seeds."""
     rows = []
     for method, target in TARGETS.items():
         in_core = [bench.sketched(STEP, method, DEFAULT, TOP, 710, seed) for seed in seeds]
         files = bench.through_files(method, seeds)
         pairs = list(zip(in_core, files, strict=True))
         apart = max(float(((g - f).abs() / f.abs()).max()) for (_, f), (_, g) in pairs)
-        filed = median(accuracy for accuracy, _ in files)
-        core = median(accuracy for accuracy, _ in in_core)
-        rows.append([str(method), f"{core.residual:.4f}", f"{filed.residual:.4f}", f"{apart:.1e}"])
-        claims.add(f"{method}: residual / best, through files", filed.residual, target)
+        core, filed = (median(a for a, _ in found).residual for found in (in_core, files))
+        rows.append([method, f"{core:.4f}", f"{filed:.4f}", f"{apart:.1e}"])
+        name = f"{method}: residual / best, through files"
+        yield Figure(name, filed, "≤", target, form=".3f")
         worst = max(abs(g.residual / f.residual - 1) for (f, _), (g, _) in pairs)
-        claims.add(f"{method}: through files against in core, residual", worst, 1e-3, ".1e")
+        name = f"{method}: through files against in core, residual"
+        yield Figure(name, worst, "≤", 1e-3, form=".1e")
     heads = ("", "in core", "through files", "eigenvalues, largest relative difference")
-    print_table("In core and through files: residual / best, 355 of 710", heads, rows)
+    yield table(heads, rows, "In core and through files: residual / best, 355 of 710")
 
 
-def print_mnist(bench: Bench) -> None:
+def by_step_and_budget(bench: Bench) -> Iterator[str]:
     """mnist_mini by step, by budget and by sketch kind."""
-    rows = [
-        [f"{step}", str(method), *cells(bench.accuracy(step, method))]
-        for step in STEPS
-        for method in METHODS
-    ]
-    print_table("mnist_mini, 355 eigenpairs of 710 matvecs", ("step", "", *HEADS), rows)
-    for name, form in (("residual", ".3f"), ("top", ".1e")):
+    rows = []
+    for step, method in product(STEPS, METHODS):
+        found = astuple(bench.accuracy(step, method))
+        rows.append([step, method, *map(format, found, (".3f", ".1e", ".3f", ".3f", ".3f"))])
+    heads = ("step", "", *NAMES, "overlap, k/2", "overlap, k", "estimate / true")
+    yield table(heads, rows, "mnist_mini, 355 eigenpairs of 710 matvecs")
+    for name, part in NAMES.items():
         rows = [
-            [str(method)]
+            [method]
             + [
-                f"{getattr(bench.accuracy(STEP, method, DEFAULT, k, s), name):{form}}"
-                if possible(method, k, s)
-                else "-"
+                part(bench.accuracy(STEP, method, DEFAULT, k, s)) if possible(method, k, s) else "-"
                 for k, s in BUDGETS
             ]
             for method in METHODS
         ]
-        title = {"residual": "residual / best", "top": "top ten"}[name]
         heads = ("", *(f"{k} of {s}" for k, s in BUDGETS))
-        print_table(f"mnist_mini, step {STEP}, by budget: {title}", heads, rows)
+        yield table(heads, rows, f"mnist_mini, step {STEP}, by budget: {name}")
     rows = [
-        [str(method)] + [f"{bench.accuracy(STEP, method, kind).residual:.3f}" for kind in KINDS]
+        [method, *(f"{bench.accuracy(STEP, method, kind).residual:.3f}" for kind in KINDS)]
         for method in METHODS
     ]
     title = f"mnist_mini, step {STEP}, 355 of 710, by sketch kind: residual / best"
-    print_table(title, ("", *KINDS), rows)
+    yield table(("", *KINDS), rows, title)
 
 
 def possible(method: Method, outer: int, inner: int) -> bool:
@@ -288,10 +239,8 @@ def possible(method: Method, outer: int, inner: int) -> bool:
 def families(n: int, rank: int) -> Iterable[tuple[str, Tensor]]:
     """The matrices of TYUC 2019, section 7.3.1; the decaying ones with alternating signs."""
     for noise in (1e-4, 1e-2, 1e-1):
-        yield (
-            f"low rank + noise, ξ = {noise:g}",
-            synthmat.lowrank_noise((n, n), rank, noise, 0, sym=True),
-        )
+        H = synthmat.lowrank_noise((n, n), rank, noise, 0, sym=True)
+        yield f"low rank + noise, ξ = {noise:g}", H
     for p in (0.5, 1, 2):
         spectrum = synthmat.polynomial_decay(n, rank, p)
         yield f"polynomial decay, p = {p}", synthmat.symmetric(spectrum, 0, "alternate")[0]
@@ -300,32 +249,30 @@ def families(n: int, rank: int) -> Iterable[tuple[str, Tensor]]:
         yield f"exponential decay, q = {q}", synthmat.symmetric(spectrum, 0, "alternate")[0]
 
 
-def print_synthetic() -> None:
+def synthetic() -> Iterator[str]:
     """The synthetic matrices: residual over the best one, and top ten."""
-    residual, top = [], []
+    found: dict[str, list[Accuracy]] = {}
     for name, H in families(1000, 10):
         say(name)
-        exact = Exact(H, *eigh(H))
-        found = []
+        exact, found[name] = Exact(H, *eigh(H)), []
         for method in METHODS:
             pairs = [decompose(H, method, DEFAULT, 20, 40, seed) for seed in SEEDS]
-            found.append(
-                median(measure(exact, r.eigenvalues, r.eigenvectors, r.residual) for r in pairs)
-            )
-        residual.append([name, *(f"{accuracy.residual:.3f}" for accuracy in found)])
-        top.append([name, *(f"{accuracy.top:.1e}" for accuracy in found)])
-    heads = ("", *map(str, METHODS))
-    print_table("Synthetic, N = 1000, rank 10, 20 of 40: residual / best", heads, residual)
-    print_table("Synthetic: top ten", heads, top)
+            each = (compare(exact, r.eigenvalues, r.eigenvectors, r.residual) for r in pairs)
+            found[name].append(median(each))
+    for (title, part), size in zip(
+        NAMES.items(), (", N = 1000, rank 10, 20 of 40", ""), strict=True
+    ):
+        rows = [[name, *map(part, accuracies)] for name, accuracies in found.items()]
+        yield table(("", *METHODS), rows, f"Synthetic{size}: {title}")
 
 
-def check_coverage(bench: Bench, claims: Claims, draws: int = 400) -> None:
+def coverage(bench: Bench, draws: int = 400) -> Iterator[str | Figure]:
     """How often the interval of the a-posteriori estimate holds the true residuals."""
     n, k = 300, 20
     ones = torch.ones(k + 1, dtype=torch.float64)
     cases: dict[str, Callable[[int], tuple[Tensor, Tensor, Tensor]]] = {}
     for name, H in families(n, 5):
-        cases[f"{name}"] = lambda seed, H=H: _sketch(H, k, seed)
+        cases[name] = lambda seed, H=H: _sketch(H, k, seed)
     H, _ = synthmat.symmetric(torch.cat([ones, torch.zeros(n - k - 1).double()]), 0, "alternate")
     cases["residual of rank one, the worst case"] = lambda seed: _sketch(H, k, seed)
     cases[f"mnist_mini, step {STEP}, 355 of 710"] = _fixed_sketch(bench.exact(STEP).H)
@@ -347,17 +294,11 @@ def check_coverage(bench: Bench, claims: Claims, draws: int = 400) -> None:
         known = found[0][2][-1] > 1e-7 * found[0][2][0]
         error = [f"{float(squares.mean()):.3f}", f"{spread:.1%}"] if known else ["-", "-"]
         rows.append([name, *error, *(f"{share:.1%}" for share in shares)])
-    heads = (
-        "",
-        "mean e² / ‖E‖²",
-        "rms error of e",
-        "95 %: rank k",
-        "all ranks",
-        "50 %: rank k",
-        "all",
-    )
-    print_table(f"Coverage of the interval, {PROBES} probes, {draws} draws a case", heads, rows)
-    claims.add(f"not covered at 95 %, the worst of {len(cases)} cases", 1 - least, 0.05)
+    of_e = ("mean e² / ‖E‖²", "rms error of e")
+    heads = ("", *of_e, "95 %: rank k", "all ranks", "50 %: rank k", "all")
+    yield table(heads, rows, f"Coverage of the interval, {PROBES} probes, {draws} draws a case")
+    worst = f"not covered at 95 %, the worst of {len(cases)} cases"
+    yield Figure(worst, 1 - least, "≤", 0.05, form=".3f")
 
 
 def _sketch(H: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -381,14 +322,14 @@ def _fixed_sketch(H: Tensor) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
     return draw
 
 
-def draw_figure(bench: Bench, path: Path) -> None:
+def draw(bench: Bench) -> None:
     """Residual and top ten against the matvecs, and the ratio of eigenvalues by index."""
-    figure = Figure(figsize=(12.6, 3.8), layout="constrained")
+    figure = Picture(figsize=(12.6, 3.8), layout="constrained")
     figure.suptitle(f"mnist_mini, step {STEP}, {TOP} eigenpairs", fontsize=13, fontweight="bold")
     residual, top, ratio = figure.subplots(1, 3)
     budgets = [s for k, s in BUDGETS if k == TOP]
     exact = bench.exact(STEP).eigenvalues[:TOP].abs()
-    for method, (colour, line) in LOOKS.items():
+    for method, (colour, line) in METHODS.items():
         able = [s for s in budgets if possible(method, TOP, s)]
         found = [bench.accuracy(STEP, method, DEFAULT, TOP, s) for s in able]
         look = {"color": colour, "linestyle": line, "label": str(method).replace("`", "")}
@@ -402,31 +343,4 @@ def draw_figure(bench: Bench, path: Path) -> None:
     top.set(title="Largest error of the top ten", xlabel="matvecs", ylabel="relative", yscale="log")
     ratio.set(title="Eigenvalues, of 710 matvecs", xlabel="index", ylabel="|sketched| / |exact|")
     residual.legend(**LEGEND)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save(figure, path)
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", required=True, help="the folder that holds MNIST/raw")
-    parser.add_argument("--cache", type=Path, default=CACHE, help=f"of eigenvectors; {CACHE}")
-    parser.add_argument("--figure", type=Path, default=Path("docs/images/accuracy.png"))
-    parser.add_argument("--guard", action="store_true", help="the targets alone, at one step")
-    options = parser.parse_args()
-    bench, claims = Bench(options.root, None if options.guard else options.cache), Claims()
-    if options.guard:
-        check_targets(bench, claims, [STEP])
-        check_files(bench, claims, SEEDS[:1])
-    else:
-        print_mnist(bench)
-        check_targets(bench, claims, STEPS)
-        check_files(bench, claims, SEEDS)
-        draw_figure(bench, options.figure)
-        print_synthetic()
-        check_coverage(bench, claims)
-    sys.exit(not claims.hold())
-
-
-if __name__ == "__main__":
-    main()
+    save(figure, IMAGES / "accuracy.png")

@@ -1,42 +1,38 @@
 """What the guards cost: their seconds beside those of the run that they are in.
 
-    python benchmarks/guards.py [--root MNIST] [--quick]
-
 mnist_mini in the paper's setting, 355 eigenpairs from 710 products, trained and sketched in this
-process at eleven steps of both splits. Each guard is timed where the run calls it. Workers compare
-their operator with the array's before each task, and a vectorised block with products one by one.
-Python's garbage collection, whose 15 ms fall now on one call and now on another, is off.
+process at eleven steps of both splits; --quick takes one Hessian. Each guard is timed where the run
+calls it. Workers compare their operator with the array's before each task, and a vectorised block
+with products one by one. Python's garbage collection, whose 15 ms fall now on one call and now on
+another, is off.
 """
 
 from __future__ import annotations
 
-import argparse
 import gc
 import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import redirect_stdout
 from typing import Any
 
-from figures import Figure, finish, machine, table
-
+from benchmarks.harness import Benchmark, Figure, Options, table
+from benchmarks.rates import machine
 from skerch.curvature import backends, checks
 from skerch.curvature.hessian import HessianOperator
 from skerch.jobs.config import load
 from skerch.jobs.launchers.complete import complete
-from skerch.jobs.stages import layout, measure
+from skerch.jobs.stages import layout
+from skerch.jobs.stages import measure as measuring
 
+BENCHMARK = Benchmark("docs/performance.md", make="bench")
 TARGET = 0.02
 
 
-def main() -> None:
-    """Print the table, and the share beside its target."""
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--root", default="../shared/data", help="the folder with MNIST/raw")
-    parser.add_argument("--quick", action="store_true", help="one Hessian")
-    options = parser.parse_args()
+def measure(options: Options) -> Iterator[str | Figure]:
+    """A row a guard."""
     gc.disable()
     seconds, calls = Counter[str](), Counter[str]()
 
@@ -58,30 +54,20 @@ def main() -> None:
         op @ op.vector()  # prepares what the first block takes over
         return compared(op)
 
-    layout.fingerprint = measure.fingerprint = fingerprint
+    layout.fingerprint = measuring.fingerprint = fingerprint
     backends.compare = timed("compare", backends.compare)
+    few = ["training.record_steps=[100]", "hessian.splits=[test]"] if options.quick else []
     with tempfile.TemporaryDirectory() as folder:
-        few = ["training.record_steps=[100]", "hessian.splits=[test]"]
-        config = load(
-            "mnist_mini",
-            [
-                f"run_dir={folder}/run",
-                f"problem.root={options.root}",
-                *(few if options.quick else []),
-            ],
-        )
+        fixed = (f"run_dir={folder}/run", f"problem.root={options.root}")
+        config = load("mnist_mini", [*fixed, *few])
         start = time.perf_counter()
         with redirect_stdout(sys.stderr):
             failures = complete(config)
         total = time.perf_counter() - start
     if failures:
-        raise SystemExit("\n".join(failures.values()))
+        raise RuntimeError("\n".join(failures.values()))
     hessians = len(config.training.record_steps) * len(config.hessian.splits)
-    print(f"\n{machine()}; {hessians} Hessians, {total:.1f} s with the training\n")
+    yield f"{machine()}; {hessians} Hessians, {total:.1f} s with the training"
     rows = [(name, calls[name], 1e3 * s, f"{s / total:.2%}") for name, s in seconds.items()]
-    print(table(["guard", "calls", "ms in all", "share of the run"], rows), end="\n\n")
-    finish([Figure("the guards' share of a run", sum(seconds.values()) / total, "≤", TARGET)])
-
-
-if __name__ == "__main__":
-    main()
+    yield table(("guard", "calls", "ms in all", "share of the run"), rows)
+    yield Figure("the guards' share of a run", sum(seconds.values()) / total, "≤", TARGET)

@@ -1,29 +1,44 @@
 """What else could be done with the same matvecs: variants of `nystrom` on an exact Hessian.
 
-    python benchmarks/variants.py --root PATH [--cache DIR]
-
-PATH holds MNIST/raw. Prints Markdown: medians over three seeds on mnist_mini, with Gaussian test
-vectors, 30 probes besides. Those marked * need matvecs that are not counted: they are limits.
+Medians over three seeds on mnist_mini, with Gaussian test vectors, 30 probes besides. Those marked
+* need matvecs that are not counted: they are limits.
 """
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
-from accuracy import SEEDS, STEP, print_table, say
-from exact import CACHE, TOP, Exact, load_exact
 from torch import Tensor
 
+from benchmarks.exact import CACHE, TOP, Exact, load_exact
+from benchmarks.harness import Benchmark, Options, say, table
+from benchmarks.tables.accuracy import SEEDS, STEP
 from skerch.decompositions.recoveries.core import largest
 from skerch.decompositions.recoveries.nystrom import GRID
 
+BENCHMARK = Benchmark("docs/accuracy.md", make="accuracy")
 Filter = Callable[[Tensor, Tensor], Tensor]  # f(|m|, δ) times the sign of m
 Eigen = tuple[Tensor, Tensor]  # values, and vectors in the basis Q
+
+
+def measure(options: Options) -> Iterator[str]:
+    """A table a budget, of a row a variant; --quick takes one seed and the smaller budget."""
+    exact = load_exact(options.root, STEP, CACHE)
+    for s in (442,) if options.quick else (710, 442):
+        found = defaultdict(list)
+        for seed in SEEDS[: 1 if options.quick else None]:
+            for name, figures in variants(exact, s, seed):
+                say(f"{s}, seed {seed}, {name}")
+                found[name].append(figures)
+        rows = []
+        for name, figures in found.items():
+            medians = torch.tensor(figures).median(dim=0).values.tolist()
+            rows.append([name, *map(format, medians, (".3f", ".1e", "+.1%", ".3f", ".3f"))])
+        heads = ("", "residual / best", "top ten", "last 20", "overlap, k/2", "overlap, k")
+        yield table(heads, rows, f"mnist_mini, step {STEP}, {TOP} of {s}")
 
 
 def gaussian(n: int, columns: int, seed: int) -> Tensor:
@@ -155,58 +170,31 @@ def variants(exact: Exact, s: int, seed: int) -> Iterator[tuple[str, list[float]
         sizes = [round(s * share) for share in shares[1:]]
         return Measured.take(exact, (s - sum(sizes), *sizes), seed, probes_too)
 
-    def top(C: Tensor) -> Eigen:
-        return largest(C, TOP)
-
     for rounds, shares in (("one round", (1.0,)), ("two rounds", (0.5, 0.5))):
         found = take(*shares)
         plain = found.nystrom()
-        alone = ", the filter alone" if len(shares) == 2 else ""
-        yield rounds + alone, found.figures(top(plain))
+        cores: dict[str, Tensor] = {"": plain}
         if len(shares) == 2:
-            yield f"{rounds}, exact on the range", found.figures(top(found.exact_on_range(plain)))
+            cores = {
+                ", the filter alone": plain,
+                ", exact on the range": found.exact_on_range(plain),
+            }
             for weight in (3.0, 0.3, 0.1):
-                core = found.nystrom(weight=weight)
-                yield f"{rounds}, random vectors times {weight:g}", found.figures(top(core))
-        yield f"{rounds}, the best δ *", found.figures(top(found.nystrom(oracle=True)))
+                cores[f", random vectors times {weight:g}"] = found.nystrom(weight=weight)
+        cores[", the best δ *"] = found.nystrom(oracle=True)
         for p in (1.0, 1.5, 4.0):
-            core = found.nystrom(power(p))
-            yield f"{rounds}, filter of power {p:g}", found.figures(top(core))
-        yield f"{rounds}, four filters fitted", found.figures(top(found.mixed_filters()))
+            cores[f", filter of power {p:g}"] = found.nystrom(power(p))
+        cores[", four filters fitted"] = found.mixed_filters()
+        for name, core in cores.items():
+            yield rounds + name, found.figures(largest(core, TOP))
         yield f"{rounds}, Rayleigh quotients *", found.figures(found.rayleigh(plain))
-        yield f"{rounds}, Rayleigh-Ritz on the range of Y *", found.figures(top(found.C))
+        whole = found.figures(largest(found.C, TOP))
+        yield f"{rounds}, Rayleigh-Ritz on the range of Y *", whole
         found = take(*shares, probes_too=True)
-        core = found.nystrom(oracle=True)
-        yield f"{rounds}, the best δ, probes as test vectors *", found.figures(top(core))
+        best = found.figures(largest(found.nystrom(oracle=True), TOP))
+        yield f"{rounds}, the best δ, probes as test vectors *", best
     for shares in ((0.6, 0.4), (0.7, 0.3), (0.8, 0.2), (0.4, 0.3, 0.3), (1 / 3,) * 3, (0.25,) * 4):
         found = take(*shares)
         name = "rounds of " + ", ".join(f"{share:.0%}" for share in shares)
-        yield (
-            f"{name}, exact on the range",
-            found.figures(top(found.exact_on_range(found.nystrom()))),
-        )
-
-
-def main() -> None:
-    """The command."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--root", required=True, help="the folder that holds MNIST/raw")
-    parser.add_argument("--cache", type=Path, default=CACHE, help=f"of eigenvectors; {CACHE}")
-    options = parser.parse_args()
-    exact = load_exact(options.root, STEP, options.cache)
-    for s in (710, 442):
-        found = defaultdict(list)
-        for seed in SEEDS:
-            for name, figures in variants(exact, s, seed):
-                say(f"{s}, seed {seed}, {name}")
-                found[name].append(figures)
-        rows = []
-        for name, figures in found.items():
-            a, b, c, d, e = torch.tensor(figures).median(dim=0).values.tolist()
-            rows.append([name, f"{a:.3f}", f"{b:.1e}", f"{c:+.1%}", f"{d:.3f}", f"{e:.3f}"])
-        heads = ("", "residual / best", "top ten", "last 20", "overlap, k/2", "overlap, k")
-        print_table(f"mnist_mini, step {STEP}, {TOP} of {s}", heads, rows)
-
-
-if __name__ == "__main__":
-    main()
+        core = found.exact_on_range(found.nystrom())
+        yield f"{name}, exact on the range", found.figures(largest(core, TOP))

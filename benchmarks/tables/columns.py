@@ -1,0 +1,138 @@
+"""What a measured column costs beside its Hessian-vector product, for each kind of sketch.
+
+A column's test vector is made, multiplied, checked, compressed and written. --quick measures the
+default sketch and recovery only, in smaller blocks. All is of one thread; the writer's is another.
+"""
+
+from __future__ import annotations
+
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from benchmarks.harness import Benchmark, Figure, Options, in_turns, over, say, table
+from benchmarks.rates import least_seconds, machine, write_rate
+from skerch import aslinearoperator
+from skerch.curvature import HessianOperator
+from skerch.jobs.commands.check import sample_inputs
+from skerch.jobs.config import Config, load
+from skerch.jobs.stages.layout import array_manifest
+from skerch.jobs.stages.measure import fill
+from skerch.jobs.stages.operator import hessian_operator
+from skerch.measurements.array import MeasurementArray
+from skerch.measurements.measure import Measurer
+from skerch.sketch_operators import KINDS
+
+BENCHMARK = Benchmark("docs/performance.md", make="bench", quick=True)
+DEFAULT = "sparse_sign"
+TARGET = 1.15  # of a column over its HVP
+HEADER = (
+    "sketch", "recovery", "HVP", "test vector", "sketch", "write", "column", "column / HVP",
+    "CPU / CPU",
+)  # fmt: skip
+CLOCKS = (time.perf_counter, time.thread_time, time.process_time)
+COMMON = ("problem.synthetic=true", "launcher.device=cpu")
+WORDS = """
+Milliseconds a column, of {blocks} blocks of {size}; the maps took {maps:.2f} s, once. Columns and
+HVPs took turns. "sketch" is the compression with the check and the norm, and "write" a block's
+alone, which hides behind the next block's matvecs. CPU is the time of all threads, and so the ratio
+where the writer has no core to itself.
+"""
+
+
+def measure(options: Options) -> Iterator[str | Figure]:
+    """A table a Hessian at the initial parameters on random data, of a row a sketch."""
+    quick = options.quick
+    torch.set_num_threads(1)
+    cases = [(DEFAULT, "nystrom")]
+    if not quick:
+        cases += [(DEFAULT, "oversampled")]
+        cases += [(kind, "nystrom") for kind in KINDS if kind != DEFAULT]
+    yield f"{machine()}."
+    source = torch.ones(2**26)
+    target = torch.empty_like(source)
+    memory = 2 * 4 * len(source) / least_seconds(lambda: target.copy_(source))
+    with tempfile.TemporaryDirectory(prefix="skerch-columns-") as folder:
+        disk = write_rate(Path(folder, "rate"), 2**28 if quick else 2**30)
+        for name, datapoints, outer, size, blocks, turns in (
+            ("mnist_mini", 500, 355, 64, 6, 7 if quick else 15),
+            ("cifar10_3c3d", 100, 1000, *((2, 3, 2) if quick else (16, 3, 3))),
+        ):
+            sizes = (f"outer={outer}", f"inner={2 * outer}", f"block_size={size}")
+            fixed = [f"run_dir={folder}/run", f"hessian.datapoints={datapoints}", *COMMON]
+            fixed += [f"sketch.{each}" for each in sizes]
+            config = load(name, fixed)
+            op = hessian_operator(config, sample_inputs(config))
+            N, rows, maps = op.shape[0], [], 0.0
+            floor = 1e3 * 4 * N * (2 / memory + 1 / disk)
+            yield (
+                f"**{name}**, N = {N:,}, {datapoints} datapoints, {outer} / {2 * outer}. A column "
+                f"of 4 N = {4 * N / 1e6:.3g} MB is written to memory once, read once and written "
+                f"to disk once: at {memory / 1e9:.1f} and {disk / 1e9:.2f} GB/s {floor:.3g} ms. "
+                "A sparse sign map adds 8 N numbers."
+            )
+            with op.frozen():
+                op.resolve(size)
+                for kind, recovery in cases:
+                    say(f"{name}, {kind}, {recovery}")
+                    sketch = f"sketch.kind={kind}", f"sketch.recovery={recovery}"
+                    config = load(name, [*fixed, *sketch])
+                    number = turns if kind == DEFAULT else 1
+                    parts, ratios, took = costs(config, op, blocks, number, folder)
+                    rows.append((kind, recovery, *(1e3 * part for part in parts), *ratios[::2]))
+                    if kind == DEFAULT:
+                        what, maps = f"{name}, {recovery}: column over HVP", took
+                        one_thread = f"{what}, CPU of one thread", ratios[1]
+                        yield Figure(*(one_thread if quick else (what, ratios[0])), "≤", TARGET)
+            yield table(HEADER, rows)
+            yield WORDS.strip().format(blocks=blocks, size=size, maps=maps)
+
+
+def costs(
+    config: Config, op: HessianOperator, count: int, turns: int, folder: str
+) -> tuple[list[float], list[float], float]:
+    """Seconds a column in the first round: HVP, vector, sketch, write, and all of it together.
+
+    Also the ratios of column and HVP by each clock, and the seconds of the maps, once a worker.
+    """
+    N = op.shape[0]
+    manifest = array_manifest(config, config.sketch.each_round()[0], N)
+    block, *_ = blocks = manifest.blocks()[:count]
+    same = aslinearoperator(lambda X: X, shape=(N, N))
+    start = time.perf_counter()
+    measurer = Measurer(manifest)
+    X = measurer.test_vectors(block)
+    measurer.measure(same, block)
+    first = time.perf_counter() - start
+
+    Y = op @ X
+    known = aslinearoperator(lambda _: Y, shape=(N, N))
+    arrays = measurer.measure(known, block)
+    vector = least_seconds(lambda: measurer.test_vectors(block), budget=1.0)
+    vector_and_sketch = least_seconds(lambda: measurer.measure(known, block), budget=1.0)
+    with tempfile.TemporaryDirectory(dir=folder) as directory:
+        array = MeasurementArray.create(Path(directory), manifest)
+        write = least_seconds(lambda: array.write(block, arrays), budget=1.0)
+        works = {
+            "HVPs": lambda: by_clocks(lambda: [op @ X for _ in blocks]),
+            "columns": lambda: by_clocks(
+                lambda: fill(array, blocks, lambda b: measurer.measure(op, b))
+            ),
+        }
+        found = in_turns(works, turns)
+    hvps, columns = (list(zip(*found[name], strict=True)) for name in works)
+    parts = [vector, vector_and_sketch - vector, write]
+    hvp, column = (min(wall) / len(blocks) for wall in (hvps[0], columns[0]))
+    ratios = [over(ours, alone) for ours, alone in zip(columns, hvps, strict=True)]
+    width = X.shape[1]
+    return [s / width for s in (hvp, *parts, column)], ratios, first - vector_and_sketch
+
+
+def by_clocks(work: Callable[[], object]) -> list[float]:
+    """Seconds by the clock, of the processor's time for this thread, and for all threads."""
+    starts = [now() for now in CLOCKS]
+    work()
+    return [now() - start for now, start in zip(CLOCKS, starts, strict=True)]

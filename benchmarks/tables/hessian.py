@@ -1,0 +1,263 @@
+"""One Hessian of mnist_mini from its parameters to the overlap, and the time to a given error.
+
+355 eigenpairs from 710 products on 500 digits, beside curvlinops' products one vector at a time and
+skerch 1.2.0's `seigh`. Without MNIST the data are random and errors left out, as with --quick.
+"""
+
+from __future__ import annotations
+
+import cProfile
+import pstats
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import torch
+from matplotlib.figure import Figure as Picture
+from matplotlib.ticker import LogLocator, NullFormatter
+from torch import Tensor
+
+from benchmarks.exact import STEPS, TOP, Exact, kept, load_exact, mnist_mini, network
+from benchmarks.harness import IMAGES, Benchmark, Figure, Options, in_turns, over, say, table
+from benchmarks.peers import Peer
+from benchmarks.peers.products import seconds, timer
+from benchmarks.rates import Work, gemm_operation, machine
+from benchmarks.tables.matvecs import VECTORS, Case
+from skerch import seigh
+from skerch.analysis.figures import BLACK, BLUE, LEGEND, VERMILLION, save
+from skerch.analysis.overlap import overlap
+from skerch.curvature import params_to_vector
+from skerch.jobs.problems import load_data, load_problem
+from skerch.jobs.training.datapoints import hessian_batch
+
+BENCHMARK = Benchmark("docs/performance.md", make="bench", quick=True)
+INNER, PROBES, BLOCK = 710, 30, 256
+STEP = STEPS[-1]
+BEST = ("tape", 64)  # the fastest strategy and chunk size for this network
+BUDGETS = (71, 142, 200, 284, 400, INNER)
+OVERSAMPLED, HMT = "skerch 1.2.0, oversampled", "skerch 1.2.0, hmt"
+OURS, OURS_HMT = f"ours, {BEST[0]} in chunks of {BEST[1]}", "the same, recovery hmt"
+LOOP = f"{VECTORS}: {INNER + PROBES} products alone"
+SINGLE, DOUBLE = "an operation in float32", "an operation in float64"
+LOOKS = {"ours": (BLUE, "-"), OVERSAMPLED: (VERMILLION, "--"), HMT: (BLACK, ":")}
+WHOLE = "parameters to overlap"
+STAGES = {  # the functions whose time a stage is
+    "products": [("hessian.py", "_matmul")],
+    "test vectors and sketches": [("measure.py", "measure")],
+    "Gram matrices": [("gram.py", "gram")],
+    "small eigenproblems": [("gram.py", "orthonormalise"), ("solve.py", "solve")],
+    "overlap": [("overlap.py", "overlap")],
+}
+Pairs = tuple[Tensor, Tensor]  # eigenvalues (k,) and eigenvectors (N, k)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """The problem, and how it is decomposed by either side."""
+
+    case: Case
+    products: Peer  # curvlinops
+    peer: Peer  # skerch 1.2.0
+    folder: Path
+
+    def ours(
+        self, inner: int = INNER, how: Sequence[str | int] = BEST, recovery: str = "nystrom"
+    ) -> tuple[float, Pairs]:
+        """The seconds from the parameters to the overlap, probes included, and the eigenpairs."""
+        found: list[Tensor] = []
+
+        def work() -> None:
+            op = self.case.operator(*how)
+            pairs = seigh(op, outer=inner // 2, inner=inner, probes=PROBES, recovery=recovery)
+            overlap(pairs.eigenvectors, params_to_vector(op.params), random_masks=0)
+            found[:] = pairs.eigenvalues, pairs.eigenvectors
+
+        return seconds(work, torch.device("cpu")), (found[0], found[1])
+
+    def theirs(self, name: str, inner: int = INNER) -> tuple[float, Pairs]:
+        """The seconds from the parameters to eigenpairs by skerch 1.2.0, and these."""
+        outer = inner // 2 if name == HMT else inner // 3
+        recovery = "hmt" if name == HMT else f"oversampled_{inner - outer}"
+        path = self.folder / "pairs.pt"
+        taken = self.peer.ask(
+            "decompose", recovery=recovery, outer=outer, seed=0, block=BLOCK, path=str(path)
+        )
+        values, vectors = torch.load(path)
+        return taken, (values.double(), vectors)
+
+    def by(self, name: str, inner: int) -> tuple[float, Pairs]:
+        """The same of either side."""
+        return self.ours(inner) if name == "ours" else self.theirs(name, inner)
+
+
+def measure(options: Options) -> Iterator[str | Figure]:
+    """Floors by stage, all sides in turns, and the time to an error."""
+    real = (options.root / "MNIST" / "raw").is_dir()
+    with (
+        Peer("curvlinops_products") as products,
+        Peer("skerch_1_2") as peer,
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        bench = Bench(digits(options.root if real else None), products, peer, Path(folder))
+        for each in (products, peer):
+            each.load(bench.case.network, bench.case.batch)
+        yield from timings(bench, options.quick)
+        if not options.quick and real:
+            yield from time_to_error(load_exact(options.root, STEP), bench)
+        elif not options.quick:
+            yield f"No digits in {options.root}: the data were random, and there are no errors."
+
+
+def digits(root: Path | None) -> Case:
+    """mnist_mini after 1,000 steps of training, and 500 test digits; random data without digits."""
+    problem = load_problem({"name": "mnist_mini"})
+    batch = torch.rand(500, 1, 16, 16), torch.arange(500) % 10
+    if root:
+        config = mnist_mini(root)
+        problem = load_problem(config.problem)
+        batch = hessian_batch(load_data(problem, "test"), "test", config.hessian)
+    return Case("mnist_mini, 500", network(problem, kept(STEP)["parameters"]), batch, 64)
+
+
+def stages(work: Callable[[], object]) -> dict[str, float]:
+    """The seconds of one run by stage; what belongs to none is the range and the eigenvectors."""
+    profile = cProfile.Profile(timer())
+    total = seconds(lambda: profile.runcall(work), torch.device("cpu"))
+    cumulative = {
+        (Path(file).name, name): ct
+        for (file, _, name), (_, _, _, ct, _) in pstats.Stats(profile).stats.items()
+    }
+    found = {stage: sum(map(cumulative.__getitem__, of)) for stage, of in STAGES.items()}
+    found["test vectors and sketches"] -= found["products"]
+    return found | {"range and eigenvectors": total - sum(found.values())}
+
+
+def floors(case: Case, single: float, double: float) -> dict[str, float]:
+    """The least seconds of each stage, from those of an operation in float32 and in float64."""
+    N, half, all_columns = case.size, INNER // 2, INNER + PROBES
+    return {
+        "products": single * case.operations()[1] * all_columns,
+        # two of eight nonzeros a coordinate: X and ΩY for half of the columns and the probes
+        "test vectors and sketches": single * 16 * N * (half + PROBES),
+        "Gram matrices": double * N * (half**2 + all_columns**2),
+        # eigh with vectors, 4 n³ (divide and conquer): of the Gram matrices, of XᵀY, of the core
+        "small eigenproblems": double * 4 * (half**3 + 3 * INNER**3),
+        "overlap": double * 2 * N * TOP,
+        "range and eigenvectors": double * 2 * N * (half**2 + INNER * TOP),
+    }
+
+
+def timings(bench: Bench, quick: bool) -> Iterator[str | Figure]:
+    """All sides in turns: the least seconds of each.
+
+    With --quick one thread works, and skerch 1.2.0's default takes as long, at 3.6 times the error.
+    """
+    few = 10 if quick else 74
+    bench.products.ask("products", count=1, matrix=False)
+    works: dict[str, Work] = {
+        LOOP: lambda: (
+            (INNER + PROBES)
+            * bench.products.ask("products", count=few, matrix=False)["seconds"]
+            / few
+        ),
+        SINGLE: gemm_operation(torch.float32),
+        DOUBLE: gemm_operation(torch.float64),
+        OURS: lambda: bench.ours()[0],
+        OVERSAMPLED: lambda: bench.theirs(OVERSAMPLED)[0],
+        HMT: lambda: bench.theirs(HMT)[0],
+        OURS_HMT: lambda: bench.ours(recovery="hmt")[0],
+    }
+    if not quick:
+        auto = "ours, strategy chosen by the clock within"
+        works[auto] = lambda: bench.ours(how=("auto",))[0]
+    found = in_turns(works, 3 if quick else 7)
+    operations = found.pop(SINGLE), found.pop(DOUBLE)
+    least = {name: min(values) for name, values in found.items()}
+    by_stage = min((stages(bench.ours) for _ in range(2)), key=lambda stage: sum(stage.values()))
+    single, double = map(min, operations)
+    rates = f"gemm {1e-9 / single:.0f} GFLOP/s in float32, {1e-9 / double:.0f} in float64"
+    yield f"{machine()}; {rates}"
+    floor = floors(bench.case, single, double)
+    pairs = [(name, floor[name], taken) for name, taken in by_stage.items()]
+    pairs.append(("together", sum(floor.values()), sum(by_stage.values())))
+    rows = [(name, 1e3 * low, 1e3 * taken, taken / low) for name, low, taken in pairs]
+    yield table((OURS, "floor, ms", "ms", "over floor"), rows)
+    rows = [(name, value, f"{value / least[OURS]:.2f}x") for name, value in least.items()]
+    yield table((f"{WHOLE}, 355 of 710, N = 7,030", "s", "ours is faster"), rows)
+
+    by_turn = [sum(floors(bench.case, *turn).values()) for turn in zip(*operations, strict=True)]
+    yield Figure(f"{WHOLE}: time over floor", over(found[OURS], by_turn), "≤", 2)
+    if not quick:
+        ratio = over(found[OVERSAMPLED], found[OURS])
+        yield Figure(f"{WHOLE}: skerch 1.2.0's seigh over ours", ratio, "≥", 1, "x")
+    ratio = over(found[HMT], found[OURS_HMT])
+    yield Figure(f"{WHOLE}: skerch 1.2.0's over ours, both by hmt", ratio, "≥", 1, "x")
+
+
+def time_to_error(exact: Exact, bench: Bench, turns: int = 2) -> Iterator[str]:
+    """Error and least seconds of all sides at all budgets, and what ours takes to theirs."""
+    errors: dict[tuple[str, int], float] = {}
+    taken: dict[tuple[str, int], float] = {}
+    for inner in BUDGETS:
+        say(f"{inner} products")
+        works = {name: partial(bench.by, name, inner) for name in LOOKS}
+        for name, found in in_turns(works, turns).items():
+            errors[name, inner] = error(exact, found[-1][1])
+            taken[name, inner] = min(spent for spent, _ in found)
+    rows = []
+    for name in (OVERSAMPLED, HMT):
+        target, theirs = errors[name, INNER], taken[name, INNER]
+        inner = fewest(exact, bench, target)
+        ours = min(bench.ours(inner)[0] for _ in range(turns + 1))
+        counts = f"{INNER}", f"{inner}"
+        rows.append((f"{name}'s", target, *counts, theirs, ours, f"{theirs / ours:.1f}x"))
+    heads = ("error", "over the best", "its products", "ours", "its s", "ours", "ours is faster")
+    yield table(heads, rows)
+    titles = {"error over the best of rank 355": errors, "seconds": taken}
+    for title, values in titles.items():
+        rows = [(inner, *(values[name, inner] for name in LOOKS)) for inner in BUDGETS]
+        yield table((f"products: {title}", *LOOKS), rows)
+    draw(errors, taken)
+
+
+def error(exact: Exact, pairs: Pairs) -> float:
+    """‖H - W diag(λ) Wᵀ‖_F over the best of rank 355."""
+    values, W = pairs[0], pairs[1].double()
+    best = torch.linalg.norm(exact.eigenvalues[TOP:])
+    return float(torch.linalg.norm(exact.H - (W * values) @ W.T) / best)
+
+
+def fewest(exact: Exact, bench: Bench, target: float) -> int:
+    """The fewest products with which ours has at most this error, by bisection."""
+    low, high = 20, INNER
+    while high - low > 2:
+        middle = (low + high) // 4 * 2
+        say(f"{middle} products")
+        if error(exact, bench.ours(middle)[1]) <= target:
+            high = middle
+        else:
+            low = middle
+    return high
+
+
+def draw(errors: Mapping[tuple[str, int], float], seconds: Mapping[tuple[str, int], float]) -> None:
+    """Errors against products, and against seconds."""
+    figure = Picture(figsize=(8.4, 3.6), layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    for name, (colour, line) in LOOKS.items():
+        ys = [errors[name, inner] for inner in BUDGETS]
+        look = {"color": colour, "linestyle": line, "marker": "o", "label": name}
+        left.plot(BUDGETS, ys, **look)
+        right.plot([seconds[name, inner] for inner in BUDGETS], ys, **look)
+    for axes, label in ((left, "products"), (right, "seconds")):
+        axes.set(xscale="log", yscale="log", xlabel=label)
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            axis.set_major_formatter("{x:g}")
+            axis.set_minor_formatter(NullFormatter())
+        axes.grid(alpha=0.25)
+    left.set(ylabel=f"residual over the best of rank {TOP}")
+    left.legend(**LEGEND)
+    save(figure, IMAGES / "time_to_error.png")

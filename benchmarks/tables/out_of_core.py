@@ -1,0 +1,256 @@
+"""Merging and solving arrays that are larger than memory: time over its floor, memory, accuracy.
+
+The Hessian is diag(1, 1/2 …), sketched by the default recipe in float32. That needs 36 GB (0.7 with
+--quick) in TMPDIR, which should be on the disk that is meant. Each stage is a process of its own,
+whose peak memory is read from outside, and begins with its files dropped from the page cache.
+"""
+
+from __future__ import annotations
+
+import math
+import multiprocessing
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from importlib import import_module
+from itertools import product
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from benchmarks.harness import Benchmark, Figure, Options, apart, clock, in_turns, over, say, table
+from benchmarks.peers.products import seconds, timer
+from benchmarks.rates import drop_cache, gemm_operation, machine, peak_bytes, read_rate, write_rate
+from benchmarks.runs import begin, do, quadratic
+from skerch import load, synthmat
+from skerch.decompositions.solve import solve
+from skerch.jobs.commands.costs import Machine, costs
+from skerch.jobs.commands.disk import hessian_disk
+from skerch.jobs.config import Config
+from skerch.jobs.pipeline import Task
+from skerch.measurements.array import MeasurementArray, StoredColumns
+from skerch.measurements.gram import gram
+from skerch.measurements.summary import Summary
+from skerch.measurements.team import ALONE, Team
+
+BENCHMARK = Benchmark("docs/performance.md", make="bench", quick=True)
+PROBES = 30
+GIB = 2**30
+FULL = [(895_210, 1000), (11_689_512, 100)]  # N and outer; inner is twice as much
+QUICK = [(49_152, 400)]  # slabs of even number, as there are few for two ranks
+FOR_RANKS = (100_000, 800)  # of which the first round
+STAGES = ("range_finder", "merge", "decompose")
+FLOOR = """
+The floor is operations, bytes written and bytes read, one after another, at the rates of float64
+products, a new file and the first round's blocks just before.
+"""
+DECAYS: dict[str, Callable[[int, torch.dtype], Tensor]] = {
+    "κ(Y) = 1e3": lambda N, _: synthmat.exponential_decay(N, 1, 0.013),
+    "κ(Y) = 1e6": lambda N, _: synthmat.exponential_decay(N, 1, 0.027),
+    "beyond the precision": lambda N, dtype: synthmat.exponential_decay(
+        N, 1, 0.05 if dtype == torch.float32 else 0.1
+    ),
+    "rank 40": lambda N, _: torch.cat([torch.linspace(2, 1, 40), torch.zeros(N - 40)]).double(),
+}
+
+
+def measure(options: Options) -> Iterator[str | Figure]:
+    """Stages, passes for the Gram matrix, and residuals beside those of a QR."""
+    quick = options.quick
+    yield f"`python -m benchmarks out_of_core`, {machine()}"
+    yield FLOOR.strip()
+    with tempfile.TemporaryDirectory(prefix="skerch-out-of-core-") as folder:
+        rows: list[list[object]] = []
+        for N, outer in QUICK if quick else FULL:
+            wanted = of_size(folder, N, outer)
+            yield from stages(wanted, N, quick, rows)
+            if not quick:
+                shutil.rmtree(wanted.run_dir)
+        heads = ("stage", "Tflop", "GB read", "GB written", "floor, s", "measured, s", "over floor")
+        yield table((*heads, "peak, GiB"), rows)
+        if not quick:
+            N, outer = FOR_RANKS
+            wanted = of_size(folder, N, outer)
+            begin(wanted, first=3)
+        yield from passes(wanted, N, 2 if quick else 1, 3 if quick else 5)
+        dtypes = ("float32",) if quick else ("float32", "float64")
+        yield from accuracy(folder, dtypes)
+
+
+def of_size(folder: str, N: int, outer: int, *overrides: str) -> Config:
+    """A run in two rounds, each of one measurement task."""
+    fixed = ("sketch.probes=30", "sketch.block_size=64", "launcher.blocks_per_task=1000")
+    sizes = (f"problem.n={N}", f"sketch.outer={outer}", f"sketch.inner={2 * outer}")
+    run_dir = f"run_dir={folder}/{N}"
+    return quadratic(run_dir, *sizes, *fixed, "launcher.threads=null", *overrides)
+
+
+def stages(wanted: Config, N: int, quick: bool, rows: list[list[object]]) -> Iterator[Figure]:
+    """A row a stage, its time over the floor, and its peak memory."""
+    _, tasks = begin(wanted)
+    summary = replace(wanted, consolidate=False)
+    small = hessian_disk(summary, N).merged / GIB
+    for task in tasks[:-1]:
+        ways = {task.stage: wanted}
+        if task.stage == "merge" and not quick:  # so small, reading alone is shorter than its start
+            ways = {"merge_summary": summary} | ways
+        for stage, config in ways.items():
+            name = f"N = {N:,}, {config.sketch.outer} / {config.sketch.inner}: {stage}"
+            say(name)
+            if task.stage not in STAGES:
+                do(config, task)
+                continue
+            floors, taken = [], []
+            for _ in range(2 if quick else 1):  # short ones are noisy
+                floor, work = least(config, task, N, quick)
+                seconds, peak = child(config, task)
+                floors.append(floor)
+                taken.append(seconds)
+            ratio = over(taken, floors)
+            rows.append([name, *work, min(floors), min(taken), ratio, peak])
+            # the processor's time has no share of the disk's, behind which conversions hide
+            yield Figure(f"{name}, time over floor", ratio, "≤", 2 if quick else 1.5)
+            yield Figure(f"{name}, peak memory less the summary", peak - small, "≤", 1.0, " GiB")
+
+
+def least(config: Config, task: Task, N: int, quick: bool) -> tuple[float, list[str]]:
+    """The floor of a task's seconds at present; operations in 10¹², gigabytes read and written."""
+
+    def part(gemm: float, read: float, write: float) -> float:
+        each = Machine(gemm, write, read, eigh=4 / gemm, draw=0.0, sketch=0.0, start=0.0)
+        return sum(costs(task, config, N, 0.0, each).values())
+
+    rates = (1.0, math.inf, math.inf), (math.inf, 1.0, math.inf), (math.inf, math.inf, 1.0)
+    flops, read, written = (part(*each) for each in rates)
+    path, operation = Path(config.run_dir, "rate"), gemm_operation(torch.float64)
+    write = write_rate(path, GIB // 8 if quick else GIB, timer())
+    path.unlink()
+    gemm = 1 / min(operation(), operation())
+    floor = part(gemm, read_rate(blocks(config), timer()), write)
+    return floor, [f"{flops / 1e12:.2f}", f"{read / 1e9:.1f}", f"{written / 1e9:.1f}"]
+
+
+def blocks(config: Config) -> list[Path]:
+    """The files of the first round."""
+    return sorted(Path(config.run_dir).rglob("round-1/blocks/*.h5"))
+
+
+def child(config: Config, task: Task) -> tuple[float, float]:
+    """Seconds and peak GiB of a task in a process of its own.
+
+    It is forked from one that has imported everything and done nothing.
+    """
+    with multiprocessing.get_context("forkserver").Pool(1) as pool:
+        seconds = pool.apply(cold, (config, task))
+        return seconds, peak_bytes(pool.apply(os.getpid)) / GIB
+
+
+def cold(config: Config, task: Task) -> float:
+    """The seconds of a task with nothing in the page cache."""
+    import_module(f"skerch.jobs.stages.{task.stage}")
+    for path in Path(config.run_dir).rglob("*.h5"):
+        drop_cache(path)
+    return clock(lambda: do(config, task), timer())
+
+
+def passes(config: Config, N: int, rounds: int, turns: int) -> Iterator[str | Figure]:
+    """The pass for a Gram matrix in memory, and that of one rank and of two, of a core each."""
+    Y = torch.randn(7030, 740, generator=torch.Generator().manual_seed(0))
+    works = {
+        "gram": lambda: seconds(lambda: gram(lambda start, stop: Y[start:stop], len(Y)), Y.device),
+        "operation": gemm_operation(torch.float64),
+    }
+    alone, operation = in_turns(works, 9).values()
+    floors = [len(Y) * Y.shape[1] ** 2 * each for each in operation]
+    ratio = over(alone, floors)
+    say("ranks")
+    beside = Path(sys.executable).with_name("mpiexec")  # bound to cores, as srun binds its tasks
+    mpiexec = [str(beside) if beside.exists() else "mpiexec", "-bind-to", "core", "-n", "2"]
+    arrays = [str(path.parents[1]) for path in (blocks(config)[0],)]
+    if rounds == 2:
+        arrays.append(arrays[0].replace("round-1", "round-2"))
+    one, two = zip(*apart(pass_of_ranks, arrays, turns, launcher=mpiexec), strict=True)
+    width = rounds * config.sketch.outer + PROBES
+    rows = [
+        ("7,030 x 740 in memory", min(floors), min(alone), ratio),
+        (f"{N:,} x {width} in files, one rank, on one core", "", min(one), ""),
+        ("the same, two ranks, on a core each", "", min(two), f"{over(one, two):.2f} times faster"),
+    ]
+    yield table(("Gram matrix", "floor, s", "measured, s", ""), rows)
+    yield Figure("Gram matrix in memory, time over floor", ratio, "≤", 1.5)
+    yield Figure("Gram matrix, two ranks over one", over(one, two), "≥", 1.6, "x")
+
+
+def pass_of_ranks(arrays: Sequence[str], turns: int) -> list[tuple[float, float]] | None:
+    """On the first rank, by turns the seconds of all, each alone for itself, and together.
+
+    They are of the Gram matrix of all columns, and of the rank that takes longest: what else the
+    machine does slows both.
+    """
+    from mpi4py import MPI
+
+    from skerch.jobs.launchers.mpi.ranks import Ranks
+
+    comm = MPI.COMM_WORLD
+    ranks = Ranks(comm)
+    with StoredColumns([MeasurementArray(Path(path)) for path in arrays]) as columns:
+
+        def longest(team: Team) -> float:
+            comm.Barrier()
+            taken = clock(lambda: gram(columns, columns.size, team=team))
+            return comm.allreduce(taken, MPI.MAX)
+
+        found = [(longest(ALONE), longest(ranks)) for _ in range(turns + 1)]
+    return found[1:] if ranks.writes else None  # the first is for warmth
+
+
+def accuracy(folder: str, dtypes: Sequence[str]) -> Iterator[str | Figure]:
+    """The residual through files, that of a QR of the same columns, and how much it is over it."""
+    rows, worst = [], -math.inf
+    for (number, (name, decay)), dtype in product(enumerate(DECAYS.items()), dtypes):
+        say(f"accuracy: {name}, {dtype}")
+        spectrum = decay(1500, getattr(torch, dtype))
+        H = synthmat.symmetric(spectrum, seed=number, signs="alternate")[0]
+        matrix = f"{folder}/{number}-{dtype}"
+        np.save(f"{matrix}.npy", H.numpy())
+        given = f"problem.matrix={matrix}.npy", f"hessian.dtype={dtype}"
+        config = of_size(matrix, len(H), 100, *given)
+        begin(config, first=-1)
+        pairs = load(config.run_dir)[0, "test"]
+        found = residual(H, pairs.eigenvectors[:].double(), pairs.eigenvalues)
+        with pairs.context.merged() as merged:
+            assert merged.rows is not None
+            Y = merged.rows(0, len(H)).double()
+            W, values = by_qr(Y, merged.summary, 100)
+        expected = residual(H, W.to(getattr(torch, dtype)).double(), values)
+        excess, norm = found / expected - 1, float(torch.linalg.norm(H))
+        condition = float(torch.linalg.cond(Y))
+        figures = (f"{found / norm:.4e}", f"{expected / norm:.4e}", f"{excess:+.0e}")
+        rows.append((f"{name}, torch.{dtype}", f"{condition:.0e}", *figures))
+        worst = max(worst, excess)
+    yield table(("N = 1,500, 100 / 200", "κ(Y)", "files", "QR in core", "over it"), rows)
+    yield Figure("residual over that of a QR, less 1", worst, "≤", 1e-3)
+
+
+def residual(H: Tensor, W: Tensor, values: Tensor) -> float:
+    """‖H - W diag(λ) Wᵀ‖."""
+    return float(torch.linalg.norm(H - (W * values) @ W.T))
+
+
+def by_qr(Y: Tensor, summary: Summary, outer: int) -> tuple[Tensor, Tensor]:
+    """Eigenvectors and eigenvalues of the same measurements by a QR of Y, in core and float64.
+
+    Y = Q R, R = U S Vᵀ, and the eigenvectors are taken from Q U instead of Y V / S.
+    """
+    Q, R = torch.linalg.qr(Y)
+    U, S, Vh = torch.linalg.svd(R)
+    kept = S / S[0] > 1e-14
+    U, S, Vh = U[:, kept], S[kept], Vh[kept]
+    whole = replace(summary, P=Vh.T / S, R=S[:, None] * Vh)
+    solution = solve(whole, "nystrom", outer)
+    return Q @ (U @ (whole.R @ solution.coefficients)), solution.eigenvalues
