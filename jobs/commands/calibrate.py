@@ -71,7 +71,7 @@ def measure_pace(config: Config) -> Pace:
         begin = time.perf_counter()
         fingerprint(op)  # as a worker does
         measurer, ends = Measurer(manifest, op.device), [time.perf_counter()]
-        while len(ends) <= REPETITIONS and ends[-1] < begin + PATIENCE:
+        while len(ends) < 2 or (len(ends) <= REPETITIONS and ends[-1] < begin + PATIENCE):
             for array in measurer.measure(op, block).values():
                 array.cpu()  # waits for the device
             ends.append(time.perf_counter())

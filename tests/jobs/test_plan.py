@@ -76,8 +76,9 @@ def test_the_forecast_is_what_sleeping_blocks_take_and_what_a_run_takes(slow):
     assert 0.8 * blocks < took < 1.2 * (blocks + 5 * pace.start)
 
 
-def test_one_block_is_enough_where_it_takes_long(slow, monkeypatch):
-    monkeypatch.setattr(calibrate, "PATIENCE", SECONDS / 2)
+@pytest.mark.parametrize("patience", [SECONDS / 2, 0.0])
+def test_one_block_is_timed_where_it_or_what_comes_before_takes_long(slow, monkeypatch, patience):
+    monkeypatch.setattr(calibrate, "PATIENCE", patience)
     times = []
     monkeypatch.setattr(calibrate.Measurer, "measure", lambda *_: times.append(SECONDS) or {})
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: sum(times))
