@@ -13,7 +13,7 @@ pytestmark = pytest.mark.slow
 WHOLE_NODES = [
     ["resources.all.sbatch={exclusive: true}"],
     ["resources.all.partition=whole"],
-    ["resources.all.setup=[export SLURM_NTASKS=3 SLURM_NPROCS=3 SLURM_OVERCOMMIT=1]"],
+    ["resources.all.setup=[ls /nowhere, export SLURM_NTASKS=3 SLURM_NPROCS=3 SLURM_OVERCOMMIT=1]"],
 ]
 
 

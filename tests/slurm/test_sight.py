@@ -188,3 +188,21 @@ def test_an_sbatch_that_takes_no_job_is_named_with_what_it_prints(run, train, on
     assert refused.returncode == 1
     assert "sbatch printed no job id, but: Your allocation has expired." in refused.stderr
     assert not run.queue()
+
+
+def test_what_was_submitted_before_a_refusal_stays_and_the_rest_follows(run, train, on_path):
+    train(run)
+    sbatch = shutil.which("sbatch")
+    limit = "echo 'sbatch: error: QOSMaxSubmitJobPerUserLimit' >&2; exit 1"
+    script = (
+        f'#!/bin/sh\necho >>calls\n[ $(wc -l <calls) = 3 ] && {{ {limit}; }}\nexec {sbatch} "$@"\n'
+    )
+    refused = run.submit(LATER, env=on_path(sbatch=script), check=False)
+    assert refused.returncode == 1
+    words = r"error: sbatch failed: QOSMaxSubmitJobPerUserLimit\. 2 of 4 jobs are submitted; mend"
+    assert re.match(words, refused.stderr)
+    before = run.queue("%i")
+    assert len(before) == 4
+    assert "2 tasks are submitted in 2 jobs, and 4 were live" in run.submit(LATER).stdout
+    assert set(before) < set(run.queue("%i"))
+    assert len(run.queue()) == 6
