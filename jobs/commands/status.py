@@ -141,10 +141,12 @@ def _told(run: RunDir, task: dict[str, Any]) -> Iterator[str]:
 
 def _damage(run: RunDir, config: Config) -> Iterator[str]:
     """A sentence on each file that cannot be read back as it was written."""
+    from skerch.hdf5 import verify
     from skerch.jobs.config import load_resolved
     from skerch.jobs.run_dir import training_files  # imports torch; the rest of `status` does not
 
     yield from refusal(run.training_config, partial(load_resolved, run.training_config))
+    yield from refusal(run.parameters, partial(verify, run.parameters))
     yield from refusal(run.checkpoint, partial(training_files.load_checkpoint, run.checkpoint))
     if run.parameters.exists():  # they have the hashes of the other files
         yield from refusal(run.log, partial(training_files.check_log, run))

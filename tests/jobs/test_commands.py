@@ -83,7 +83,14 @@ def test_stage_programs_alone_give_the_bits_of_a_run(small, reference):
     shutil.rmtree(directory.path)
 
     def stage(name, *options):
-        command = [sys.executable, "-m", f"skerch.jobs.stages.{name}", config.run_dir, "--step", "60"]
+        command = [
+            sys.executable,
+            "-m",
+            f"skerch.jobs.stages.{name}",
+            config.run_dir,
+            "--step",
+            "60",
+        ]
         return subprocess.run([*command, *options], capture_output=True, text=True, cwd="/")
 
     for program in (

@@ -73,7 +73,7 @@ TAKEN = {  # how the numbers are computed, and where things lie
     "keep_blocks": "false",
     "consolidate": "false",
 }
-ELSEWHERE = {"name": "other", "run_dir": "other"}  # beside what is there
+ELSEWHERE = {"method": "other", "name": "other", "run_dir": "other"}  # beside what is there
 TABLE = {**TRAINING, **GROWS, **METHOD, **TAKEN, **ELSEWHERE}
 
 

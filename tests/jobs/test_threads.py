@@ -55,7 +55,9 @@ def test_a_slurm_task_has_its_cpus_unless_openmps_variable_says_less(
     monkeypatch.setenv("SLURM_CPUS_PER_TASK", "6")
     monkeypatch.setenv("OMP_NUM_THREADS", number)
     seen = []
-    monkeypatch.setattr(local, "run_task", lambda config, _: seen.append(config.launcher.threads))
+    monkeypatch.setattr(
+        local, "run_task", lambda config, _, **more: seen.append(config.launcher.threads)
+    )
     task._run(Namespace(run=config.run_dir, task="train", name=None, first=None, requeues=0))
     assert seen == [expected]
 

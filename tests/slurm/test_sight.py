@@ -136,6 +136,7 @@ def test_variables_of_scancel_keep_no_job(run, train):
     assert not run.queue()
 
 
+@pytest.mark.slow
 def test_cancel_says_what_lives_on(run, train, on_path):
     train(run)
     run.submit(LATER)
@@ -181,6 +182,7 @@ def test_the_id_of_a_job_is_found_whatever_sbatch_prints_beside_it(run, train, o
     assert sum(f"afterok:{job}" in "".join(after) for job in ids) == 3
 
 
+@pytest.mark.slow
 def test_an_sbatch_that_takes_no_job_is_named_with_what_it_prints(run, train, on_path):
     train(run)
     env = on_path(sbatch="#!/bin/sh\necho 'Your allocation has expired'\n")
