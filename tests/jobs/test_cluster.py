@@ -294,7 +294,7 @@ def test_other_resources_than_gpus_stand_beside_gpus(asked):
 
 def test_what_binds_wraps_or_contains_a_task_is_given_to_srun(lines):
     written = "[--cpu-bind=none, --gpu-bind=closest, --container-image=a, --, nsys, -o, a]"
-    given = " --gpu-bind=closest --container-image=a --nodes=1 --ntasks=1 -- nsys -o a /"
+    given = " --ntasks=1 --cpu-bind=none --gpu-bind=closest --container-image=a -- nsys -o a /"
     assert any(given in line for line in lines("srun", written))
 
 

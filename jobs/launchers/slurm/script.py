@@ -70,14 +70,12 @@ def script(
     options["output"] = output
     cores = [f"--cpus-per-task={resources.cpus}"] if resources.cpus else []  # srun takes one else
     alone = ["--nodes=1", "--ntasks=1"]  # on a whole node srun starts as many as there is room for
-    end = (*resources.srun, "--").index("--")  # what follows is no option of srun's
-    cores += [*resources.srun[:end], *alone, *resources.srun[end:]]
     executor = _Executor(folder=run / "slurm")
     executor.update_parameters(
         job_name=job_name(run, submission.task),
         **_parameters(submission, resources),
         additional_parameters=options | resources.sbatch,
-        srun_args=["--output", output, "--open-mode", "append", *cores],
+        srun_args=["--output", output, "--open-mode", "append", *cores, *alone, *resources.srun],
     )
     return executor.text(shlex.join(command))
 
