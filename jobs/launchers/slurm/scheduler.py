@@ -180,7 +180,8 @@ def _ask_queue(patience: float) -> list[list[str]]:
     jobs = [fields for fields in listed if fields != listed[0]]  # each cluster has a header
     rest = done.stdout[done.stdout.find(mark) :] if listed else done.stdout
     outside = CLUSTER.sub("", record.sub("", rest)).strip()
-    readable = all(len(fields) == 6 and fields[0].isdecimal() for fields in jobs)
+    single = re.compile(r"\d+\|(\d+|N/A)\|")  # not several of an array in one record
+    readable = all(len(fields) == 6 and single.match("|".join(fields)) for fields in jobs)
     # squeue (22.05 to 24.11) lists nothing where the user database does not know the user just
     # now; and it leaves out a cluster that has not registered, or that it has not heard of.
     clusters = os.environ.get("SLURM_CLUSTERS", "").count(",") + 1
