@@ -17,6 +17,7 @@ from benchmarks.harness import Benchmark, Figure, Options, in_turns, over, say, 
 from benchmarks.rates import least_seconds, machine, write_rate
 from skerch import aslinearoperator
 from skerch.curvature import HessianOperator
+from skerch.curvature.memory import keep_freed_memory
 from skerch.jobs.commands.check import sample_inputs
 from skerch.jobs.config import Config, load
 from skerch.jobs.stages.layout import array_manifest
@@ -45,6 +46,7 @@ where the writer has no core to itself.
 
 def measure(options: Options) -> Iterator[str | Figure]:
     """A table a Hessian at the initial parameters on random data, of a row a sketch."""
+    keep_freed_memory()
     quick = options.quick
     torch.set_num_threads(1)
     cases = [(DEFAULT, "nystrom")]

@@ -20,7 +20,7 @@ from typing import Any
 
 from benchmarks.harness import Benchmark, Figure, Options, table
 from benchmarks.rates import machine
-from skerch.curvature import backends, checks
+from skerch.curvature import checks, operator
 from skerch.curvature.hessian import HessianOperator
 from skerch.jobs.config import load
 from skerch.jobs.launchers.complete import complete
@@ -47,7 +47,7 @@ def measure(options: Options) -> Iterator[str | Figure]:
 
         return call
 
-    checks.GUARDS = tuple(timed(guard.__name__, guard) for guard in checks.GUARDS)
+    HessianOperator.checks = tuple(timed(c.__name__, c) for c in HessianOperator.checks)
     compared = timed("fingerprint", checks.fingerprint)
 
     def fingerprint(op: HessianOperator) -> dict[str, float]:
@@ -55,7 +55,7 @@ def measure(options: Options) -> Iterator[str | Figure]:
         return compared(op)
 
     layout.fingerprint = measuring.fingerprint = fingerprint
-    backends.compare = timed("compare", backends.compare)
+    operator.compare = timed("compare", operator.compare)
     few = ["training.record_steps=[100]", "hessian.splits=[test]"] if options.quick else []
     with tempfile.TemporaryDirectory() as folder:
         fixed = (f"run_dir={folder}/run", f"problem.root={options.root}")

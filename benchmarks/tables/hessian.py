@@ -29,6 +29,7 @@ from skerch import seigh
 from skerch.analysis.figures import BLACK, BLUE, LEGEND, VERMILLION, save
 from skerch.analysis.overlap import overlap
 from skerch.curvature import params_to_vector
+from skerch.curvature.memory import keep_freed_memory
 from skerch.jobs.problems import load_data, load_problem
 from skerch.jobs.training.datapoints import hessian_batch
 
@@ -44,7 +45,7 @@ SINGLE, DOUBLE = "an operation in float32", "an operation in float64"
 LOOKS = {"ours": (BLUE, "-"), OVERSAMPLED: (VERMILLION, "--"), HMT: (BLACK, ":")}
 WHOLE = "parameters to overlap"
 STAGES = {  # the functions whose time a stage is
-    "products": [("hessian.py", "_matmul")],
+    "products": [("operator.py", "_matmul")],
     "test vectors and sketches": [("measure.py", "measure")],
     "Gram matrices": [("gram.py", "gram")],
     "small eigenproblems": [("gram.py", "orthonormalise"), ("solve.py", "solve")],
@@ -94,6 +95,7 @@ class Bench:
 
 def measure(options: Options) -> Iterator[str | Figure]:
     """Floors by stage, all sides in turns, and the time to an error."""
+    keep_freed_memory()
     real = (options.root / "MNIST" / "raw").is_dir()
     with (
         Peer("curvlinops_products") as products,

@@ -23,8 +23,9 @@ from benchmarks.peers.products import Gradient, seconds, vectors
 from benchmarks.rates import Work, gemm_operation, machine, peak_bytes
 from skerch import HessianOperator
 from skerch.curvature import supervised_loss
-from skerch.curvature.backends import STRATEGIES, Choice
-from skerch.curvature.hessian import MEMORY_FORMATS
+from skerch.curvature.memory import keep_freed_memory
+from skerch.curvature.operator import MEMORY_FORMATS
+from skerch.curvature.strategies import STRATEGIES, Choice
 from skerch.errors import SkerchError
 from skerch.jobs.problems import build_model, load_problem
 
@@ -122,6 +123,7 @@ def cases(device: str, quick: bool = False) -> list[Case]:
 
 def measure(options: Options) -> Iterator[str | Figure]:
     """A table a network, floor first."""
+    keep_freed_memory()
     quick, device = options.quick, options.device
     yield machine()
     with Peer("curvlinops_products") as peer:

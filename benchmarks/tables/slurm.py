@@ -134,7 +134,7 @@ def anatomy(run_dir: str) -> dict[str, float]:
 
     lap("import torch")
     importlib.import_module("skerch.jobs.launchers.slurm.task")
-    from skerch.curvature.backends import Choice
+    from skerch.curvature.strategies import Choice
     from skerch.jobs import pipeline
     from skerch.jobs.run_dir import RunDir
     from skerch.jobs.stages import context, inputs, measure, operator

@@ -41,7 +41,7 @@ def print_check(config: Config) -> bool:
 def findings(op: HessianOperator) -> Iterator[tuple[bool, str]]:
     """Whether each property holds, and a sentence on it; the first, a fixed loss, is for all."""
     op.check = False
-    for guard in (*checks.GUARDS, _zero_rows):
+    for guard in (*op.checks, _zero_rows):
         try:
             with user_code("The loss cannot be computed"):
                 found = True, guard(op)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from skerch.curvature.backends import check_strategy
 from skerch.curvature.parameters import select_parameters
+from skerch.curvature.strategies import check_strategy
 from skerch.decompositions.recoveries import check_size
 from skerch.errors import SkerchError
 from skerch.jobs import problems

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 
 import skerch
-from skerch.curvature.backends import Choice
 from skerch.curvature.checks import fingerprint
+from skerch.curvature.strategies import Choice
 from skerch.decompositions.recoveries import Round, check_size
 from skerch.jobs.config import Config, identity
 from skerch.jobs.problems import user_code

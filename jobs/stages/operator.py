@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from skerch.curvature.backends import Choice
 from skerch.curvature.batching import split_batch, to_device
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.parameters import as_precision
+from skerch.curvature.strategies import Choice
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir.provenance import Provenance

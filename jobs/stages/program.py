@@ -31,9 +31,12 @@ def execute(stage: str, context: Context) -> None:
 
 
 def settle(stage: str, context: Context) -> None:
-    """Set the threads and kernels of a stage for this process."""
+    """Set the threads, kernels and memory of a stage for this process."""
     import torch
 
+    from skerch.curvature.memory import keep_freed_memory
+
+    keep_freed_memory()
     torch.set_num_threads(_threads(stage, context))
     torch.backends.cudnn.deterministic = True
     torch.backends.cudnn.allow_tf32 = False

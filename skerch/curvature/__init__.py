@@ -3,9 +3,11 @@
 from skerch.curvature.batching import count_examples, split_batch, to_device
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.losses import label_weight, supervised_loss
+from skerch.curvature.operator import CurvatureOperator
 from skerch.curvature.parameters import params_to_vector, select_parameters, vector_to_params
 
 __all__ = [
+    "CurvatureOperator",
     "HessianOperator",
     "count_examples",
     "label_weight",

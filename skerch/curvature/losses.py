@@ -1,14 +1,20 @@
-"""Losses of batches, and what their means divide by."""
+"""Losses of batches, what their means divide by, and how a batch's loss is computed."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+import sys
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import Module
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from skerch.errors import SkerchError
+from skerch.curvature.batching import channels_last
+from skerch.errors import ShapeError, SkerchError
 
 LossFn = Callable[[Module, Any], Tensor]
 BatchWeight = Callable[[Any], float]
@@ -48,3 +54,52 @@ def label_weight(
         return float(class_weights.to(y.device)[counted].double().sum())
 
     return batch_weight
+
+
+def weighted(data: Iterable[Any], batch_weight: BatchWeight) -> Iterator[tuple[float, Any]]:
+    """Weights and batches; those of weight 0, whose mean is 0/0, are left out."""
+    seen = False
+    batches = iter(data)
+    for number, batch in enumerate(batches):
+        try:
+            weight = float(batch_weight(batch))
+        except ShapeError:  # it is not known, and cancels where there is no other batch
+            if number or any(True for _ in batches):
+                raise
+            weight = 1.0
+        if not 0 <= weight < math.inf:
+            raise SkerchError(f"A batch weighs {weight}; batch_weight must be finite and ≥ 0.")
+        if weight:
+            seen = True
+            yield weight, batch
+    if not seen:
+        raise SkerchError(
+            "The data have no batch of positive weight, so their mean loss is 0/0; give a "
+            "non-empty list of batches and a batch_weight that counts them."
+        )
+
+
+def batch_loss(model: Module, loss_fn: LossFn, batch: Any, memory_format: str) -> Tensor:
+    """The loss of a batch, which has first and second derivatives; raises where it is no scalar."""
+    if memory_format == "channels_last":
+        batch = channels_last(batch)
+    with ExitStack() as stack:
+        # neither fused kernels of attention nor compiled graphs have a second derivative
+        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if "torch._dynamo" in sys.modules:
+            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        loss = loss_fn(model, batch)
+    if not isinstance(loss, Tensor) or loss.ndim:
+        got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+        raise SkerchError(
+            f"loss_fn must return a tensor of shape (), the batch's mean, and returned {got}; "
+            "take the mean."
+        )
+    return loss
+
+
+@contextmanager
+def differentiating() -> Iterator[None]:
+    """Derivatives are taken within, whatever the caller has switched off."""
+    with torch.inference_mode(False), torch.enable_grad():
+        yield

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from skerch.curvature import backends, supervised_loss
+from skerch.curvature import operator, supervised_loss
 from skerch.jobs import problems
 from skerch.jobs.config import ConfigError, load
 from skerch.jobs.launchers.complete import complete
@@ -76,8 +76,8 @@ def test_all_hessians_of_a_run_are_of_one_loss(small, monkeypatch):
 
 def test_the_strategy_is_timed_once_a_run(small, monkeypatch):
     timed = []
-    fastest = backends.fastest
-    monkeypatch.setattr(backends, "fastest", lambda *a: timed.append(1) or fastest(*a))
+    fastest = operator.fastest
+    monkeypatch.setattr(operator, "fastest", lambda *a: timed.append(1) or fastest(*a))
     config = small("hessian.strategy=auto", "hessian.splits=[train,test]")
     assert not complete(config)
     assert len(timed) == 1

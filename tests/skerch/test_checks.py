@@ -9,9 +9,9 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from skerch import HessianOperator, SkerchError, aslinearoperator, seigh
 from skerch.curvature import label_weight, supervised_loss
-from skerch.curvature.backends import DerivativeError, StrategyError
 from skerch.curvature.checks import CheckError, second_derivative
 from skerch.curvature.dense import hessian_rows
+from skerch.curvature.strategies.linear_map import DerivativeError, StrategyError
 
 CROSS_ENTROPY = supervised_loss(nn.functional.cross_entropy)
 

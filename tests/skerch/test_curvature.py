@@ -16,14 +16,15 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from skerch.curvature import (
     HessianOperator,
-    backends,
     label_weight,
     params_to_vector,
+    strategies,
     supervised_loss,
     vector_to_params,
 )
-from skerch.curvature.backends import StrategyError
-from skerch.curvature.tape import Tape, TapeError
+from skerch.curvature.strategies import clock
+from skerch.curvature.strategies.linear_map import StrategyError
+from skerch.curvature.strategies.tape import Tape, TapeError
 from skerch.errors import SkerchError
 
 IGNORED = -100
@@ -107,7 +108,7 @@ def assert_close(actual: Tensor, expected: Tensor, tolerance: float = 1e-10) -> 
     assert (actual - expected).abs().max() <= tolerance * expected.abs().max()
 
 
-@pytest.mark.parametrize("strategy", backends.STRATEGIES)
+@pytest.mark.parametrize("strategy", strategies.STRATEGIES)
 @pytest.mark.parametrize("name", MODELS)
 def test_equals_the_dense_hessian_on_uneven_batches(name, strategy):
     model, x, y = make(name)
@@ -118,7 +119,7 @@ def test_equals_the_dense_hessian_on_uneven_batches(name, strategy):
     assert op.loss() == pytest.approx(mean_loss(model(x), y).item(), rel=1e-12)
 
 
-@pytest.mark.parametrize("strategy", backends.STRATEGIES)
+@pytest.mark.parametrize("strategy", strategies.STRATEGIES)
 def test_attention_equals_finite_differences(strategy):
     """Not `torch.func.hessian`: forward over reverse of a layer norm is wrong in torch 2.15."""
     torch.manual_seed(3)
@@ -141,7 +142,7 @@ def test_attention_equals_finite_differences(strategy):
     assert_close(matrix(op), H, 1e-8)
 
 
-@pytest.mark.parametrize("strategy", backends.STRATEGIES)
+@pytest.mark.parametrize("strategy", strategies.STRATEGIES)
 def test_ignored_labels_and_class_weights_combine_exactly(strategy):
     model, x, y = make()
     y[[1, 2, 4, 5, 6, 7]] = IGNORED  # the second batch has nothing left: its own mean is 0/0
@@ -229,7 +230,7 @@ def test_is_symmetric_and_its_own_adjoint():
     assert op.T is op
 
 
-@pytest.mark.parametrize("strategy", ["auto", *backends.STRATEGIES])
+@pytest.mark.parametrize("strategy", ["auto", *strategies.STRATEGIES])
 def test_a_linear_loss_has_a_zero_hessian(strategy):
     data = [torch.randn(5, 3)]
     op = HessianOperator(nn.Linear(3, 1), data, lambda f, x: f(x).mean(), strategy=strategy)
@@ -246,7 +247,7 @@ def test_a_loss_linear_in_some_parameters_keeps_their_cross_terms():
 
     op = HessianOperator(model, [torch.ones(2)], loss_fn)
     assert torch.equal(matrix(op), torch.tensor([[0.0, 0, 1], [0, 0, 1], [1, 1, 0]]))
-    for strategy in backends.STRATEGIES:
+    for strategy in strategies.STRATEGIES:
         part = HessianOperator(model, [torch.ones(2)], loss_fn, param_filter="a", strategy=strategy)
         assert torch.equal(matrix(part), torch.zeros(2, 2))
 
@@ -465,18 +466,18 @@ def test_channels_last_is_a_matter_of_layout_only():
 def test_auto_takes_the_strategy_that_the_clock_favours(monkeypatch):
     model, x, y = make()
     ticks = iter(range(10_000))
-    monkeypatch.setattr(backends, "_now", lambda device: next(ticks) / 1024)
+    monkeypatch.setattr(clock, "_now", lambda device: next(ticks) / 1024)
     loss_fn = supervised_loss(nn.CrossEntropyLoss())
     op = HessianOperator(model, batches(x, y), loss_fn)
     op @ torch.ones(43, dtype=torch.float64)
     assert op.strategy == "auto"
     # Every call takes one tick: the largest chunk is the cheapest for each vector.
-    assert op.resolve(40) == backends.Choice("batched", 40)
+    assert op.resolve(40) == strategies.Choice("batched", 40)
     assert (op.strategy, op.chunk_size) == ("batched", 40)
-    assert op.resolve(2) == backends.Choice("batched", 40)
-    monkeypatch.setattr(backends, "_now", lambda device: 10.0 * next(ticks))
+    assert op.resolve(2) == strategies.Choice("batched", 40)
+    monkeypatch.setattr(clock, "_now", lambda device: 10.0 * next(ticks))
     slow = HessianOperator(model, batches(x, y), loss_fn)
-    assert slow.resolve(40) == backends.Choice("loop", 1)
+    assert slow.resolve(40) == strategies.Choice("loop", 1)
     assert HessianOperator(model, batches(x, y), loss_fn).resolve(1).strategy == "loop"
 
 

@@ -1,6 +1,6 @@
-"""The backward pass through a gradient's graph as a list of operations, run on blocks of vectors.
+"""A linear map as a list of operations, run on blocks of vectors: c times the memory.
 
-v ↦ H v = (∂g/∂θ)ᵀ v is linear, so that what autograd does for one v it does for every v: the same
+What autograd does for one v of a linear v ↦ A v it does for every v: the same
 operations, on tensors that depend on v and on others that do not. `Tape` records them once (a
 Wengert list: Griewank and Walther, "Evaluating Derivatives", 2008) and keeps what does not depend
 on v. A block then goes through one operation after the other, along a leading dimension for its
@@ -23,6 +23,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from skerch.curvature.strategies.linear_map import LinearMap, Product, quiet_vmap
 from skerch.errors import SkerchError
 
 aten = torch.ops.aten
@@ -31,6 +32,18 @@ CONSTANT = (aten.zeros_like.default, aten.ones_like.default)  # whatever they ar
 UNBROADCAST = (aten.gelu_backward.default,)  # oneDNN's wants arguments of one shape
 LINEAR = (aten._log_softmax_backward_data.default,)  # in the first argument, where only it depends
 WIDE = 64  # columns that make it worth a copy to have one large product instead of many
+
+
+def prepare(A: LinearMap) -> Product:
+    """The recorded product; raises TapeError where the map cannot be recorded."""
+    with quiet_vmap():
+        recorded = Tape(A, A.like)
+
+    def product(block: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        with quiet_vmap():
+            return recorded(block)
+
+    return product
 
 
 class TapeError(SkerchError):

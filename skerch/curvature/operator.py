@@ -1,0 +1,328 @@
+"""A curvature of a mean loss as a linear operator on the selected parameters, batch by batch."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from itertools import islice
+from reprlib import repr as short
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from skerch.curvature import strategies
+from skerch.curvature.batching import count_examples, has_images, to_device
+from skerch.curvature.losses import BatchWeight, LossFn, batch_loss, differentiating, weighted
+from skerch.curvature.parameters import params_to_vector, select_parameters
+from skerch.curvature.strategies.clock import fastest
+from skerch.curvature.strategies.linear_map import LinearMap, Product, compare
+from skerch.errors import SkerchError
+from skerch.linops.base import LinearOperator
+
+MEMORY_FORMATS = ("preserve", "channels_last")
+Check = Callable[[Any], str]  # of an operator: what it found; raises CheckError
+
+
+@dataclass(frozen=True)
+class BatchCurvature:
+    """The curvature A_b of one batch, where it is not zero."""
+
+    loss: float
+    reached: bool  # whether the loss has a gradient at all
+    names: list[str]  # of the parameters that A_b touches: others have zero rows and columns
+    map: LinearMap  # v ↦ A_b v, in tensors of these parameters' shapes
+
+
+@dataclass(frozen=True)
+class _Term:
+    """w_b A_b, with the product of a strategy."""
+
+    weight: float
+    choice: strategies.Choice
+    curvature: BatchCurvature
+    columns: list[slice]
+    product: Product
+
+    def add(self, rows: Tensor, out: Tensor, check: bool = False) -> None:
+        """out += w_b (A_b Xᵀ)ᵀ for rows X and out of shape (b, N), in chunks of vectors.
+
+        The vectors of a parameter are copied to memory of their own: an operation of the model may
+        want them contiguous and aligned. With `check` the first chunk is held against products one
+        by one.
+        """
+        A, size = self.curvature.map, self.choice.chunk_size
+        for start in range(0, len(rows) if A.like else 0, size):
+            chunk = slice(start, start + size)
+            vectors = rows[chunk]
+            block = [
+                vectors[:, c]
+                .view(len(vectors), *p.shape)
+                .clone(memory_format=torch.contiguous_format)
+                for c, p in zip(self.columns, A.like, strict=True)
+            ]
+            products = self.product(block)
+            if check and not start:
+                compare(self.choice.strategy, A, block, products)
+            for c, part in zip(self.columns, products, strict=True):
+                out[chunk, c].view_as(part).add_(part, alpha=self.weight)
+
+
+class CurvatureOperator(LinearOperator):
+    """A = Σ_b w_b A_b(θ) / Σ_b w_b, of shape (N, N) for the N entries of the parameters θ.
+
+    A curvature is a subclass with `of_batch`, which makes the linear map v ↦ A_b v of a batch, and
+    with `checks` of what is its own. The data's loop, weights, the choice of a strategy and blocks
+    of vectors are all curvatures'; arguments, attributes and errors are those of `HessianOperator`.
+    """
+
+    self_adjoint = True
+    checks: ClassVar[tuple[Check, ...]] = ()  # that products will be right, in order
+
+    def __init__(
+        self,
+        model: Module,
+        data: Iterable[Any],
+        loss_fn: LossFn,
+        *,
+        batch_weight: BatchWeight | None = None,
+        param_filter: str | Sequence[str] | None = None,
+        strategy: str = "auto",
+        chunk_size: int | None = None,
+        memory_format: str = "auto",
+        check: bool = True,
+    ):
+        if not isinstance(data, Iterable) or isinstance(data, Iterator):
+            raise SkerchError(
+                "Every product iterates over the data, and one of type "
+                f"{type(data).__name__} cannot be iterated more than once; give a list of batches "
+                "or a DataLoader."
+            )
+        strategies.check_strategy(strategy)
+        if memory_format not in ("auto", *MEMORY_FORMATS):
+            raise SkerchError(
+                f"Unknown memory format {short(memory_format)}; choose auto, "
+                f"{', '.join(MEMORY_FORMATS)}."
+            )
+        if chunk_size is not None and chunk_size < 1:
+            raise SkerchError(f"chunk_size is {chunk_size}; the least is 1, None leaves it open.")
+        model = getattr(model, "_orig_mod", model)  # of what torch.compile returns
+        self.params = select_parameters(model, param_filter)
+        kinds = {(p.dtype, p.device) for p in self.params.values()}
+        if len(kinds) > 1:
+            raise SkerchError(
+                "The parameters must share one dtype and device, and have "
+                f"{' and '.join(sorted(f'{dtype} on {device}' for dtype, device in kinds))}; "
+                "convert the model or select some by param_filter."
+            )
+        ((dtype, device),) = kinds
+        size = sum(p.numel() for p in self.params.values())
+        super().__init__((size, size), dtype, device)
+        self.model = model
+        self.data = data
+        self.loss_fn = loss_fn
+        self.batch_weight = batch_weight or count_examples
+        self.strategy = strategy
+        self.chunk_size = chunk_size
+        self.memory_format = memory_format
+        self.check = self.compare = check
+        self._frozen = False
+        self._kept: _Term | None = None
+        self._compared: tuple[strategies.Choice | None, int] = None, 0  # of so many vectors at once
+
+    @abstractmethod
+    def of_batch(self, batch: Any, memory_format: str) -> BatchCurvature:
+        """A_b of a batch, which may be on another device; called where derivatives are taken."""
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """Within, parameters, buffers and data stay as they are, which saves time.
+
+        What the first product prepares serves the others, where all the data are one batch.
+        """
+        before = self._frozen
+        self._frozen = True
+        try:
+            yield
+        finally:
+            self._frozen = before
+            if not before:
+                self._kept = None
+
+    def restricted(self, batch: Any, dtype: torch.dtype | None = None) -> CurvatureOperator:
+        """The operator of one batch alone, one vector after the other, without the checks.
+
+        With a `dtype` it is of a network that is in that dtype meanwhile, as the batch is.
+        """
+        one = copy.copy(self)
+        one.dtype = dtype or self.dtype
+        if dtype is not None:
+            batch = to_device(batch, self.device, dtype)
+        one.data, one.strategy, one.chunk_size, one.check = [batch], "loop", 1, False
+        one.memory_format = self._format
+        one._frozen, one._kept = False, None
+        return one
+
+    def vector(self) -> Tensor:
+        """θ, a copy of shape (N,)."""
+        return params_to_vector(self.params)
+
+    def verify(self) -> None:
+        """See that products will be right, before the first one; raises CheckError."""
+        with differentiating():
+            for check in self.checks:
+                check(self)
+        self.check = False
+
+    def loss(self) -> float:
+        """The mean loss Σ_b w_b L_b / Σ_b w_b."""
+        if self._kept is not None:
+            return self._kept.curvature.loss
+        with differentiating():  # for a loss that itself takes derivatives
+            terms = [
+                (w, w * float(self._batch_loss(batch, self.memory_format).detach()))
+                for w, batch in self.data_batches()
+            ]
+        return math.fsum(term for _, term in terms) / math.fsum(w for w, _ in terms)
+
+    def data_batches(self) -> Iterator[tuple[float, Any]]:
+        """Weights and batches; those of weight 0 are left out."""
+        return weighted(self.data, self.batch_weight)
+
+    def first_batch(self) -> Any:
+        """The first batch of positive weight."""
+        return next(self.data_batches())[1]
+
+    def gradients(self) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of the first batch and its gradient by parameter, None where it has none."""
+        with differentiating():
+            return self.batch_gradients(self.first_batch(), self.memory_format)
+
+    def batch_gradients(
+        self, batch: Any, memory_format: str, *, create_graph: bool = False
+    ) -> tuple[Tensor, list[Tensor | None]]:
+        """The loss of a batch and its gradient by parameter, None where it has none."""
+        loss = self._batch_loss(batch, memory_format)
+        params = list(self.params.values())
+        if not loss.requires_grad:
+            return loss, [None] * len(params)
+        grads = torch.autograd.grad(loss, params, create_graph=create_graph, allow_unused=True)
+        return loss, list(grads)
+
+    def _batch_loss(self, batch: Any, memory_format: str) -> Tensor:
+        batch = to_device(batch, self.device)
+        return batch_loss(self.model, self.loss_fn, batch, memory_format)
+
+    def resolve(self, block_size: int) -> strategies.Choice:
+        """Settle "auto" for blocks of `block_size` columns, and return what products will use.
+
+        Strategies and memory formats are timed on the first batch, in a few seconds at most. What
+        is given or chosen already stays.
+        """
+        if block_size < 1:
+            raise SkerchError(f"The block size is {block_size}; the least is 1.")
+        if "auto" in (self.strategy, self.memory_format):
+            choice = self._fastest(block_size)
+            self.strategy, self.chunk_size = choice.strategy, choice.chunk_size
+            self.memory_format = choice.memory_format
+        default = strategies.STRATEGIES[self.strategy].chunk_size
+        return strategies.Choice(self.strategy, self.chunk_size or default, self.memory_format)
+
+    @property
+    def _format(self) -> str:
+        """The memory format where it is not worth the time to settle it."""
+        return "preserve" if self.memory_format == "auto" else self.memory_format
+
+    def _fastest(self, block_size: int) -> strategies.Choice:
+        """The fastest of the choices that are open, on the first batch."""
+        (_, batch), *more = islice(self.data_batches(), 2)
+        vectors = math.inf if self._frozen and not more else block_size
+        choices = strategies.candidates(block_size, self.strategy, self.chunk_size)
+        formats = [self.memory_format]
+        if self.memory_format == "auto":
+            convolves = any(p.ndim == 4 for p in self.model.parameters())
+            formats = list(MEMORY_FORMATS) if convolves and has_images(batch) else ["preserve"]
+        if len(choices) == len(formats) == 1:
+            return replace(choices[0], memory_format=formats[0])
+        times: dict[strategies.Choice, float] = {}
+        for memory_format in formats:
+            with differentiating():
+                A = self.of_batch(batch, memory_format).map
+            choice, seconds = fastest(choices, A, vectors)
+            times[replace(choice, memory_format=memory_format)] = seconds
+            del A  # and its graph, before the next one's
+        return min(times, key=lambda choice: times[choice])
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        """A X for X of shape (N, b); fastest for the transpose of a contiguous (b, N)."""
+        self._require_same_parameters()
+        if self.check:
+            self.verify()
+        with differentiating():
+            return self._products(X.detach().T.contiguous()).T
+
+    def _products(self, rows: Tensor) -> Tensor:
+        """(A X)ᵀ for rows Xᵀ of shape (b, N)."""
+        out = torch.zeros_like(rows, dtype=torch.promote_types(self.dtype, torch.float32))
+        if not len(rows):
+            return out.to(self.dtype)
+        if self.strategy == "auto" and len(rows) == 1:
+            choice = strategies.Choice("loop", 1, self._format)
+        else:
+            choice = self.resolve(len(rows))
+        if self._kept is not None and self._kept.choice == choice:
+            self._kept.add(rows, out, self._to_compare(choice, len(rows)))
+            return out.div_(self._kept.weight).to(self.dtype)
+        total, count, reached = 0.0, 0, False
+        check = self._to_compare(choice, len(rows))
+        for weight, batch in self.data_batches():
+            term = None  # its graph goes before the next one comes
+            term = self._term(weight, batch, choice)
+            term.add(rows, out, check and not count)
+            total, count = total + weight, count + 1
+            reached = reached or term.curvature.reached
+        if not reached:
+            raise SkerchError(
+                f"The loss depends on none of the {len(self.params)} selected parameters; loss_fn "
+                "must compute it by the model that it is given, and not under no_grad."
+            )
+        if self._frozen and count == 1:
+            self._kept = term
+        return out.div_(total).to(self.dtype)
+
+    def _term(self, weight: float, batch: Any, choice: strategies.Choice) -> _Term:
+        """The batch's curvature with its product; one that touches nothing needs no strategy."""
+        found = self.of_batch(batch, choice.memory_format)
+        columns, start = {}, 0
+        for name, p in self.params.items():
+            columns[name] = slice(start, start := start + p.numel())
+        product = strategies.prepare(choice.strategy if found.names else "loop", found.map)
+        return _Term(weight, choice, found, [columns[name] for name in found.names], product)
+
+    def _to_compare(self, choice: strategies.Choice, vectors: int) -> bool:
+        """Whether these are more vectors at once than were compared with products one by one."""
+        width = min(vectors, choice.chunk_size)
+        if choice.strategy == "loop" or width == 1 or not self.compare:
+            return False
+        known, most = self._compared
+        if known == choice and most >= width:
+            return False
+        self._compared = choice, width
+        return True
+
+    def _require_same_parameters(self) -> None:
+        """Refuse a model whose parameters are others than those that were selected."""
+        named = dict(self.model.named_parameters())
+        for name, parameter in self.params.items():
+            kind = (parameter.dtype, parameter.device, parameter.requires_grad)
+            if named.get(name) is not parameter or kind != (self.dtype, self.device, True):
+                raise SkerchError(
+                    f"The model's parameter {name} is another one than when this operator was made "
+                    "(load_state_dict(assign=True), a replaced layer, another dtype or device, "
+                    "requires_grad=False); make the operator anew."
+                )
