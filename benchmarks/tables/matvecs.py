@@ -256,6 +256,7 @@ def peaks(device: str, chunk_size: int, blocks: Sequence[int]) -> list[float]:
 
     To be called in a process of its own.
     """
+    keep_freed_memory()
     (case,) = (case for case in cases(device) if case.name == NORMED)
     op = case.operator("batched", chunk_size, "preserve")
     op.check = True  # as a worker's

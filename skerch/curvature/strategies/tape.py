@@ -1,12 +1,12 @@
 """A linear map as a list of operations, run on blocks of vectors: c times the memory.
 
-What autograd does for one v of a linear v ↦ A v it does for every v: the same
-operations, on tensors that depend on v and on others that do not. `Tape` records them once (a
-Wengert list: Griewank and Walther, "Evaluating Derivatives", 2008) and keeps what does not depend
-on v. A block then goes through one operation after the other, along a leading dimension for its
-vectors, in the layout that makes the matrix products fast; `torch.vmap` takes the operations that
-have no rule here. For small networks that beats vmap over the whole backward pass, which has less
-choice of layouts and goes through autograd for every block.
+What autograd does for one v of a linear v ↦ A v it does for every v: the same operations, on
+tensors that depend on v and on others that do not. `Tape` records them once (a Wengert list:
+Griewank and Walther, "Evaluating Derivatives", 2008) and keeps what does not depend on v. A block
+then goes through one operation after the other, along a leading dimension for its vectors, in the
+layout that makes the matrix products fast; `torch.vmap` takes the operations that have no rule
+here. For small networks that beats vmap over the whole backward pass, which has less choice of
+layouts and goes through autograd for every block.
 """
 
 from __future__ import annotations
