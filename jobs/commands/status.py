@@ -229,7 +229,9 @@ def _next(
         return f"{again}  # asks for {memory} MiB"
     if "SIGKILL" in reason:
         return f"{again}  # with a larger {stage}.memory if that was too little"
-    if reason == "TIMEOUT" and not STAGES[task.stage].resumes:
+    if "time limit to the next" in reason or (
+        reason == "TIMEOUT" and not STAGES[task.stage].resumes
+    ):
         return f"{again} {stage}.time=TIME  # longer than the last"
     return again
 

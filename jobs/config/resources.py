@@ -78,7 +78,7 @@ REFUSED = {  # options of Slurm that are not passed on, why, and the way out
     ),
     **dict.fromkeys(("jobid", "job-name", "kill-on-invalid-dep", "no-allocate", "no-requeue"), OWN),
     **dict.fromkeys(("open-mode", "output", "parsable", "quiet", "requeue", "signal"), OWN),
-    **dict.fromkeys(("test-only", "usage", "version", "wait", "wrap"), OWN),
+    **dict.fromkeys(("gid", "test-only", "uid", "usage", "version", "wait", "wrap"), OWN),
     "clusters": f"{OWN} and export SLURM_CLUSTERS",
 }
 EITHER = {  # options of sbatch that no task has beside this key
@@ -316,7 +316,7 @@ def _arguments(name: str, value: Any) -> tuple[str, ...]:
     arguments = _lines(name, value)
     for argument in takewhile("--".__ne__, arguments):
         option = argument.partition("=")[0]
-        if re.match("-[^-]", option):
+        if option == ":" or re.match(r"-(?!-[a-z-]+$)", option):
             raise ConfigError(
                 f"{name} has {option}; write an option's long name, as in --mpi=none."
             )

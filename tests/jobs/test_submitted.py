@@ -119,6 +119,12 @@ def test_who_failed_and_whom_that_takes_down(asked, run, skerch):
     assert f"3 more tasks need {STEP}.measure-1.0, which failed\n" in table
 
 
+def test_several_tasks_in_a_record_are_no_answer(asked):
+    for index in ("0-1", "[0-1%4]", ""):
+        silence, _ = asked([("11", index, "PENDING", "Resources", "", "0")])
+        assert "no list of jobs" in silence
+
+
 def test_what_the_log_says_is_the_reason(asked, run):
     log = run.task_log(f"{STEP}.measure-1.0")
     start = "2100-01-01T00:00:00+00:00 job 11 starts on n1\n"

@@ -116,6 +116,27 @@ def test_what_is_no_list_of_jobs_is_no_answer(waiting, on_path, answer):
     assert states.count("submitted") == 6
 
 
+@pytest.mark.parametrize("removed", ["", "slurm"])
+def test_jobs_of_a_run_directory_that_was_removed_are_seen(run, train, removed):
+    train(run)
+    run.submit(LATER)
+    shutil.rmtree(run.path / removed)
+    run.path.mkdir(exist_ok=True)
+    before = run.queue()
+    refused = run.submit(LATER, check=False)
+    assert refused.returncode == 1
+    assert "it does not tell of live jobs of this run" in refused.stderr
+    assert "Cancel them, then submit again" in refused.stderr
+    assert (
+        "are live on the cluster"
+        in run.skerch("run", run.experiment, f"run_dir={run.path}", check=False).stderr
+    )
+    assert run.queue() == before
+    if removed:
+        assert run.skerch("cancel", run.path).stdout.startswith("6 tasks in jobs ")
+        assert not run.queue()
+
+
 def test_variables_of_sbatch_change_no_job_and_are_named(waiting, new_run, train, tmp_path):
     with new_run(tmp_path / "run") as run:
         train(run)

@@ -191,7 +191,7 @@ def test_status_answers_soon_and_calls_nothing_lost_where_squeue_does_not(
 def test_without_slurm_submit_says_so_and_leaves_nothing_to_wait_for(run, tmp_path):
     refused = run.submit(check=False, env={"PATH": str(tmp_path)})
     assert refused.returncode == 1
-    assert refused.stderr.startswith("error: sbatch is not on PATH: use a machine from which jobs")
+    assert refused.stderr.startswith("error: squeue is not on PATH: use a machine from which jobs")
     assert {task["state"] for task in run.status().values()} == {"missing"}
 
 

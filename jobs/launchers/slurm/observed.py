@@ -55,14 +55,17 @@ class Submitted:
         return self.elements.get((s.token, s.elements[task])) if s else None
 
 
-def observe(run: RunDir, patience: float) -> Submitted:
+def observe(run: RunDir, patience: float, *, unasked: bool = False) -> Submitted:
     """Ask the scheduler; ids of jobs whose submitting process was killed are found, too.
+
+    A run of which nothing was submitted, by its directory, needs no scheduler; `unasked` it is
+    asked all the same, as jobs may live whose run directory was removed.
 
     Raises SlurmError where it does not answer within `patience` seconds.
     """
     history = journal.submissions(run)
     elements = {}
-    if run.jobs.parent.exists():
+    if unasked or run.jobs.parent.exists():
         elements = scheduler.elements(run.path, history, patience)
     return Submitted([_identified(s, elements) for s in history], elements)
 
@@ -71,7 +74,7 @@ def refuse_live(run: RunDir) -> None:
     """Refuse to do here what a scheduler's jobs are at; its silence is no hindrance."""
     known = Submitted([], {})
     with suppress(SkerchError):  # two attempts at one task are harmless
-        known = observe(run, PATIENCE)
+        known = observe(run, PATIENCE, unasked=True)
     live = {str(s.job) for s in known.live.values()} | set(known.strangers)
     if jobs := sorted(live, key=int):
         what, are, them = ("Job", "is", "it") if len(jobs) == 1 else ("Jobs", "are", "them")

@@ -84,7 +84,7 @@ def submit(config: Config) -> None:
             file=sys.stderr,
         )
     with locked(run) as lock:
-        known = observe(run, scheduler.PATIENCE)
+        known = observe(run, scheduler.PATIENCE, unasked=True)
         _check_live(run, config, known)
         jobs, stuck, ids = _missing_jobs(run, config, known, wanted)
         bind(run, config)
@@ -157,7 +157,7 @@ def cancel(run: RunDir) -> None:
 
 def _waiting(run: RunDir) -> list[Element]:
     """What waits or runs of a run's jobs; not what is being ended."""
-    known = observe(run, scheduler.PATIENCE)
+    known = observe(run, scheduler.PATIENCE, unasked=True)
     return [e for e in known.elements.values() if not e.ended and e.state != "COMPLETING"]
 
 
