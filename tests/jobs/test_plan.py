@@ -16,7 +16,7 @@ from skerch.jobs.pipeline import task_log
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.stages import merge
 
-SECONDS = 0.2  # that each block of SLOW takes
+SECONDS = 0.4  # that each block of SLOW takes
 SLOW = f"""
 import time
 import torch

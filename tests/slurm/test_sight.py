@@ -13,6 +13,8 @@ from dataclasses import replace
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 LATER = "resources.all.sbatch.begin=now+1hour"
 VARIABLES = {
     "squeue": {
@@ -122,7 +124,7 @@ def test_jobs_of_a_run_directory_that_was_removed_are_seen(run, train, removed):
     run.submit(LATER)
     shutil.rmtree(run.path / removed)
     run.path.mkdir(exist_ok=True)
-    before = run.queue()
+    before = run.queue("%i")
     refused = run.submit(LATER, check=False)
     assert refused.returncode == 1
     assert "it does not tell of live jobs of this run" in refused.stderr
@@ -131,7 +133,7 @@ def test_jobs_of_a_run_directory_that_was_removed_are_seen(run, train, removed):
         "are live on the cluster"
         in run.skerch("run", run.experiment, f"run_dir={run.path}", check=False).stderr
     )
-    assert run.queue() == before
+    assert run.queue("%i") == before
     if removed:
         assert run.skerch("cancel", run.path).stdout.startswith("6 tasks in jobs ")
         assert not run.queue()
@@ -157,7 +159,6 @@ def test_variables_of_scancel_keep_no_job(run, train):
     assert not run.queue()
 
 
-@pytest.mark.slow
 def test_cancel_says_what_lives_on(run, train, on_path):
     train(run)
     run.submit(LATER)
@@ -169,7 +170,6 @@ def test_cancel_says_what_lives_on(run, train, on_path):
     assert len(run.queue()) == 6
 
 
-@pytest.mark.slow
 def test_variables_of_srun_start_no_second_process(trained, local, results_of):
     names = ("NTASKS", "NNODES", "NUM_NODES", "CPUS_PER_TASK", "NTASKS_PER_NODE")
     env = {f"{kind}_{name}": "2" for kind in ("SRUN", "SLURM") for name in names}
@@ -203,7 +203,6 @@ def test_the_id_of_a_job_is_found_whatever_sbatch_prints_beside_it(run, train, o
     assert sum(f"afterok:{job}" in "".join(after) for job in ids) == 3
 
 
-@pytest.mark.slow
 def test_an_sbatch_that_takes_no_job_is_named_with_what_it_prints(run, train, on_path):
     train(run)
     env = on_path(sbatch="#!/bin/sh\necho 'Your allocation has expired'\n")
