@@ -61,12 +61,15 @@ def waiting(new_run, train, tmp_path_factory):
 
 
 def asked_for(run):
-    """What each job asks for, by name, and its array indices."""
+    """What each job asks for, by name, its array indices, and whether it is held.
+
+    Of a reason only that is compared: the others follow the scheduler's own rounds.
+    """
     said = run.cluster.run("scontrol", "--oneliner", "show", "job").stdout.splitlines()
     jobs = [dict(re.findall(r"(\S+?)=(\S*)", line)) for line in said]
-    keys = ("ArrayTaskId", "Partition", "TimeLimit", "Requeue", "Reason", "OverSubscribe")
+    keys = ("ArrayTaskId", "Partition", "TimeLimit", "Requeue", "OverSubscribe")
     return {
-        job["JobName"]: {key: job.get(key) for key in keys}
+        job["JobName"]: {key: job.get(key) for key in keys} | {"held": "Held" in job["Reason"]}
         for job in jobs
         if job["WorkDir"] == str(run.path)
     }
