@@ -1,4 +1,4 @@
-"""Figures of results handed in: what is drawn is what is given, on scales that show it.
+"""Figures of results that are handed in.
 
 A `…_panel` draws one subject onto given axes; a `…_figure` returns a whole `Figure`, without the
 global state of pyplot, for any thread or headless machine; `save` writes it. Colours
@@ -30,16 +30,16 @@ from skerch.files import write_atomically
 Values: TypeAlias = "Tensor | ArrayLike"
 
 BLUE, VERMILLION, GREY, BLACK = "#0072B2", "#D55E00", "#8C8C8C", "#1A1A1A"
-PANEL = (4.2, 3.6)  # inches
+PANEL_INCHES = (4.2, 3.6)  # inches
 LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": False}
 
 
 def eigenvalue_panel(axes: Axes, eigenvalues: Values, exact: Values | None = None) -> None:
     """Draw |λ_i| of eigenvalues (k,) against i = 1 … k, on a log scale, signs told apart.
 
-    A positive one points up from its magnitude and a negative one down, so that neither hides the
-    other however many there are. Zeros have no place on the scale and are left out. Of `exact`
-    eigenvalues, sorted by magnitude too, the first k are laid over as a line.
+    The marker of a positive eigenvalue points up and that of a negative one down, so that neither
+    hides the other. Zeros have no place on the scale and are left out. The first k `exact`
+    eigenvalues, sorted by magnitude too, are a line on top.
     """
     values = _array(eigenvalues)
     index = np.arange(1, len(values) + 1)
@@ -76,10 +76,10 @@ def scree_panel(
 ) -> None:
     """Draw the relative residual ‖H - H_r‖_F / ‖H‖_F, (k + 1,), against the rank r = 0 … k.
 
-    The plane is shaded between `lower` and `upper`, (k + 1,) each, in the unit of the residual: the
-    bounds of the best residual that a matrix of rank r could have (the scree; TYUC 2019, 6.5). As
-    the lower one falls to 0 at rank k, the scale ends at half the least residual. The `exact`
-    eigenpairs' own residual, (k + 1,), is laid over as a line.
+    The area between `lower` and `upper` (k + 1,) is shaded: bounds of the best residual that a
+    matrix of rank r can have, relative too (the scree; TYUC 2019, 6.5). As the lower one falls to 0
+    at rank k, the scale ends at half the least residual. The residual (k + 1,) of the `exact`
+    eigenpairs is a line on top.
     """
     values = _array(residual)
     rank = np.arange(len(values))
@@ -111,10 +111,10 @@ def overlap_panel(
     exact: Values | None = None,
     log_x: bool = False,
 ) -> None:
-    """Draw overlap(k) against k = 1 … K, beside k / N and random masks; k on a log scale if asked.
+    """Draw overlap(k) against k = 1 … K, beside k / N and random masks.
 
-    The band holds 95 % of the random masks. The overlap (K,) of the `exact` eigenvectors is laid
-    over as a line.
+    The band holds 95 % of the random masks. The overlap (K,) of the `exact` eigenvectors is a line
+    on top. With `log_x` k is on a log scale.
     """
     overlap, baseline = _array(result.overlap), _array(result.baseline)
     k = np.arange(1, len(overlap) + 1)
@@ -145,8 +145,8 @@ def hessian_figure(
 ) -> Figure:
     """One Hessian at a glance: its eigenvalues, relative residuals and overlap, side by side.
 
-    The title names the problem, the step and the split. What is exact is laid over, in the place of
-    the bounds of the best residual.
+    The title names the problem, the step and the split. Exact results are lines on top; they
+    replace the bounds of the best residual.
     """
     figure, (first, second, third) = _panels(3, title)
     eigenvalue_panel(first, results.eigenvalues, exact.eigenvalues if exact else None)
@@ -162,9 +162,8 @@ def hessian_figure(
 def training_figure(log: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:
     """Losses and accuracies against the step, one panel each, from the records of a training log.
 
-    A record is like {"step": 100, "train": {"loss": 0.5, "accuracy": 0.9}, "test": …}. What it
-    lacks is passed over, and so is a panel without any numbers. Raises `SkerchError` where no
-    number is left.
+    A record is like {"step": 100, "train": {"loss": 0.5, "accuracy": 0.9}, "test": …}, and may lack
+    some of it. A panel without numbers is left out. Raises `SkerchError` where none has any.
     """
     panels = {
         quantity: series for quantity in ("loss", "accuracy") if (series := _series(log, quantity))
@@ -216,7 +215,7 @@ def _array(values: Values) -> np.ndarray:
 
 
 def _relative(residual: Values) -> np.ndarray:
-    """Residuals (k + 1,) over the first of them, ‖H‖_F."""
+    """Residuals (k + 1,) divided by the first, ‖H‖_F."""
     values = _array(residual)
     relative: np.ndarray = values / max(values[0], 1e-300)
     return relative
@@ -225,13 +224,13 @@ def _relative(residual: Values) -> np.ndarray:
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels side by side under a title."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
-    figure = Figure(figsize=(PANEL[0] * count, PANEL[1]), layout=layout)
+    figure = Figure(figsize=(PANEL_INCHES[0] * count, PANEL_INCHES[1]), layout=layout)
     figure.suptitle(title, fontsize=13, fontweight="bold")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 
 def _style(axes: Axes, title: str, x: str, y: str) -> None:
-    """Titles, labels, a light grid behind the data, and no more frame than the two axes."""
+    """Set title and labels, a light grid behind the data, and no frame but the two axes."""
     axes.set_title(title, fontsize=11)
     axes.set_xlabel(x, fontsize=10)
     axes.set_ylabel(y, fontsize=10)
@@ -244,18 +243,18 @@ def _style(axes: Axes, title: str, x: str, y: str) -> None:
 
 
 def _exact(axes: Axes, x: np.ndarray, values: Values) -> None:
-    """The line of exact values, as far as there are sketched ones."""
+    """Draw the line of exact values, as far as `x` goes."""
     y = _array(values)[: len(x)]
     axes.plot(x[: len(y)], y, color=BLACK, linewidth=1, label="exact")
 
 
 def _whole_numbers(axes: Axes) -> None:
-    """Ticks of x at whole numbers only, also where few of them are in view."""
+    """Put ticks of x at whole numbers only, also where few of them are in view."""
     axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
 
 
 def _log_scale(axes: Axes, direction: Literal["x", "y"], values: np.ndarray) -> None:
-    """A log scale, whose ticks are plain numbers where the values span less than three decades."""
+    """Set a log scale; its ticks are plain numbers where values span less than three decades."""
     axes.set(**{f"{direction}scale": "log"})
     axis = axes.xaxis if direction == "x" else axes.yaxis
     positive = values[np.isfinite(values) & (values > 0)]

@@ -49,8 +49,9 @@ def magnitude_mask(parameters: Tensor, k: int) -> Tensor:
 def ties(parameters: Tensor, mask: Tensor) -> Tensor:
     """How many parameters have the least magnitude in mask_j: within it, and in all, (2, k).
 
-    mask_j is the first j = 1 … k of a magnitude mask (k,) of the parameters (N,). Where fewer are
-    within, their indices alone decide which, and mask_j is one of several of the j largest.
+    mask_j is the first j = 1 … k of a magnitude mask (k,) of the parameters (N,). Where the first
+    number is the smaller one, several masks hold j largest parameters, and the indices alone have
+    decided for mask_j.
     """
     magnitudes = parameters.detach().cpu().abs()
     values, group, inside = torch.unique_consecutive(
@@ -63,5 +64,5 @@ def ties(parameters: Tensor, mask: Tensor) -> Tensor:
 
 
 def random_mask(n: int, k: int, seed: int, index: int) -> Tensor:
-    """Indices (k,) of k of n parameters: the `index`-th of the uniformly random masks of a seed."""
+    """Indices (k,) of k of n parameters: the uniformly random mask number `index` of a seed."""
     return torch.from_numpy(stream(seed, "synthetic", index, n).choice(n, k, replace=False))

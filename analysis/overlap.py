@@ -1,4 +1,4 @@
-"""How much of the top Hessian eigenspace lies on the largest parameters.
+"""How much of the top eigenspace of a network's Hessian lies on its largest parameters.
 
 With W (N, K) the orthonormal top eigenvectors and mask_k the k largest parameters by magnitude,
 
@@ -12,8 +12,8 @@ without replacement. Its overlap therefore has, exactly (Cochran 1977, Sampling 
 
     mean k / N,    variance σ²(d) (N - k) / ((N - 1) k),    σ²(d) = Σ d_i² / N - (Σ d_i / N)².
 
-Leverage is heavy-tailed, as few parameters have most of it, and so chance is skewed: its quantiles
-are taken over masks that are drawn.
+Few parameters have most of the leverage, so that the overlaps of random masks are skewed. Their
+quantiles are taken over masks that are drawn.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ from skerch.analysis.masks import magnitude_mask, random_mask, ties
 from skerch.errors import ShapeError, SkerchError
 
 SLAB_ENTRIES = 2**22  # read at a time: 16 MiB in float32
-PIECE_ENTRIES = 2**18  # of a slab at a time, which stay in the processor's cache
-GRID = 32  # values of k at most at which the quantiles are taken, in geometric steps
+PIECE_ENTRIES = 2**18  # of a slab, which stay in the processor's cache
+MOST_GRID_POINTS = 32  # values of k at which the quantiles are taken, in geometric steps
 QUANTILES = (0.025, 0.975)
 
 
@@ -64,8 +64,8 @@ class OverlapResult:
 def overlap_curve(sorted_rows: Tensor) -> Tensor:
     """‖A[:k, :k]‖_F² / k for k = 1 … K, as float64 (K,).
 
-    The rows A (K, K) are those of the eigenvectors in the mask's order. All k at once: the diagonal
-    of the two-dimensional cumulative sum of the squares. Raises `ShapeError` unless A is square.
+    A (K, K) has the eigenvectors' rows in the mask's order. All k come at once, as the diagonal of
+    the two-dimensional cumulative sum of squares. Raises `ShapeError` unless A is square.
     """
     K = len(sorted_rows)
     if sorted_rows.shape != (K, K):
@@ -87,8 +87,8 @@ def overlap(
     """Overlap of eigenvectors (N, K) with the magnitude masks of parameters (N,), and with chance.
 
     The eigenvectors may be larger than memory: they are read once, in slabs of `slab_rows` rows
-    (default: `SLAB_ENTRIES` entries), of which K² entries are kept, the magnitude mask's rows. Of
-    a random mask, only the sums of leverage at the grid's values of k are.
+    (default: `SLAB_ENTRIES` entries). Only the K rows of the magnitude mask are kept, and of each
+    random mask the sums of leverage at the grid's values of k.
 
     Raises `ShapeError` where the two do not belong together, and `SkerchError` where a parameter or
     an eigenvector is not finite or the eigenvectors are not normalised.
@@ -137,10 +137,12 @@ def overlap(
 
 
 class _Chance:
-    """The overlaps of random masks, added up as the rows of leverage come by."""
+    """The overlaps of random masks, added up over slabs of parameters."""
 
     def __init__(self, N: int, K: int, seed: int, masks: int):
-        steps = torch.logspace(0, math.log10(max(1, K)), GRID, dtype=torch.float64, device="cpu")
+        steps = torch.logspace(
+            0, math.log10(max(1, K)), MOST_GRID_POINTS, dtype=torch.float64, device="cpu"
+        )
         self.grid = torch.unique(steps[: len(steps) if masks and K else 0].round().long())
         drawn = [random_mask(N, K, seed, index) for index in range(masks)]
         self._rows, place = torch.cat([self.grid[:0], *drawn]).sort()

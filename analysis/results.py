@@ -1,4 +1,4 @@
-"""What the analysis of one Hessian found, in plain numbers: a file holds it, tables take it."""
+"""The results for one Hessian in plain numbers, as overlap.json, tables and figures have them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from dataclasses import dataclass
 class HessianResults:
     """Eigenvalues, residual and overlap of one Hessian, from k of its eigenpairs.
 
-    The last five are empty where an older version found the rest.
+    The last five have their defaults where an older version wrote the file.
     """
 
     parameters: int  # N
     eigenvalues: Sequence[float]  # (k,) by decreasing magnitude
     residual: Sequence[float]  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
-    residual_bounds: Sequence[Sequence[float]]  # (2, k + 1) its interval
-    scree_bounds: Sequence[Sequence[float]]  # (2, k + 1) of the best residual, squared, over ‖H‖²
+    residual_bounds: Sequence[Sequence[float]]  # (2, k + 1) confidence interval of ‖H - H_r‖_F
+    scree_bounds: Sequence[Sequence[float]]  # (2, k + 1) of the squared best residual over ‖H‖²
     overlap: Sequence[float]  # (k,) and the rest as in `skerch.analysis.overlap.OverlapResult`
     baseline: Sequence[float]  # (k,)
     deviation: Sequence[float]  # (k,)
@@ -49,9 +49,9 @@ class HessianResults:
 
     @property
     def tie(self) -> tuple[int, int] | None:
-        """How many of the mask of k are some of how many parameters of one magnitude, if any are.
+        """How many parameters of the mask's least magnitude are in the mask of k, and in all.
 
-        Which of them are in the mask, their indices alone decide.
+        None where all of them are in the mask. Otherwise their indices alone decide which are.
         """
         within, alike = (counts[-1] for counts in self.ties or ([0], [0]))
         return (within, alike) if within < alike else None
@@ -59,7 +59,7 @@ class HessianResults:
 
 @dataclass(frozen=True)
 class ExactResults:
-    """The same of the exact eigendecomposition of the same Hessian."""
+    """Eigenvalues, residual and overlap of one Hessian by its exact eigendecomposition."""
 
     eigenvalues: Sequence[float]  # (N,) by decreasing magnitude
     residual: Sequence[float]  # (N + 1,) the least ‖H - H_r‖_F at each rank

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0.dev0"
 
-_HOMES = {
+_MODULES = {
     "HessianOperator": "skerch.curvature",
     "EighResult": "skerch.decompositions.seigh",
     "seigh": "skerch.decompositions.seigh",
@@ -29,7 +29,7 @@ _HOMES = {
     "LinearOperator": "skerch.linops",
     "aslinearoperator": "skerch.linops",
     "to_scipy": "skerch.linops",
-    "load": "skerch.jobs.commands.load",  # the one name of a floor above
+    "load": "skerch.jobs.commands.load",  # the one name from above the library
 }
 __all__ = [
     "EighResult",
@@ -46,6 +46,6 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'skerch' has no attribute {name!r}")
-    return getattr(import_module(_HOMES[name]), name)
+    return getattr(import_module(_MODULES[name]), name)

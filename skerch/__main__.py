@@ -69,7 +69,7 @@ def post_bounds(
         float, typer.Option("--apost_err", help="The relative error ε of the squared residual.")
     ],
 ) -> None:
-    """How likely an error estimate from some probes is off by a factor."""
+    """How likely an error estimate from probes is wrong by a factor."""
     from skerch.a_posteriori import probability_bounds
 
     below, above = probability_bounds(apost_n, apost_err)
@@ -129,7 +129,7 @@ def main() -> None:
     except SkerchError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
-    except OSError as error:  # of no file: it is the terminal, a pipe or where output goes
+    except OSError as error:  # it names no file: the terminal or a pipe refuses the output
         typer.echo(f"error: the output cannot be written: {cause(error)}.", err=True)
         os._exit(1)  # as the interpreter would try once more to write it
 

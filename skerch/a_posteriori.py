@@ -18,7 +18,7 @@ from torch import Tensor
 
 from skerch.errors import ShapeError, SkerchError
 
-ROUNDING = 1e-10  # of ‖H‖²: how far e² may be off, as a difference of terms of that size
+SQUARE_ROUNDING = 1e-10  # error of e² over ‖H‖², as e² is a difference of terms of that size
 
 
 def residuals(values: Tensor, a: Tensor, c: Tensor, probe_sq_norms: Tensor) -> Tensor:
@@ -97,7 +97,10 @@ def interval(
         raise SkerchError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
     _check_lengths(values, residual)
     tail = _tail_sums(values.double().square()).sqrt()
-    square, rounding = residual[-1].double().square(), ROUNDING * residual[0].double().square()
+    square, rounding = (
+        residual[-1].double().square(),
+        SQUARE_ROUNDING * residual[0].double().square(),
+    )
     rate = 2 / num_probes * math.log(2 / (1 - confidence))
     least = ((square - rounding).clamp(min=0) / -lambertw(-math.exp(-1 - rate), -1).real).sqrt()
     most = ((square + rounding) / -lambertw(-math.exp(-1 - rate), 0).real).sqrt()

@@ -4,7 +4,7 @@
 class SkerchError(ValueError):
     """Something asked for cannot be had; the message says what, why and the way out."""
 
-    exit_status = 1  # of a program that it ends; 2 where the usage or the config is at fault
+    exit_status = 1  # of the command that it ends; 2 where the usage or the config is at fault
 
 
 class ShapeError(SkerchError):
@@ -12,11 +12,11 @@ class ShapeError(SkerchError):
 
 
 class UsageError(SkerchError):
-    """Arguments of a command that cannot be meant."""
+    """Arguments that a command cannot use."""
 
     exit_status = 2
 
 
 def first_line(error: Exception) -> str:
-    """The first line of an error's words, or its name where it has none."""
+    """The first line of an error's message, or the error's name where it has no message."""
     return next(iter(str(error).splitlines()), type(error).__name__)

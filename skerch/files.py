@@ -15,7 +15,7 @@ from typing import Any
 
 from skerch.errors import SkerchError
 
-FLUSH_BYTES = 2**26  # after so many the disk is set to work, not only once memory is full
+FLUSH_BYTES = 2**26  # are written to disk together, rather than all once memory is full
 
 
 class FileError(SkerchError):
@@ -135,7 +135,7 @@ class _Unfailing(FileIO):
 def sweep(folder: Path, pattern: str = "**/.*.tmp", age: float | None = None) -> None:
     """Remove the temporary files below a folder whose writers on this host are gone.
 
-    With `age` also those of any host that nobody has written to for so many seconds.
+    With `age`, also those of any host that have not changed for so many seconds.
     """
     for path in folder.glob(pattern):
         *_, pid, _ = path.name.split(".")

@@ -1,9 +1,9 @@
 """HDF5 as this library uses it: checksums on everything, and damage that is named.
 
-Files are written in the format of HDF5 1.10, which has checksums on all metadata and which any h5py
-of today reads (HDF5 1.14 cannot read what 2.0 calls "latest"), and datasets uncompressed, with a
-Fletcher checksum on every chunk: what can be read back is what was written. HDF5's locks do
-not matter: our files never change once they have their name, and some file systems have no locks.
+Files are written in the format of HDF5 1.10. It has checksums on all metadata, and any h5py of
+today reads it (HDF5 1.14 cannot read what 2.0 calls "latest"). Datasets are uncompressed, with a
+Fletcher checksum on every chunk: what can be read back is what was written. HDF5's locks do not
+matter: our files never change once they have their name, and some file systems have no locks.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHUNK_ROWS = 4096
 
 @contextmanager
 def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
-    """Turn whatever HDF5 finds wrong in a file into a FileError that names it, and the remedy."""
+    """Turn what HDF5 finds wrong in a file into a FileError with the file and the remedy."""
     try:
         yield
     except SkerchError:
@@ -52,7 +52,10 @@ def reading(path: Path | str, remedy: str | None = None) -> Iterator[None]:
 
 
 def open_hdf5(file: Path | IO[bytes], mode: str = "r", **options: Any) -> h5py.File:
-    """What h5py.File opens, without a lock where it gets none: all HDF5 files are opened here."""
+    """Open an HDF5 file as h5py.File does, but without a lock where there is none to be had.
+
+    No HDF5 file is opened elsewhere.
+    """
     try:
         return h5py.File(file, mode, **options)
     except FileNotFoundError:
@@ -62,9 +65,9 @@ def open_hdf5(file: Path | IO[bytes], mode: str = "r", **options: Any) -> h5py.F
 
 
 def open_for_reading(path: Path, *, in_order: bool = False, **options: Any) -> h5py.File:
-    """Open a file; raises FileError for one that is missing or damaged.
+    """Open a file; raises FileError where it is missing or damaged.
 
-    What is read `in_order` the system reads further ahead.
+    With `in_order` the system is told that it will be read from begin to end.
     """
     with reading(path):
         file = open_hdf5(path, **options)
@@ -75,7 +78,7 @@ def open_for_reading(path: Path, *, in_order: bool = False, **options: Any) -> h
 
 
 class Reader:
-    """A file that is open for reading, as a context manager: the base of our formats' readers."""
+    """An open file, as a context manager: the base of our formats' readers."""
 
     def __init__(self, path: Path, *, in_order: bool = False):
         self._file = open_for_reading(path, in_order=in_order)
@@ -132,7 +135,7 @@ class Dataset:
             self._dataset.read_direct(slab.numpy(), np.s_[slice(*rows)], np.s_[:, slice(*columns)])
 
 
-def even(width: int, most: int) -> int:
+def even_width(width: int, most: int) -> int:
     """The width of chunks of at most `most` columns, as few and as even as can be.
 
     A narrow last chunk would take as much room and time as the others.

@@ -41,7 +41,8 @@ def symmetric(
 ) -> tuple[Tensor, Tensor]:
     """(H, λ): H = W diag(λ) Wᵀ of shape (n, n), W Haar-distributed, |λ| = spectrum (n,).
 
-    signs: of the eigenvalues: all positive, alternating from a positive first, or fair coins.
+    signs: the eigenvalues are all positive, alternate from a positive first one, or have random
+        signs.
     """
     n = len(spectrum)
     sign = torch.ones(n, dtype=torch.float64, device="cpu")

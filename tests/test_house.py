@@ -101,7 +101,7 @@ def test_every_module_of_jobs_is_in_a_room():
 
 
 def test_load_is_the_one_name_of_the_library_that_lives_on_a_floor_above():
-    above = [name for name, home in skerch._HOMES.items() if place(home)[0] > 0]
+    above = [name for name, home in skerch._MODULES.items() if place(home)[0] > 0]
     assert above == ["load"]
 
 

@@ -17,7 +17,7 @@ from benchmarks.exact import CACHE, TOP, Exact, load_exact
 from benchmarks.harness import Benchmark, Options, say, table
 from benchmarks.tables.accuracy import SEEDS, STEP
 from skerch.decompositions.recoveries.core import largest
-from skerch.decompositions.recoveries.nystrom import GRID
+from skerch.decompositions.recoveries.nystrom import FILTER_GRID
 
 BENCHMARK = Benchmark("docs/accuracy.md", make="accuracy")
 Filter = Callable[[Tensor, Tensor], Tensor]  # f(|m|, δ) times the sign of m
@@ -132,7 +132,9 @@ class Measured:
 
         filters = [
             torch.where(resolved, m.sign() * shape(m.abs(), delta * m[TOP - 1].abs()), 0.0)
-            for delta in torch.cat([GRID[0] * 10 ** torch.linspace(-1.5, -0.1, 8).double(), GRID])
+            for delta in torch.cat(
+                [FILTER_GRID[0] * 10 ** torch.linspace(-1.5, -0.1, 8).double(), FILTER_GRID]
+            )
         ]
         return (YW * min(filters, key=residual if oracle else misfit)) @ YW.T
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import accumulate
 
-from skerch.decompositions.eigh_file import CHUNK
-from skerch.hdf5 import even, stored_size
+from skerch.decompositions.eigh_file import CHUNK_COLUMNS
+from skerch.hdf5 import even_width, stored_size
 from skerch.jobs.commands.costs import ITEMS
 from skerch.jobs.config import Config
 from skerch.jobs.stages.layout import array_manifest
@@ -64,9 +64,9 @@ def hessian_disk(config: Config, N: int) -> Disk:
     merged = HEADER + 8 * (small + before[-2] * found)
     if config.consolidate:
         width = sketch.block_size
-        merged += stored_size((N, m), item, even(m, width))
-        merged += stored_size((N, q), item, even(q, width))
-    eigenvectors = HEADER + stored_size((N, k), item, even(k, CHUNK))
+        merged += stored_size((N, m), item, even_width(m, width))
+        merged += stored_size((N, q), item, even_width(q, width))
+    eigenvectors = HEADER + stored_size((N, k), item, even_width(k, CHUNK_COLUMNS))
     return Disk(blocks, merged, eigenvectors, NUMBERS * k + FIGURE, config.keep_blocks)
 
 

@@ -141,7 +141,9 @@ def _check_blocks(config: Config) -> None:
 
 def _check_sketch(sketch: Sketch) -> None:
     try:
-        sketch_operators.check(sketch.kind)
-        recoveries.check(sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes)
+        sketch_operators.check_kind(sketch.kind)
+        recoveries.check_sizes(
+            sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes
+        )
     except SkerchError as error:
         raise ConfigError(f"sketch: {error}") from error

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from skerch.curvature.parameters import select_parameters
 from skerch.curvature.strategies import check_strategy
-from skerch.decompositions.recoveries import check_size
+from skerch.decompositions.recoveries import check_dimension
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import Config, ConfigError
@@ -28,7 +28,7 @@ def count_parameters(config: Config, here: bool = True) -> int:
         if here:
             resolve_device(config)
         check_strategy(config.hessian.strategy)
-        check_size(N, config.sketch.inner)
+        check_dimension(N, config.sketch.inner)
     except SkerchError as error:
         raise ConfigError(str(error)) from error
     return N

@@ -16,7 +16,7 @@ import torch
 import skerch
 from skerch.curvature.checks import fingerprint
 from skerch.curvature.strategies import Choice
-from skerch.decompositions.recoveries import Round, check_size
+from skerch.decompositions.recoveries import Round, check_dimension
 from skerch.jobs.config import Config, identity
 from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir.provenance import Provenance
@@ -88,7 +88,7 @@ def _choose(context: Context) -> tuple[int, Provenance]:
             require_same(its, array)
         chosen = Choice(seen.strategy, seen.chunk_size, seen.memory_format)
     op = hessian_operator(config, inputs, chosen)
-    check_size(op.shape[0], config.sketch.inner)
+    check_dimension(op.shape[0], config.sketch.inner)
     with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
         op.verify()
         choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))

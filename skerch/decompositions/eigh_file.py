@@ -1,8 +1,8 @@
 """The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
 
 Datasets `eigenvalues` (k,), `eigenvectors` (N, k) and `residual` (k + 1,), the estimated
-‖H - H_r‖_F; attributes `manifests` (the hashes of those that it is of), `probes`, `recovery` and
-the recovery's health figures.
+‖H - H_r‖_F; attributes `manifests` (the hashes of the measured rounds' manifests), `probes`,
+`recovery` and the recovery's health figures.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from skerch.decompositions.solve import Solution
-from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even, write_arrays
+from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even_width, write_arrays
 from skerch.measurements.gram import Progress, multiply
 from skerch.measurements.team import ALONE, Rows, Team, write_together
 
-CHUNK = 64  # columns of a chunk at most
+CHUNK_COLUMNS = 64  # at most
 
 
 def write_eigh(
@@ -43,7 +43,9 @@ def write_eigh(
             health = {f"health_{name}": value for name, value in solution.health.items()}
             write_arrays(file, small, attributes | health)
             shape = size, B.shape[1]
-            vectors = create_dataset(file, "eigenvectors", shape, dtype, even(shape[1], CHUNK))
+            vectors = create_dataset(
+                file, "eigenvectors", shape, dtype, even_width(shape[1], CHUNK_COLUMNS)
+            )
 
         def write(start: int, stop: int, slab: Tensor) -> None:
             vectors[start:stop] = slab.numpy()
@@ -60,7 +62,7 @@ class EighFile(Reader):
 
     @property
     def manifests(self) -> list[str]:
-        """The hashes of the manifests of the measurements that it is of."""
+        """The hashes of the manifests of the rounds that it was computed from."""
         return str(attribute(self._file, "manifests")).split()
 
     @property

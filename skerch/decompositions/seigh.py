@@ -51,9 +51,8 @@ def seigh(
 ) -> EighResult:
     """The `outer` eigenpairs of largest magnitude of a symmetric operator (N, N).
 
-    `op` is a `LinearOperator` or what `skerch.aslinearoperator` makes one of, by itself: a tensor,
-    a NumPy array, a SciPy or curvlinops operator. An operator has to declare that it is symmetric;
-    a matrix (dense, or SciPy's sparse) is looked at.
+    `op` is a `LinearOperator`, a tensor, a NumPy array, or an operator of SciPy or curvlinops. An
+    operator has to declare that it is symmetric; a matrix (dense, or SciPy's sparse) is looked at.
 
     Spends `inner` matvecs (default: twice `outer`, at most N) in blocks of `block_size`, and
     `probes` more for the error estimate. `recovery` is "nystrom" (in one to four `rounds`,
@@ -63,16 +62,16 @@ def seigh(
     lower rank.
 
     Warns where products are less symmetric than their dtype explains. Raises ShapeError for an
-    operator that is not square, SkerchError for one that is not
-    symmetric or not declared so, and for sizes that do not fit.
+    operator that is not square, SkerchError for one that is not symmetric or not declared so, and
+    for sizes that do not fit.
     """
     op = _symmetric(op)
     size = op.shape[0]
     if block_size < 1:
         raise SkerchError(f"block_size={block_size} must be at least 1; 64 is usual.")
     inner = min(2 * outer, size) if inner is None else inner
-    rounds = recoveries.check(recovery, rounds, outer, inner, probes)
-    recoveries.check_size(size, inner)
+    rounds = recoveries.check_sizes(recovery, rounds, outer, inner, probes)
+    recoveries.check_dimension(size, inner)
     all_rounds = recoveries.RECOVERIES[recovery].each_round(rounds, outer, inner, probes)
     stored = sum(each.stored for each in all_rounds)
     stored_dtype = op.dtype if dtype is None else dtype
@@ -117,19 +116,19 @@ def seigh(
 
 
 def _symmetric(op: Any) -> LinearOperator:
-    """What `op` stands for as an operator, refused unless it is symmetric."""
-    found = as_operand(op)
-    if found.shape[1] != found.shape[0]:
+    """`op` as a `LinearOperator`, refused unless it is symmetric."""
+    operator = as_operand(op)
+    if operator.shape[1] != operator.shape[0]:
         raise ShapeError(
-            f"seigh needs a square operator, not one of shape {found.shape}; see ssvd."
+            f"seigh needs a square operator, not one of shape {operator.shape}; see ssvd."
         )
-    if not found.self_adjoint:
+    if not operator.self_adjoint:
         raise SkerchError(
-            f"seigh needs a symmetric operator, and {found} is neither a symmetric matrix nor "
+            f"seigh needs a symmetric operator, and {operator} is neither a symmetric matrix nor "
             "declared symmetric; take (A + A.T) / 2 or ssvd, or, if it is, wrap it by "
             "aslinearoperator(..., self_adjoint=True)."
         )
-    return found
+    return operator
 
 
 def _warn_of_asymmetry(op: LinearOperator, health: dict[str, float]) -> None:
@@ -150,22 +149,22 @@ def _rows(A: Tensor) -> Rows:
 
 def _product(Y: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
     """Y B in `dtype`, computed in float64 by slabs."""
-    found = Y.new_empty(len(Y), B.shape[1], dtype=dtype)
+    product = Y.new_empty(len(Y), B.shape[1], dtype=dtype)
 
     def put(start: int, stop: int, slab: Tensor) -> None:
-        found[start:stop] = slab
+        product[start:stop] = slab
 
     multiply(_rows(Y), len(Y), B, dtype, put)
-    return found
+    return product
 
 
 def _measure_all(
     op: LinearOperator, manifest: Manifest, Q: Tensor | None, into: dict[str, Tensor]
 ) -> dict[str, Tensor]:
-    """Put the columns of all blocks `into` arrays by name; the small arrays, in float64.
+    """Measure all blocks: put the columns `into` arrays by name, return the small arrays.
 
-    The test vectors are Q, if there is one. All are rounded as in files: small arrays that resolve
-    what the columns do not would make a recovery divide by it.
+    The test vectors are Q's columns, if there is a Q. The small arrays are float64, rounded as the
+    columns are: a recovery would divide by what small arrays resolve and columns do not.
     """
     dtype = into["probe"].dtype
     measurer = Measurer(manifest, op.device, None if Q is None else lambda a, b: Q[:, a:b])

@@ -14,7 +14,7 @@ from skerch.errors import SkerchError
 from skerch.linops.adapters import aslinearoperator
 from skerch.linops.base import LinearOperator
 
-MOST_DEFECT = 1e-3  # of an adjoint at most: rounding and reduced precision explain no more
+MOST_DEFECT = 1e-3  # of an adjoint: rounding and reduced precision explain no more
 
 
 @dataclass(frozen=True)
@@ -40,8 +40,7 @@ def ssvd(
 ) -> SvdResult:
     """The `outer` largest singular triplets of an operator (m, n) that has an adjoint.
 
-    `op` is a `LinearOperator` or what `skerch.aslinearoperator` makes one of, by itself: a tensor,
-    a NumPy array, a SciPy or curvlinops operator.
+    `op` is a `LinearOperator`, a tensor, a NumPy array, or an operator of SciPy or curvlinops.
 
     Spends `inner` products by A and as many by Aᵀ (default: twice `outer`, at most min(m, n)), at
     most `block_size` at a time, and `probes` more by A for the error estimate. They make ⌊inner /
@@ -131,6 +130,6 @@ def _extended(basis: Tensor, X: Tensor) -> Tensor:
 
 
 def _defect(left: Tensor, right: Tensor) -> float:
-    """‖L - R‖_F over the larger of the two norms, zero for zeros."""
+    """‖L - R‖_F / max(‖L‖_F, ‖R‖_F), zero if both are zero."""
     norm = max(float(torch.linalg.norm(left)), float(torch.linalg.norm(right)))
     return float(torch.linalg.norm(left - right)) / norm if norm > 0 else 0.0

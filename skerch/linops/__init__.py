@@ -1,4 +1,4 @@
-"""Linear operators: the contract, operators that are held, and adapters to other libraries."""
+"""Linear operators: the contract, matrices and factors, and adapters to other libraries."""
 
 from skerch.linops.adapters import aslinearoperator, to_scipy
 from skerch.linops.base import LinearOperator

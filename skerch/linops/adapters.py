@@ -1,4 +1,4 @@
-"""Other libraries' operators as ours, and ours as SciPy's."""
+"""Adapters: operators of other libraries become ours, and ours SciPy's."""
 
 from __future__ import annotations
 
@@ -132,10 +132,10 @@ def aslinearoperator(
 def as_operand(
     obj: Any, *, dtype: torch.dtype | None = None, device: torch.device | str | None = None
 ) -> LinearOperator:
-    """`obj` as `aslinearoperator` has it; a matrix that is its own transpose is self-adjoint.
+    """`obj` as a `LinearOperator`, self-adjoint if it is a symmetric matrix.
 
-    A tensor, an array or a SciPy sparse matrix shows it: ‖(A - Aᵀ) g‖ ≤ √eps ‖A g‖ for a Gaussian
-    vector g. Any other operator has to declare it.
+    A tensor, an array or a SciPy sparse matrix A counts as symmetric if ‖(A - Aᵀ) g‖ ≤ √eps ‖A g‖
+    for a Gaussian vector g. Any other operator has to declare it.
     """
     import scipy.sparse
 

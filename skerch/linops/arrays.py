@@ -10,8 +10,8 @@ from torch import Tensor
 
 from skerch.errors import SkerchError
 
-# the array types that are nothing but their numbers (a masked array, once nothing is masked)
-PLAIN = (np.ndarray, np.matrix, np.memmap, np.ma.MaskedArray)
+# array types that are nothing but their numbers; so is a masked array in which nothing is masked
+PLAIN_ARRAYS = (np.ndarray, np.matrix, np.memmap, np.ma.MaskedArray)
 
 
 def is_array(obj: Any) -> bool:
@@ -43,19 +43,19 @@ def as_tensor(
 
 
 def _from_numpy(array: Any) -> Tensor:
-    if isinstance(array, np.ndarray) and type(array) not in PLAIN:
+    if isinstance(array, np.ndarray) and type(array) not in PLAIN_ARRAYS:
         raise SkerchError(
             f"An array of type {type(array).__name__} is more than its numbers; pass those alone, "
             "np.asarray(array)."
         )
     try:
-        found = np.asarray(array)
+        converted = np.asarray(array)
     except (ValueError, TypeError, RuntimeError) as error:  # ragged, or tensors that NumPy refuses
         raise SkerchError(f"A {type(array).__name__} is no array here ({error}).") from error
     try:
-        plain = np.require(found, found.dtype.newbyteorder("="), ["C", "W"])
+        plain = np.require(converted, converted.dtype.newbyteorder("="), ["C", "W"])
         return torch.from_numpy(plain)
     except TypeError as error:
         raise SkerchError(
-            f"torch has no dtype {found.dtype}; convert the array by .astype(np.float64)."
+            f"torch has no dtype {converted.dtype}; convert the array by .astype(np.float64)."
         ) from error

@@ -38,7 +38,7 @@ class LinearOperator(ABC):
 
     self_adjoint: bool = False
     __array_ufunc__ = None  # NumPy leaves `array + A`, `array @ A`, … to the methods below
-    # `skerch.linops.adapters` needs this class, and puts here what makes one of another object
+    # set by `skerch.linops.adapters`, which imports this class: they make one of another object
     _as_factor: ClassVar[Callable[..., LinearOperator]]
     _as_summand: ClassVar[Callable[..., LinearOperator]]
 

@@ -1,4 +1,4 @@
-"""Operators that are held: a matrix, a diagonal, factors of low rank, or a callable."""
+"""Operators that hold what they are: a matrix, a diagonal, factors of low rank, or a callable."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Matmul = Callable[[Tensor], Tensor]
 
 
 class DenseOperator(LinearOperator):
-    """A matrix that is held, of shape (m, n). Raises `ShapeError` if it is no matrix."""
+    """A matrix (m, n) in memory. Raises `ShapeError` if it is no matrix."""
 
     def __init__(self, matrix: Tensor, *, self_adjoint: bool = False):
         if matrix.ndim != 2:

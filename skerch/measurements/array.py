@@ -23,9 +23,9 @@ from skerch.measurements import manifest as manifests
 from skerch.measurements.manifest import Block, Manifest, block_path, manifest_path
 from skerch.measurements.team import Buffers
 
-# files that stay open at most: half of what the system allows, which says -1 for no limit
-OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31) // 2
-VIEW = "leftouter_ALL.h5"
+# half of the files that the system lets a process open; it says -1 for no limit
+MOST_OPEN_FILES = min(1024, resource.getrlimit(resource.RLIMIT_NOFILE)[0] % 2**31) // 2
+VIEW_NAME = "leftouter_ALL.h5"
 
 
 class BlockError(SkerchError):
@@ -33,7 +33,7 @@ class BlockError(SkerchError):
 
 
 class MeasurementArray:
-    """The array in `directory`: its manifest, and its blocks in any order, from any process."""
+    """The array in `directory`: its manifest and its blocks, which any process may write."""
 
     def __init__(self, directory: Path):
         self.directory = Path(directory)
@@ -42,10 +42,9 @@ class MeasurementArray:
 
     @classmethod
     def create(cls, directory: Path, manifest: Manifest) -> MeasurementArray:
-        """Lay an array out: the manifest (the same one, if it exists) and the virtual view.
+        """Write the manifest, which may be there already, and the virtual view.
 
-        Raises ManifestError where there is another manifest, BlockError where there are blocks of
-        another one.
+        Raises ManifestError where another manifest is there, BlockError for blocks of another one.
         """
         directory = Path(directory)
         for block in manifest.blocks():
@@ -53,7 +52,7 @@ class MeasurementArray:
             if path.exists():
                 _open_block(path, manifest.hash(), block.index).close()
         manifests.create(manifest_path(directory), manifest)
-        write_hdf5(directory / VIEW, lambda file: _add_view(file, manifest))
+        write_hdf5(directory / VIEW_NAME, lambda file: _add_view(file, manifest))
         return cls(directory)
 
     @staticmethod
@@ -72,7 +71,7 @@ class MeasurementArray:
         return block_path(self.directory, index)
 
     def missing(self, indices: Iterable[int] | None = None) -> list[Block]:
-        """The blocks without a file, all of them or those of `indices`, in order."""
+        """The blocks without a file, in order; of `indices` only, if given."""
         wanted = None if indices is None else set(indices)
         return [
             block
@@ -96,16 +95,16 @@ class MeasurementArray:
         """Delete all block files and the view of them; the manifest stays."""
         for block in self.manifest.blocks():
             self.path(block.index).unlink(missing_ok=True)
-        (self.directory / VIEW).unlink(missing_ok=True)
+        (self.directory / VIEW_NAME).unlink(missing_ok=True)
 
     def open(self, block: Block) -> h5py.File:
         """Open a block for reading, refused unless it belongs to this manifest."""
         return _open_block(self.path(block.index), self._hash, block.index)
 
     def small(self, name: str) -> Tensor:
-        """The dataset `name`, (rows, b) or (b,) in each block that has it, joined, in float64.
+        """The blocks' small arrays `name`, (rows, b) or (b,) each, joined to one in float64.
 
-        `cross` is of the stored columns and probes, `norm` and `inner` of all test vectors.
+        Blocks of stored columns and of probes have `cross`; those of test vectors `norm`, `inner`.
         """
         having = [
             block
@@ -132,10 +131,11 @@ def _open_block(path: Path, manifest_hash: str, index: int) -> h5py.File:
 
 
 class StoredColumns:
-    """Row slabs of the stored columns [test vectors | probes] of several arrays, side by side.
+    """Row slabs of the stored columns [Y | HZ] of several rounds' arrays, side by side.
 
-    The rounds' stored test columns come first, in order, then the rounds' probes, if asked for. The
-    first `OPEN_FILES` block files stay open, the others are opened for each slab.
+    The columns Y of the test vectors come first, in the order of the rounds, then those of the
+    `probes`, if asked for. The first `MOST_OPEN_FILES` block files stay open; the others are opened
+    for each slab.
     """
 
     def __init__(self, arrays: list[MeasurementArray], *, probes: bool = True):
@@ -148,7 +148,7 @@ class StoredColumns:
             for block in array.manifest.blocks()
             if block.kind == kind and block.stored
         ]
-        self.columns = sum(
+        self.stored = sum(
             block.stop - block.start for _, block, name in self.sources if name == "leftouter"
         )
         self.width = sum(block.stop - block.start for _, block, _ in self.sources)
@@ -174,7 +174,7 @@ class StoredColumns:
             return
         with ExitStack() as closing:
             dataset = Dataset(closing.enter_context(array.open(block)), name)
-            if len(self._kept) < OPEN_FILES:
+            if len(self._kept) < MOST_OPEN_FILES:
                 self._open.push(closing.pop_all())
                 self._kept[path] = dataset
             yield dataset

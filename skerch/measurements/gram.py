@@ -12,15 +12,15 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.hdf5 import even
+from skerch.hdf5 import even_width
 from skerch.measurements.team import ALONE, Range, Rows, Team, Use, Work
 
-SLAB_ROWS = 4096  # longer sums of products are less accurate
+SLAB_ROWS = 4096  # of a slab; longer sums of products are less accurate
 PIECE_ROWS = 512  # of a slab at a time, which stay in the processor's cache in float64
-PANEL = 96  # columns at most: less make slow products, more compute much of both triangles
-ONE_PASS = 1e-10  # where λ_min / λ_max of a Gram matrix is larger, it needs no second pass
-FLOOR = 1e-14  # a second pass takes smaller λ / λ_max for this, as the first did not resolve them
-RESOLVED = 1e-8  # smaller eigenvalues of the second pass are rounding; the others are near 1
+PANEL_COLUMNS = 96  # at most: fewer make slow products, more compute much of both triangles
+ONE_PASS_RATIO = 1e-10  # a Gram matrix with a larger λ_min / λ_max needs no second pass
+FLOOR_RATIO = 1e-14  # smaller λ / λ_max, which one pass does not resolve, are raised to this
+LEAST_RESOLVED = 1e-8  # smaller eigenvalues of the second pass are rounding; the others are near 1
 
 Copy = Callable[[int, int, Tensor], None]
 Progress = Callable[[int, int], None]
@@ -44,14 +44,14 @@ def _ranges(start: int, stop: int, step: int) -> list[Range]:
 
 
 class _Wide:
-    """Rows in float64, times a matrix if there is one, in memory that the next rows overwrite."""
+    """Makes rows float64, and multiplies them by a matrix if there is one."""
 
     def __init__(self, factor: Tensor | None):
         self._factor = factor
         self._buffers: list[Tensor] = []
 
     def __call__(self, slab: Tensor) -> Iterator[Tensor]:
-        """The rows in pieces, each overwritten by the next."""
+        """The converted rows in pieces; each piece overwrites the one before."""
         rows = PIECE_ROWS if slab.device.type == "cpu" else max(1, len(slab))
         return map(self._piece, slab.split(rows))  # type: ignore[no-untyped-call]
 
@@ -72,9 +72,10 @@ class _Wide:
 def multiply(
     rows: Rows, size: int, factor: Tensor, dtype: torch.dtype, use: Use, team: Team = ALONE
 ) -> None:
-    """A B in `dtype`, computed in float64, for the first columns A (size, w) of what `rows` gives.
+    """A B in `dtype`, computed in float64; A (size, w) has the first columns of `rows`.
 
-    B (w, r) is `factor`. The member of the team that writes gets it by `use(start, stop, slab)`.
+    B (w, r) is `factor`. The member of the team that writes gets the product's slabs, by
+    `use(start, stop, slab)`.
     """
 
     def worker() -> Work:
@@ -115,13 +116,13 @@ class _Triangle:
             yield start, stop, packed[begin:end].view(stop - start, stop)
 
     def empty(self, A: Tensor) -> Tensor:
-        """Packed memory for AᵀA, with anything in it."""
+        """Uninitialised packed memory for AᵀA."""
         start, stop = self._first, A.shape[1]
-        self._panels = _ranges(start, stop, max(1, even(stop - start, PANEL)))
+        self._panels = _ranges(start, stop, max(1, even_width(stop - start, PANEL_COLUMNS)))
         return A.new_empty(sum((stop - start) * stop for start, stop in self._panels))
 
     def put(self, packed: Tensor, A: Tensor, beta: int) -> None:
-        """Have `packed` hold `beta` times itself plus AᵀA."""
+        """packed ← beta · packed + AᵀA."""
         for start, stop, block in self._blocks(packed):
             block.addmm_(A[:, start:stop].T, A[:, :stop], beta=beta)
 
@@ -149,9 +150,9 @@ def gram(
     """(A T)ᵀ (A T) in float64, for the (size, w) array A whose rows `rows(start, stop)` gives.
 
     A transform T multiplies A's first len(T) columns. Where the leading block of the result is
-    `known`, only the rest is computed. Slabs are multiplied where they are, by the members of
-    `team`; the result is on the CPU, as all small matrices are. The member that writes gets each
-    slab of A as `copy(start, stop, slab)`.
+    `known`, only the rest is computed. The members of `team` multiply slabs on the slabs' own
+    device; the result is on the CPU, as all small matrices are. The member that writes gets each
+    slab of A, by `copy(start, stop, slab)`.
     """
     triangle = _Triangle(known)
     total = torch.empty(0, device="cpu")
@@ -171,9 +172,9 @@ def gram(
 
         return product
 
-    def add(start: int, stop: int, found: Tensor, *slab: Tensor) -> None:
+    def add(start: int, stop: int, part: Tensor, *slab: Tensor) -> None:
         nonlocal total
-        total = found.clone() if start == 0 else total.add_(found)
+        total = part.clone() if start == 0 else total.add_(part)
         if copy:
             copy(start, stop, *slab)
         if progress:
@@ -201,10 +202,11 @@ def orthonormalise(
     rounding of Y P itself, eps κ(Y), and reaches singular values of 1e-11 of the largest (cf.
     CholeskyQR2: Yamamoto, Nakatsukasa, Yanagisawa and Fukaya, ETNA 44, 2015).
     Directions that are zero to rounding are left out, so r ≤ m; the others come in the order of
-    Y's singular values, which are the norms of the rows of R. Where they need not be `ordered` one
-    pass takes Cholesky's P = R⁻¹, in a tenth of the time. Where Y = A T' is a difference of larger
-    columns A, those that `rows` gives, T' is `of` and `scale` the largest l of A, as rounding is
-    relative to it.
+    Y's singular values, which are the norms of the rows of R. Where they need not be `ordered`, one
+    pass takes Cholesky's P = R⁻¹, in a tenth of the time.
+
+    Where Y = A T' is a difference of larger columns A, `rows` gives A, `of` is T', and `scale` is
+    the largest l of A, as rounding is relative to that.
     """
     if not ordered and dtype == torch.float32:
         basis = team.one(lambda: _by_cholesky(G))
@@ -214,14 +216,14 @@ def orthonormalise(
     if values[0] <= 0:
         return Basis(G.new_zeros(len(G), 0), G.new_zeros(0, len(G)))
     scale = max(scale, float(values[0]))
-    if dtype == torch.float32 and values[-1] > ONE_PASS * scale:
+    if dtype == torch.float32 and values[-1] > ONE_PASS_RATIO * scale:
         roots = values.sqrt()
         return Basis(vectors / roots, roots[:, None] * vectors.T)
-    roots = values.clamp(min=FLOOR * scale).sqrt()
+    roots = values.clamp(min=FLOOR_RATIO * scale).sqrt()
     T = vectors / roots
     second_pass = gram(rows, size, T if of is None else of @ T, team=team)
     values, rotation = team.one(lambda: _descending_eigh(second_pass))
-    kept = values > RESOLVED
+    kept = values > LEAST_RESOLVED
     second, rotation = values[kept].sqrt(), rotation[:, kept]
     R = (second[:, None] * rotation.T) @ (roots[:, None] * vectors.T)
     U, S, Vh = torch.linalg.svd(R, full_matrices=False)
@@ -237,7 +239,7 @@ def _by_cholesky(G: Tensor) -> Basis | None:
         R, torch.eye(len(R), dtype=R.dtype, device=R.device), upper=True
     )
     condition = float(torch.linalg.norm(G)) * float(P.square().sum())
-    return Basis(P, R) if condition < 1 / ONE_PASS else None
+    return Basis(P, R) if condition < 1 / ONE_PASS_RATIO else None
 
 
 def _descending_eigh(A: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,7 +93,7 @@ def range_path(directory: Path) -> Path:
 
 
 def create(path: Path, manifest: Manifest) -> None:
-    """Write the manifest, once: where there is one already, it must be the same."""
+    """Write the manifest; raises ManifestError where another one is there already."""
 
     def write(temporary: Path) -> None:
         temporary.write_text(manifest.text(), encoding="utf-8")
@@ -126,7 +126,7 @@ def read(path: Path) -> Manifest:
 
 
 def parse(text: str, path: Path) -> Manifest:
-    """The manifest of a text, which `path` holds; refused unless it is as it was written."""
+    """The manifest in a text from `path`; raises ManifestError unless it is as it was written."""
     try:
         content = json.loads(text)
         expected = content.pop("hash")

@@ -24,7 +24,7 @@ class NonFiniteError(SkerchError):
 class Measurer:
     """Measures the blocks of one manifest; the sketch operators are made once.
 
-    For test vectors ω_i (the rows of Ω, or the columns of the range Q in a later round) and
+    The test vectors ω_i are the rows of Ω, or in a later round the columns of the range Q. With
     y_i = H ω_i, a block holds those that apply of:
 
     - `leftouter` (N, b): y_i;

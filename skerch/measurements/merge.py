@@ -14,7 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from skerch.errors import SkerchError
-from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even, write_arrays
+from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even_width, write_arrays
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import Copy, Progress, gram
 from skerch.measurements.manifest import Manifest
@@ -24,7 +24,7 @@ from skerch.measurements.team import ALONE, Buffers, Rows, Team, write_together
 
 
 class MergeError(SkerchError):
-    """Measurements that cannot be merged yet, or that a merged file is not of."""
+    """Measurements that cannot be merged yet, or that are not those of a merged file."""
 
 
 def merge(
@@ -49,11 +49,11 @@ def merge(
                 f"{array.directory} lacks {len(missing)} of {len(array.manifest.blocks())} blocks "
                 f"(the first is {array.path(missing[0].index).name}); measure them, then merge."
             )
-    with StoredColumns(arrays) as columns:
+    with StoredColumns(arrays) as rows:
 
         def fill(file: h5py.File | None) -> None:
-            copy = _copier(file, columns, arrays[0].manifest) if consolidate else None
-            summary = _summarise(arrays, columns, range_file, copy, progress, team)
+            copy = _copier(file, rows, arrays[0].manifest) if consolidate else None
+            summary = _summarise(arrays, rows, range_file, copy, progress, team)
             if file is not None:
                 _write_summary(file, summary, hashes(arrays), consolidate)
 
@@ -63,12 +63,12 @@ def merge(
 def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) -> None:
     """Refuse a round that was laid out after other rounds than those here.
 
-    The range file, whose reader knows the earlier rounds, has to be the one in the last manifest.
+    The last manifest names its range file; `RangeFile` has checked the rounds before.
     """
-    found = None if range_file is None else range_file.hash
+    range_hash = None if range_file is None else range_file.hash
     first, last = arrays[0].manifest, arrays[-1].manifest
     strangers = [array for array in arrays if array.manifest.provenance != first.provenance]
-    if last.range_hash != found:
+    if last.range_hash != range_hash:
         strangers.append(arrays[-1])
     if strangers:
         raise MergeError(
@@ -77,39 +77,39 @@ def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) 
         )
 
 
-def _copier(file: h5py.File | None, columns: StoredColumns, manifest: Manifest) -> Copy:
-    """What copies slabs of [Y, HZ] into the file's columns; of use to the member that writes."""
-    m, q = columns.columns, columns.width - columns.columns
+def _copier(file: h5py.File | None, rows: StoredColumns, manifest: Manifest) -> Copy:
+    """A function that copies slabs of [Y, HZ] into the file, for the member that writes."""
+    m, q = rows.stored, rows.width - rows.stored
     if file is not None:
         size, dtype, width = manifest.size, manifest.dtype, manifest.block_size
-        stored = create_dataset(file, "leftouter", (size, m), dtype, even(m, width))
-        probes = create_dataset(file, "probe", (size, q), dtype, even(q, width))
+        stored = create_dataset(file, "leftouter", (size, m), dtype, even_width(m, width))
+        probes = create_dataset(file, "probe", (size, q), dtype, even_width(q, width))
 
     def copy(start: int, stop: int, slab: Tensor) -> None:
-        whole, rows = slab.numpy(), np.s_[start:stop]
-        stored.write_direct(whole, np.s_[:, :m], rows)
-        probes.write_direct(whole, np.s_[:, m:], rows)
+        whole, span = slab.numpy(), np.s_[start:stop]
+        stored.write_direct(whole, np.s_[:, :m], span)
+        probes.write_direct(whole, np.s_[:, m:], span)
 
     return copy
 
 
 def _summarise(
     arrays: list[MeasurementArray],
-    columns: StoredColumns,
+    rows: StoredColumns,
     range_file: RangeFile | None,
     copy: Copy | None,
     progress: Progress | None,
     team: Team,
 ) -> Summary:
-    first, size = arrays[0], columns.size
+    first, size = arrays[0], rows.size
     known, range_map = (range_file.gram, range_file.map) if range_file else (None, None)
-    G = gram(columns, size, known=known, team=team, copy=copy, progress=progress)
+    G = gram(rows, size, known=known, team=team, copy=copy, progress=progress)
     return summarise(
         G,
-        columns,
+        rows,
         size,
-        columns.columns,
-        columns.dtype,
+        rows.stored,
+        rows.dtype,
         cross=team.one(lambda: first.small("cross")),
         norm=team.one(lambda: first.small("norm")),
         inner=team.one(lambda: first.small("inner")) if first.manifest.compresses else None,
@@ -141,7 +141,7 @@ class MergedArray(Reader):
 
     @property
     def manifests(self) -> list[str]:
-        """The hashes of the manifests that it was merged from."""
+        """The hashes of the manifests of the merged rounds."""
         return str(attribute(self._file, "manifests")).split()
 
     @property
@@ -153,7 +153,7 @@ class MergedArray(Reader):
 
     @property
     def rows(self) -> Rows | None:
-        """The stored columns by row ranges, None if the file was merged without them."""
+        """The stored columns by row ranges; None if the file was merged without them."""
         if not attribute(self._file, "consolidated"):
             return None
         columns = Dataset(self._file, "leftouter")

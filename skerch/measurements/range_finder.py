@@ -7,10 +7,14 @@ With Q_r the test vectors of round r ≥ 2 and Y_i the measurements of round i,
 so that three rounds and more are a block Lanczos method with full orthogonalisation. They are
 orthonormal to rounding, times the cancellation in Y P; what would cancel 8 digits is left out.
 
-The file holds `Q`, which is Q_r (N, columns), in the array's dtype and `map`, P, in float64; its
-attribute `hash` is the SHA-256 of both, and `manifests` has the hashes of the manifests of the
-rounds before. Their Gram matrix [Y₁ … Y_{r-1}]ᵀ[Y₁ … Y_{r-1}] is `gram`, for those who need more
-columns of it.
+The file has the datasets
+
+- `Q`: Q_r (N, columns), in the array's dtype;
+- `map`: P, in float64;
+- `gram`: [Y₁ … Y_{r-1}]ᵀ[Y₁ … Y_{r-1}], so that later rounds compute only its further columns;
+
+and the attributes `hash`, the SHA-256 of Q and P, and `manifests`, the hashes of the manifests of
+the rounds before.
 """
 
 from __future__ import annotations
@@ -45,11 +49,12 @@ def range_map(
     before: Tensor | None = None,
     team: Team = ALONE,
 ) -> Tensor:
-    """P in float64, for the Gram matrix G and the rows of [Y₁ … Y_{r-1}] and P of the round before.
+    """P in float64, from the Gram matrix G and the rows of [Y₁ … Y_{r-1}].
 
-    The `columns` that are new in P span the directions of the largest singular values of Y_{r-1}
-    less its part in the ranges before. Where that has a lower numerical rank others are zero, so
-    that the size of a round does not depend on its numbers.
+    `before` is P of the round before, if there is one. The `columns` that are new in P span the
+    directions of the largest singular values of Y_{r-1}, less its part in the ranges before. Where
+    that has a lower numerical rank, the remaining columns are zero: the size of a round does not
+    depend on its numbers.
     """
     if before is None:
         B = G.new_zeros(len(G), 0)
@@ -76,10 +81,10 @@ def find_range(
     before: RangeFile | None = None,
     team: Team = ALONE,
 ) -> None:
-    """Write the range file of the next round, of `columns` columns, from the rounds so far.
+    """Write the next round's range file, with `columns` columns, from the rounds so far.
 
-    After two rounds or more it takes the range file of the last of them. Raises RangeError where
-    that is not the one that the last round was measured with.
+    `before` is the range file of the last round, unless that is the first. Raises RangeError where
+    the last round was measured with another one.
     """
     last = arrays[-1].manifest
     if last.range_hash != (before.hash if before else None):
@@ -90,8 +95,8 @@ def find_range(
     with StoredColumns(arrays, probes=False) as rows:
         known, known_map = (before.gram, before.map) if before else (None, None)
         G = gram(rows, rows.size, known=known, team=team)
-        found = range_map(G, rows, rows.size, columns, rows.dtype, known_map, team)
-        P = team.one(lambda: found)
+        own = range_map(G, rows, rows.size, columns, rows.dtype, known_map, team)
+        P = team.one(lambda: own)
 
         def fill(file: h5py.File | None) -> None:
             digest = hashlib.sha256(P.contiguous().numpy().data)
@@ -111,9 +116,9 @@ def find_range(
 
 
 class RangeFile(Reader):
-    """The range that the rounds `arrays` found, open for reading: use as a context manager.
+    """The range file after the rounds `arrays`, open for reading: use as a context manager.
 
-    Raises RangeError where the file is of other rounds.
+    Raises RangeError where it is of other rounds.
     """
 
     def __init__(self, path: Path, arrays: list[MeasurementArray]):
@@ -132,7 +137,7 @@ class RangeFile(Reader):
 
     @property
     def map(self) -> Tensor:
-        """P, whose last columns are those of this round."""
+        """P; its last columns give this round's Q."""
         return Dataset(self._file, "map")[...]
 
     @property

@@ -17,10 +17,10 @@ from skerch.measurements.team import ALONE, Rows, Team
 
 @dataclass(frozen=True)
 class Summary:
-    """Small matrices of Y = H X (N x m), X the stored test vectors, and HZ, Z the q probes.
+    """Small matrices of Y = H X (N x m) and HZ, for the stored test vectors X and the q probes Z.
 
-    X is the first columns of Ωᵀ; in several rounds [Ωᵀ, Q₂, …] with [Q₂, …] = Y' P, where Y' are
-    the columns of all rounds but the last, P the `range_map`.
+    In one round X has the first columns of Ωᵀ. In several it is [Ωᵀ, Q₂, …] with [Q₂, …] = Y' P,
+    where Y' has the columns of all rounds but the last and P is the `range_map`.
     """
 
     gram: Tensor  # (m + q, m + q), of [Y, HZ]

@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
-FEW_SLABS = 2  # up to so many, a thread costs more than it saves
-BYTES_AT_ONCE = 2**25  # of slabs that are worked on side by side at most, unless one has more
+FEW_SLABS = 2  # so few are multiplied without a thread, which would cost more than it saves
+MOST_BYTES_AT_ONCE = 2**25  # of slabs that are worked on side by side, unless one has more
 
 T = TypeVar("T")
 Range = tuple[int, int]
@@ -38,31 +38,30 @@ class Team(Protocol):
         """Whether this is the member that writes files."""
 
     def one(self, compute: Callable[[], T]) -> T:
-        """What the member that writes computes, for all."""
+        """The result of the member that writes, which alone computes it, for every member."""
 
     def share(self, items: Callable[[], list[T]]) -> list[T]:
-        """This member's share of the items, which the member that writes lists for all."""
+        """This member's share of the items that the member that writes lists."""
 
     def each(
         self, ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], use: Use
     ) -> None:
         """Have `work(rows(start, stop))` done for each range by some member.
 
-        Each `work`, of which `worker()` makes one for each thread that works, may return the same
-        memory again and again. The member that writes calls `use(start, stop, *tensors)` with the
-        results, in order.
+        `worker()` makes a `work` for each thread; it may return the same memory again and again.
+        The member that writes calls `use(start, stop, *tensors)` with the results, in order.
         """
 
 
 def products(
     ranges: Sequence[Range], rows: Rows, worker: Callable[[], Work], whole: Sequence[Range]
 ) -> Generator[tuple[Tensor, ...], None, None]:
-    """`work(rows(start, stop))` for each of those of the whole array's ranges, in order.
+    """`work(rows(start, stop))` for each of `ranges`, in order; the `whole` array may have more.
 
-    Unless the whole's are few, the next slab is multiplied while what is yielded is used, and while
-    another is read; and narrow slabs are worked on side by side, each with its share of the
-    threads: products of small matrices gain little from many. What is yielded is overwritten once
-    the next one is asked for.
+    Unless the whole array has few, reading a slab, multiplying another and using a result happen at
+    the same time. Narrow slabs are multiplied side by side, each with its share of the threads, as
+    products of small matrices gain little from many. A result is overwritten once the next one is
+    asked for.
     """
     import torch
 
@@ -93,14 +92,17 @@ def products(
 
 
 class Buffers:
-    """Memory for slabs in turn, as many as `products` has in use: fresh memory costs time."""
+    """Memory for as many slabs as `products` has in use, given out in turn.
+
+    Fresh memory for each slab would cost time.
+    """
 
     def __init__(self, dtype: torch.dtype):
         self._dtype = dtype
         self._slabs: Iterator[Tensor] | None = None
 
     def __call__(self, rows: int, width: int) -> Tensor:
-        """A slab (rows, width) with anything in it; the first one is the largest."""
+        """An uninitialised slab (rows, width); no later one may be larger than the first."""
         import torch
 
         if self._slabs is None:
@@ -111,16 +113,17 @@ class Buffers:
 
 
 def side_by_side(slab: Tensor, rows: int) -> int:
-    """How many slabs like this one, of so many rows, may be worked on at once in little memory."""
+    """How many slabs of `rows` rows, as wide as this one, may be worked on at once."""
     if slab.device.type != "cpu":
         return 1
-    return max(1, BYTES_AT_ONCE // max(1, rows * slab.shape[1] * slab.element_size()))
+    return max(1, MOST_BYTES_AT_ONCE // max(1, rows * slab.shape[1] * slab.element_size()))
 
 
 def write_together(path: Path, fill: Callable[[h5py.File | None], None], team: Team) -> None:
-    """Write a file that all members of a team fill; the one that writes gets it, the others None.
+    """Write a file from what all members of a team compute; it appears whole or not at all.
 
-    It appears whole or not at all. Raises FileError where there is no room.
+    `fill` gets the file in the member that writes, None in the others. Raises FileError where there
+    is no room.
     """
     from skerch.hdf5 import write_hdf5  # h5py takes a while to import
 

@@ -22,7 +22,7 @@ KINDS = {
 }
 
 
-def check(kind: str) -> None:
+def check_kind(kind: str) -> None:
     """Refuse a kind that is not known, with those that are."""
     if kind not in KINDS:
         raise SkerchError(f"Unknown sketch kind {short(kind)}; the kinds are {', '.join(KINDS)}.")
@@ -34,7 +34,7 @@ def make(kind: str, shape: tuple[int, int], **options: Any) -> SketchOperator:
     Raises:
         SkerchError: for a kind that is not known.
     """
-    check(kind)
+    check_kind(kind)
     module = import_module(f"skerch.sketch_operators.{kind}")
     operator: SketchOperator = getattr(module, KINDS[kind])(shape, **options)
     return operator

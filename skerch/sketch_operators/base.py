@@ -1,4 +1,4 @@
-"""The sketch operator contract: a random map that is a pure function of (seed, role, shape)."""
+"""The contract of a sketch operator: a random map, a pure function of (seed, role, shape)."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from skerch.errors import ShapeError, SkerchError
 from skerch.linops.base import LinearOperator
 from skerch.randomness import ROLES
 
-BLOCK_BYTES = 64 * 2**20  # dense rows held at a time
+MOST_BLOCK_BYTES = 64 * 2**20  # of dense rows in memory at a time
 
 
 class SketchOperator(LinearOperator):
@@ -96,14 +96,14 @@ class RowwiseSketch(SketchOperator):
 
     @property
     def _step(self) -> int:
-        return max(1, BLOCK_BYTES // (self.shape[1] * self.dtype.itemsize))
+        return max(1, MOST_BLOCK_BYTES // (self.shape[1] * self.dtype.itemsize))
 
     @cached_property
     def _dense(self) -> Tensor:
         return self.rows(0, self.shape[0])
 
     def _blocks(self) -> Iterator[tuple[slice, Tensor]]:
-        """Row blocks of at most `BLOCK_BYTES`; a map that fits in one is drawn once and kept."""
+        """Row blocks of at most `MOST_BLOCK_BYTES`; a map of one block is drawn once."""
         if self._step >= self.shape[0]:
             yield slice(0, self.shape[0]), self._dense
             return

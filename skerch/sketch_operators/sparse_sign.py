@@ -15,24 +15,24 @@ from torch.nn.functional import embedding_bag
 from skerch.randomness import stream
 from skerch.sketch_operators.base import SketchOperator
 
-NONZEROS = 8  # per coordinate
-CHUNK = 2**15  # coordinates a stream; part of what the map is
+MOST_NONZEROS = 8  # in a column
+CHUNK_COORDINATES = 2**15  # that one random stream draws: another number is another map
 
 
 class SparseSign(SketchOperator):
     """S of shape (s, N) with ζ = min(8, s) nonzeros ±1/√ζ per column, at distinct random rows.
 
     Each row is kept as two bags of coordinates, those with +1 and those with -1: row i of S x is
-    (Σ x over bag 2i - Σ x over bag 2i + 1) / √ζ. The bags are kept by chunks of coordinates, as a
-    chunk of a block X fits in the cache; their sums are taken in a fixed order, whatever the
-    number of threads. Tropp, Yurtsever, Udell and Cevher 2019, section 3.3; Martinsson and
+    (Σ x over bag 2i - Σ x over bag 2i + 1) / √ζ. Bags are kept by chunks of coordinates, as a chunk
+    of a block X fits in the cache. Sums are taken in a fixed order, whatever the number of threads.
+    Tropp, Yurtsever, Udell and Cevher 2019, section 3.3; Martinsson and
     Tropp 2020, section 9.2.
     """
 
     @property
     def nonzeros(self) -> int:
         """ζ, the nonzeros per column."""
-        return min(NONZEROS, self.shape[0])
+        return min(MOST_NONZEROS, self.shape[0])
 
     @property
     def scale(self) -> float:
@@ -40,13 +40,13 @@ class SparseSign(SketchOperator):
         return float(np.float32(self.nonzeros**-0.5))
 
     def _spans(self) -> Iterator[slice]:
-        for start in range(0, self.shape[1], CHUNK):
-            yield slice(start, min(start + CHUNK, self.shape[1]))
+        for start in range(0, self.shape[1], CHUNK_COORDINATES):
+            yield slice(start, min(start + CHUNK_COORDINATES, self.shape[1]))
 
     def _draw(self, span: slice) -> NDArray[np.int32]:
         """The bags of a chunk's coordinates, (coordinates, ζ), drawn by Floyd's algorithm."""
         n, nonzeros = span.stop - span.start, self.nonzeros
-        generator = stream(self.seed, self.role, span.start // CHUNK)
+        generator = stream(self.seed, self.role, span.start // CHUNK_COORDINATES)
         rows = np.empty((nonzeros, n), dtype=np.int32)
         for i, last in enumerate(range(self.shape[0] - nonzeros, self.shape[0])):
             drawn = generator.integers(last, size=n, dtype=np.int32, endpoint=True)

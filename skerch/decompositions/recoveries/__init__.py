@@ -38,8 +38,8 @@ class Round:
 class Recovery:
     """What a recovery measures: in how many rounds, and through which sketches."""
 
-    rounds: tuple[int, ...]  # the numbers of rounds that it can do
-    default: int  # the one of them that is taken unless another is asked for
+    rounds: tuple[int, ...]  # numbers of rounds that it can do
+    default: int  # the number of rounds where none is asked for
     stores_all: bool  # whether every column is stored, or only the first `outer`
     compresses: bool  # whether columns are also compressed by the second sketch operator Ψ
 
@@ -65,8 +65,8 @@ RECOVERIES = {
 }
 
 
-def check(recovery: str, rounds: int | None, outer: int, inner: int, probes: int) -> int:
-    """Refuse what `recovery` cannot do; the number of rounds, the default one for None."""
+def check_sizes(recovery: str, rounds: int | None, outer: int, inner: int, probes: int) -> int:
+    """Refuse sizes that a recovery cannot do; returns `rounds`, or its default number for None."""
     if recovery not in RECOVERIES:
         known = ", ".join(sorted(RECOVERIES))
         raise SkerchError(f"There is no recovery {recovery!r}; choose one of {known}.")
@@ -94,7 +94,7 @@ def check(recovery: str, rounds: int | None, outer: int, inner: int, probes: int
     return rounds
 
 
-def check_size(size: int, inner: int) -> None:
+def check_dimension(size: int, inner: int) -> None:
     """Refuse more matvecs than the dimension: a dense matrix costs no more than N of them."""
     if inner > size:
         raise SkerchError(
@@ -104,7 +104,7 @@ def check_size(size: int, inner: int) -> None:
 
 
 def load(recovery: str) -> Callable[[Summary, int], Core]:
-    """The solver of a recovery."""
+    """The function `recover` of a recovery."""
     solver: Callable[[Summary, int], Core] = import_module(
         f"skerch.decompositions.recoveries.{recovery}"
     ).recover

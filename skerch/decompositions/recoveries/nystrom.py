@@ -26,7 +26,8 @@ from torch import Tensor
 from skerch.decompositions.recoveries.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
-GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64, device="cpu")
+# filters δ that are tried, over |m_outer|
+FILTER_GRID = 1.3 * 10 ** torch.linspace(-3.1, 0, 25, dtype=torch.float64, device="cpu")
 MOST_CANCELLATION = 1e6  # of ‖diag(‖y_i‖) p_j‖ for a column of Q = Y'P: six digits are lost
 
 
@@ -106,7 +107,7 @@ class _Fit:
         return torch.where(resolved, self.m / (self.m**2 + delta**2), 0.0)
 
     def misfits(self, deltas: list[float]) -> list[float]:
-        """One large product for all of them, which is much faster than one for each."""
+        """The misfit ‖QᵀHZ - fit‖_F of each filter, by one product: one for each is much slower."""
         filtered = [self.inverse(delta)[:, None] * self.probe_products for delta in deltas]
         fits = (self.YW @ torch.cat(filtered, dim=1)).chunk(len(deltas), dim=1)
         return [float(torch.linalg.norm(self.projected_probes - fit)) for fit in fits]
@@ -116,7 +117,7 @@ class _Fit:
         around = max(float(self.m[outer - 1].abs()), self.epsilon * float(self.m[0].abs()))
         if around == 0:
             return 1.0
-        grid = [float(delta) * around for delta in GRID]
+        grid = [float(delta) * around for delta in FILTER_GRID]
         best, delta = min(zip(self.misfits(grid), grid, strict=True))
         if delta in (grid[0], grid[-1]):
             factor = 0.5 if delta == grid[0] else 2.0

@@ -15,7 +15,7 @@ from skerch.measurements.summary import Summary
 
 
 def recover(summary: Summary, outer: int) -> Core:
-    """Eigenpairs of the symmetrised core; `health` has its relative asymmetry, of the sketch."""
+    """Eigenpairs of the symmetrised core C; `health` has the relative asymmetry of C."""
     assert summary.inner is not None
     m = summary.stored
     left = summary.inner[:, :m] @ summary.P

@@ -12,7 +12,7 @@ from skerch.errors import UsageError
 from skerch.files import FileError, cause
 from skerch.hdf5 import open_hdf5
 
-FLAG = h5py.string_dtype()
+FLAG_TYPE = h5py.string_dtype()
 INITIAL_FLAG = "initialized"
 
 
@@ -72,7 +72,7 @@ def _empty_part(rows: int, dtype: str) -> bytes:
     """The content of a column's file before it is measured."""
     image = BytesIO()
     with open_hdf5(image, "w") as file:
-        for name, length, kind in (("data", rows, dtype), ("flags", 1, FLAG)):
+        for name, length, kind in (("data", rows, dtype), ("flags", 1, FLAG_TYPE)):
             shape = (length,)
             file.create_dataset(name, shape, kind, maxshape=shape, chunks=shape, compression="lzf")
         file["flags"][:] = INITIAL_FLAG
@@ -82,7 +82,7 @@ def _empty_part(rows: int, dtype: str) -> bytes:
 def _view(names: list[str], rows: int, dtype: str) -> bytes:
     """The content of the file that shows all columns as one dataset."""
     data = h5py.VirtualLayout((rows, len(names)), dtype)
-    flags = h5py.VirtualLayout((len(names),), FLAG)
+    flags = h5py.VirtualLayout((len(names),), FLAG_TYPE)
     for column, name in enumerate(names):
         data[:, column] = h5py.VirtualSource(name, "data", (rows,))
         flags[column] = h5py.VirtualSource(name, "flags", (1,))

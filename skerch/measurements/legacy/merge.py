@@ -15,16 +15,16 @@ import numpy as np
 from skerch.errors import SkerchError
 from skerch.files import sweep
 from skerch.hdf5 import CHUNK_ROWS, open_hdf5, reading, verify, write_hdf5
-from skerch.measurements.array import VIEW, MeasurementArray
-from skerch.measurements.legacy.layout import FLAG, INITIAL_FLAG
+from skerch.measurements.array import VIEW_NAME, MeasurementArray
+from skerch.measurements.legacy.layout import FLAG_TYPE, INITIAL_FLAG
 from skerch.measurements.manifest import manifest_path, range_path
 from skerch.measurements.merge import MergeError, merge
 from skerch.measurements.range_finder import RangeFile
 
-SLAB_BYTES = 2**27  # of vectors in memory at most, unless one file has more
-SLAB_VECTORS = 64  # in memory at most, unless one file has more
-MEASURE = "measure it, then merge."
-RESTORE = "restore the view, then merge."
+MOST_SLAB_BYTES = 2**27  # of vectors in memory, unless one file has more
+MOST_SLAB_VECTORS = 64  # in memory, unless one file has more
+MEASURE_REMEDY = "measure it, then merge."
+RESTORE_REMEDY = "restore the view, then merge."
 
 
 @dataclass(frozen=True)
@@ -56,7 +56,7 @@ class _Layout:
     def slabs(self) -> list[list[_Part]]:
         """The files in groups of as many as are in memory together."""
         size = self.shape[1 - self.axis] * self.dtype.itemsize
-        step = max(1, min(SLAB_VECTORS, SLAB_BYTES // size) // self.parts[0].stop)
+        step = max(1, min(MOST_SLAB_VECTORS, MOST_SLAB_BYTES // size) // self.parts[0].stop)
         return [self.parts[i : i + step] for i in range(0, len(self.parts), step)]
 
 
@@ -66,12 +66,12 @@ def merge_hdf5(
     """Merge a layout into the file `out_path`, which appears whole or not at all.
 
     `in_path` is the `<prefix>_ALL.h5` of skerch 0.x or 1.x, merged into `data` and `flags` of the
-    same shapes; or the folder or view of one of our measurement arrays, or the folder of all its
-    rounds, merged as the pipeline does. Flags must equal `ok_flag`; without it, none may be as
-    initialised where others are not. Our blocks have no flags: one that is there is complete. One
-    file is open at a time, and some columns are in memory. With `delete_subfiles` the files that
-    were merged, and the view, are removed once all of them have been found in the merged one; a
-    removal that was cut short goes on when the same is asked again.
+    same shapes. It may also be the folder or view of one of our measurement arrays, or the folder
+    of all rounds, merged as the pipeline does. Flags must equal `ok_flag`; without it, none may be
+    as initialised where others are not. Our blocks have no flags: one that is there is complete.
+    One file is open at a time, and some columns are in memory. With `delete_subfiles` the merged
+    files and the view are removed once the result is seen to hold them all. A removal that was cut
+    short goes on when the same is asked again.
 
     Raises MergeError, which names the first file at fault: missing, damaged, never written, of
     another flag, shape or type, or not finite; and for a view with a gap or an overlap. Raises
@@ -85,7 +85,7 @@ def merge_hdf5(
     if out_path.is_dir() or (out_path.exists() and not _is_merged(out_path)):
         raise MergeError(f"{out_path} is there and no merged file; name another as out_path.")
     sweep(out_path.parent, f".{glob.escape(out_path.name)}.*.tmp")
-    if in_path.is_dir() or (in_path.name == VIEW and manifest_path(directory).exists()):
+    if in_path.is_dir() or (in_path.name == VIEW_NAME and manifest_path(directory).exists()):
         _merge_rounds(directory, out_path, delete_subfiles)
         return
     layout = _read_view(in_path)
@@ -129,33 +129,33 @@ def _merge_rounds(directory: Path, out_path: Path, delete: bool) -> None:
 
 def _read_view(path: Path) -> _Layout:
     """The files of a view, which must follow each other along one axis without gap or overlap."""
-    with reading(path, RESTORE), open_hdf5(path) as file:
+    with reading(path, RESTORE_REMEDY), open_hdf5(path) as file:
         data = file.get("data")
         if not (isinstance(data, h5py.Dataset) and data.is_virtual):
             raise MergeError(f"{path} is no view of other files; name a <prefix>_ALL.h5.")
         shape, dtype, vectors = data.shape, data.dtype, len(file["flags"])
-        found = []
+        sources = []
         for source in data.virtual_sources():
             first, last = source.vspace.get_select_bounds()
             bounds = [(start, stop + 1) for start, stop in zip(first, last, strict=True)]
-            found.append((bounds, path.parent / source.file_name))
-    partial = [axis for axis, n in enumerate(shape) if any(b[axis] != (0, n) for b, _ in found)]
-    if len(shape) != 2 or len(partial) > 1 or not found:
+            sources.append((bounds, path.parent / source.file_name))
+    partial = [axis for axis, n in enumerate(shape) if any(b[axis] != (0, n) for b, _ in sources)]
+    if len(shape) != 2 or len(partial) > 1 or not sources:
         raise MergeError(f"{path} is no view of skerch's: its files do not follow along one axis.")
     axis = partial[0] if partial else int(shape[0] != vectors)
-    parts = sorted((_Part(p, *b[axis]) for b, p in found), key=lambda part: part.start)
+    parts = sorted((_Part(p, *b[axis]) for b, p in sources), key=lambda part: part.start)
     due = 0
     for part in parts:
         if part.start != due:
             raise MergeError(
                 f"{path} has {'a gap' if part.start > due else 'an overlap'}: {part.path} begins "
-                f"at vector {part.start} and not {due}; {RESTORE}"
+                f"at vector {part.start} and not {due}; {RESTORE_REMEDY}"
             )
         due = part.stop
     if due != shape[axis]:
         raise MergeError(
             f"{path} has a gap: after {parts[-1].path} it has no file for vectors {due} to "
-            f"{shape[axis] - 1}; {RESTORE}"
+            f"{shape[axis] - 1}; {RESTORE_REMEDY}"
         )
     return _Layout(path, shape, dtype, axis, parts)
 
@@ -177,7 +177,7 @@ def _flags(layout: _Layout, ok_flag: str | None) -> list[str]:
         instead = "" if ok_flag is None else f" instead of {ok_flag!r}"
         for part in layout.parts:
             if wrong := bad.intersection(flags[part.start : part.stop]):
-                faults.append(f"{part.path} has the flag {min(wrong)!r}{instead}; {MEASURE}")
+                faults.append(f"{part.path} has the flag {min(wrong)!r}{instead}; {MEASURE_REMEDY}")
     if faults:
         others = f" {len(faults) - 1} more files are at fault." if len(faults) > 1 else ""
         raise MergeError(faults[0] + others)
@@ -187,29 +187,29 @@ def _flags(layout: _Layout, ok_flag: str | None) -> list[str]:
 def _inspect(layout: _Layout, part: _Part) -> list[str]:
     """The flags of a file whose data are there, of the right shape and type."""
     shape = tuple(s.stop - s.start for s in layout.region(part.start, part.stop))
-    with reading(part.path, MEASURE), open_hdf5(part.path) as file:
+    with reading(part.path, MEASURE_REMEDY), open_hdf5(part.path) as file:
         data = file["data"]
         flags: list[str] = file["flags"].asstr()[...].tolist()
         expected = (prod(shape), layout.dtype, part.stop - part.start)
         if (data.size, data.dtype, len(flags)) != expected:
             raise MergeError(
                 f"{part.path} holds {data.dtype} {data.shape} with {len(flags)} flags instead of "
-                f"{layout.dtype} {shape} with {expected[2]}; {MEASURE}"
+                f"{layout.dtype} {shape} with {expected[2]}; {MEASURE_REMEDY}"
             )
         if not data.id.get_storage_size():
-            raise MergeError(f"{part.path} has never been written; {MEASURE}")
+            raise MergeError(f"{part.path} has never been written; {MEASURE_REMEDY}")
     return flags
 
 
 def _read(layout: _Layout, part: _Part) -> Any:
     """The data of a file as they lie in the whole; raises MergeError where one is not finite."""
-    with reading(part.path, MEASURE), open_hdf5(part.path) as file:
+    with reading(part.path, MEASURE_REMEDY), open_hdf5(part.path) as file:
         data = file["data"][...]
         data = data.reshape([s.stop - s.start for s in layout.region(part.start, part.stop)])
     wrong = ~np.isfinite(data).all(axis=1 - layout.axis)
     if wrong.any():
         raise MergeError(
-            f"{part.path} is not finite at vector {part.start + wrong.argmax()}; {MEASURE}"
+            f"{part.path} is not finite at vector {part.start + wrong.argmax()}; {MEASURE_REMEDY}"
         )
     return data
 
@@ -225,7 +225,7 @@ def _fill(file: h5py.File, layout: _Layout, flags: list[str]) -> None:
     for parts in slabs:
         region = layout.region(parts[0].start, parts[-1].stop)
         data[region] = np.concatenate([_read(layout, part) for part in parts], layout.axis)
-    file.create_dataset("flags", data=flags, dtype=FLAG)
+    file.create_dataset("flags", data=flags, dtype=FLAG_TYPE)
 
 
 def _holds(merged: Path, layout: _Layout) -> bool:

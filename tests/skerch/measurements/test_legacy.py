@@ -118,7 +118,7 @@ def test_no_layout_is_made_of_sizes_that_make_no_sketch(tmp_path, arguments, wor
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("slab", [legacy.SLAB_BYTES, 1000])
+@pytest.mark.parametrize("slab", [legacy.MOST_SLAB_BYTES, 1000])
 @pytest.mark.parametrize(
     ("axis", "width", "shape"),
     [(1, 1, (300, 7)), (1, 1, (300, 1)), (1, 1, (5000, 150)), (0, 4, (10, 300)), (0, 9, (9, 30))],
@@ -127,7 +127,7 @@ def test_no_layout_is_made_of_sizes_that_make_no_sketch(tmp_path, arguments, wor
 def test_merged_are_all_vectors_in_their_order(
     tmp_path, monkeypatch, axis, width, shape, dtype, slab
 ):
-    monkeypatch.setattr(legacy, "SLAB_BYTES", slab)
+    monkeypatch.setattr(legacy, "MOST_SLAB_BYTES", slab)
     whole = matrix(*shape, dtype)
     view, _ = lay_out(tmp_path, whole, width, axis)
     merge_hdf5(view, tmp_path / "out" / "m.h5", ok_flag="measured")
@@ -251,7 +251,7 @@ from skerch.measurements.legacy import merge as legacy
 read = legacy._read
 def killed(layout, part):
     return os.kill(os.getpid(), signal.SIGKILL) if part.start == 3 else read(layout, part)
-legacy._read, legacy.SLAB_BYTES = killed, 1
+legacy._read, legacy.MOST_SLAB_BYTES = killed, 1
 legacy.merge_hdf5(*map(Path, sys.argv[1:]), delete_subfiles=True)
 """
 
@@ -269,10 +269,10 @@ def test_a_merge_that_is_killed_loses_nothing_and_runs_again(tmp_path):
     np.testing.assert_array_equal(merged(out)[0], whole)
 
 
-@pytest.mark.parametrize("slab", [legacy.SLAB_BYTES, 100])
+@pytest.mark.parametrize("slab", [legacy.MOST_SLAB_BYTES, 100])
 @pytest.mark.parametrize("removed", [1, 5])
 def test_a_removal_that_was_cut_short_goes_on(tmp_path, monkeypatch, slab, removed):
-    monkeypatch.setattr(legacy, "SLAB_BYTES", slab)
+    monkeypatch.setattr(legacy, "MOST_SLAB_BYTES", slab)
     view, paths = lay_out(tmp_path, matrix(20, 5), 1, 1)
     merge_hdf5(view, tmp_path / "m.h5")
     for path in paths[:removed]:

@@ -206,7 +206,7 @@ def test_few_files_are_open_at_a_time(tmp_path, monkeypatch, op):
     fill(array, op)
     with StoredColumns([array]) as columns:
         whole = columns(0, N)
-    monkeypatch.setattr("skerch.measurements.array.OPEN_FILES", 2)
+    monkeypatch.setattr("skerch.measurements.array.MOST_OPEN_FILES", 2)
     files = Path("/proc/self/fd")
     before = len(list(files.iterdir()))
     with StoredColumns([array]) as columns:

@@ -20,8 +20,8 @@ def double(kind, shape=SHAPE, seed=3, role="omega"):
 @pytest.fixture
 def several_chunks(monkeypatch):
     """Small enough limits that products and draws take several steps."""
-    monkeypatch.setattr(base, "BLOCK_BYTES", 3 * SHAPE[1] * 8)
-    monkeypatch.setattr(sparse_sign, "CHUNK", 32)
+    monkeypatch.setattr(base, "MOST_BLOCK_BYTES", 3 * SHAPE[1] * 8)
+    monkeypatch.setattr(sparse_sign, "CHUNK_COORDINATES", 32)
 
 
 @every_kind
