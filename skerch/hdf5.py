@@ -89,6 +89,11 @@ class Reader:
     def __exit__(self, *_: object) -> None:
         self._file.close()
 
+    @property
+    def manifests(self) -> list[str]:
+        """The hashes of the manifests of the rounds that the file was computed from."""
+        return str(attribute(self._file, "manifests")).split()
+
 
 def attribute(file: h5py.File, name: str) -> Any:
     """An attribute of a file; raises FileError where it cannot be read."""

@@ -61,11 +61,6 @@ class EighFile(Reader):
     """A decomposition's file, open for reading: use as a context manager."""
 
     @property
-    def manifests(self) -> list[str]:
-        """The hashes of the manifests of the rounds that it was computed from."""
-        return str(attribute(self._file, "manifests")).split()
-
-    @property
     def eigenvalues(self) -> Tensor:
         """λ (k,), by decreasing magnitude."""
         return Dataset(self._file, "eigenvalues")[...]

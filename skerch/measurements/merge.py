@@ -140,11 +140,6 @@ class MergedArray(Reader):
         super().__init__(path, in_order=True)
 
     @property
-    def manifests(self) -> list[str]:
-        """The hashes of the manifests of the merged rounds."""
-        return str(attribute(self._file, "manifests")).split()
-
-    @property
     def summary(self) -> Summary:
         """The small matrices."""
         names = attribute(self._file, "matrices").split()
