@@ -66,12 +66,14 @@ def hessian_rows(
                 f"The exact Hessian is of real numbers in float64, and {name} is {value.dtype}; "
                 "the loss must keep to the dtype of the parameters and the batch."
             )
-    gradient = _flat(torch.autograd.grad(loss, params, create_graph=True, **ZEROS))
-    for index in range(len(gradient)):
-        if gradient.requires_grad:
-            yield _flat(torch.autograd.grad(gradient[index], params, retain_graph=True, **ZEROS))
-        else:
-            yield torch.zeros_like(gradient)
+    for part in torch.autograd.grad(loss, params, create_graph=True, **ZEROS):
+        gradient = part.to_dense().flatten()
+        for index in range(len(gradient)):
+            if gradient.requires_grad:
+                row = torch.autograd.grad(gradient[index], params, retain_graph=True, **ZEROS)
+            else:
+                row = tuple(torch.zeros_like(p) for p in params)
+            yield _flat(row)
 
 
 def _flat(parts: Sequence[Tensor]) -> Tensor:
