@@ -226,3 +226,19 @@ def test_an_operator_without_structure_is_not_made_worse_than_nothing():
     # the best filter is found from a small |m_outer| too
     filters = [seigh(op, outer=k, inner=INNER, rounds=1).health["filter"] for k in (1, INNER)]
     assert 0.5 < filters[1] / filters[0] < 2
+
+
+def test_an_operator_that_is_not_symmetric_is_said_to_be_so():
+    A = torch.triu(torch.randn(30, 30, generator=torch.Generator().manual_seed(0)))
+    op = aslinearoperator(lambda X: A @ X, shape=(30, 30), self_adjoint=True)
+    for recovery in ("nystrom", "hmt"):
+        with pytest.warns(UserWarning, match=r"symmetric, and its products are so to .* only"):
+            seigh(op, outer=5, recovery=recovery)
+
+
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("recovery", ["nystrom", "hmt", "oversampled"])
+def test_a_symmetric_matrix_is_not_doubted(recovery):
+    A = torch.randn(300, 300, generator=torch.Generator().manual_seed(0))
+    for dtype in (torch.float32, torch.float64):
+        seigh((A + A.T).to(dtype), outer=20, recovery=recovery)

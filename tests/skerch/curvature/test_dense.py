@@ -9,6 +9,8 @@ from torch import nn
 from skerch.curvature.dense import dense_hessian
 from skerch.errors import SkerchError
 
+from .cases import differences
+
 
 class Cube(torch.autograd.Function):
     """x³, as functions of one's own are mostly written: for autograd alone."""
@@ -80,25 +82,6 @@ def made():
     return make
 
 
-def differences(model, names, batch, loss_fn, step=1e-5):
-    """The Hessian by central differences of the gradient."""
-    params = [model.get_parameter(name) for name in names]
-
-    def gradient():
-        grads = torch.autograd.grad(loss_fn(model, batch), params, materialize_grads=True)
-        return nn.utils.parameters_to_vector(grads)
-
-    theta, rows = nn.utils.parameters_to_vector(params).detach(), []
-    for unit in torch.eye(len(theta), dtype=theta.dtype):
-        ends = []
-        for sign in (1, -1):
-            nn.utils.vector_to_parameters(theta + sign * step * unit, params)
-            ends.append(gradient())
-        rows.append((ends[0] - ends[1]) / (2 * step))
-    nn.utils.vector_to_parameters(theta, params)
-    return torch.stack(rows)
-
-
 @pytest.mark.parametrize(
     ("activation", "loss_fn"),
     [
@@ -110,9 +93,10 @@ def differences(model, names, batch, loss_fn, step=1e-5):
     ids=["a function of one's own", "in-place code", "cdist", "a loss with input gradients"],
 )
 def test_the_hessian_is_that_of_finite_differences(made, activation, loss_fn):
-    case = (*made(activation), loss_fn)
-    expected = differences(*case)
-    error = torch.linalg.norm(dense_hessian(*case) - expected)
+    model, names, batch = made(activation)
+    params = {name: model.get_parameter(name) for name in names}
+    expected = differences(lambda: loss_fn(model, batch), params)
+    error = torch.linalg.norm(dense_hessian(model, names, batch, loss_fn) - expected)
     assert float(error) < 1e-8 * float(torch.linalg.norm(expected))
 
 

@@ -1,4 +1,4 @@
-"""What the curvature operators are given: batches and their weights, and selected parameters."""
+"""Batches as trees: counted, split and moved, with the types that they have."""
 
 from __future__ import annotations
 
@@ -11,21 +11,8 @@ import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_sequence
 
-from skerch.curvature import (
-    HessianOperator,
-    count_examples,
-    label_weight,
-    params_to_vector,
-    select_parameters,
-    split_batch,
-    to_device,
-    vector_to_params,
-)
+from skerch.curvature import count_examples, split_batch, to_device
 from skerch.errors import ShapeError, SkerchError
-
-
-def mlp() -> nn.Module:
-    return nn.Sequential(nn.Linear(4, 5), nn.Tanh(), nn.Linear(5, 3))
 
 
 def test_split_batches_slice_every_tensor_of_the_tree():
@@ -240,81 +227,6 @@ def test_a_batch_that_cannot_be_copied_is_refused():
         to_device(Guarded(x=torch.ones(1)), "cpu")
 
 
-def test_the_weight_of_all_the_data_in_one_batch_need_not_be_known():
-    torch.manual_seed(0)
-    x, y = torch.randn(5, 6, 3), torch.arange(6) % 2  # (time, batch, features)
-    model = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)).double()
-
-    def loss_fn(model, batch):
-        return nn.functional.cross_entropy(model(batch[0].double()).mean(0), batch[1])
-
-    eye = torch.eye(26, dtype=torch.float64)
-    exact = HessianOperator(model, [(x, y)], loss_fn, batch_weight=lambda batch: 6.0) @ eye
-    torch.testing.assert_close(HessianOperator(model, [(x, y)], loss_fn) @ eye, exact)
-    halves = [(x[:, :4], y[:4]), (x[:, 4:], y[4:])]
-    by_hand = HessianOperator(model, halves, loss_fn, batch_weight=lambda b: float(len(b[1])))
-    torch.testing.assert_close(by_hand @ eye, exact)
-    with pytest.raises(ShapeError, match="give a batch_weight"):
-        HessianOperator(model, halves, loss_fn) @ eye
-
-
-def test_parameters_survive_the_way_through_a_vector():
-    model = mlp()
-    params = select_parameters(model, "*.weight")
-    vector = params_to_vector(params)
-    assert torch.equal(vector, torch.cat([model[0].weight.flatten(), model[2].weight.flatten()]))
-    vector_to_params(vector + 1, params)
-    assert torch.equal(params_to_vector(params), vector + 1)
-    assert all(p.requires_grad and p.grad_fn is None for p in params.values())
-
-
-def test_frozen_parameters_are_not_selected():
-    model = mlp()
-    model[0].requires_grad_(False)
-    assert list(select_parameters(model)) == ["2.weight", "2.bias"]
-
-
-def test_patterns_with_an_exclamation_mark_take_away():
-    model = nn.ModuleDict({"body": mlp(), "head": nn.Linear(3, 2)})
-    assert list(select_parameters(model, "!body.*")) == ["head.weight", "head.bias"]
-    assert list(select_parameters(model, ["!*.bias", "body.*", "!body.2.*"])) == ["body.0.weight"]
-    by_class = list(select_parameters(model, ["body.[!0].*", "!*.weight"]))
-    assert by_class == ["body.2.bias"]
-    with pytest.raises(SkerchError, match=r"'!tail\.\*' matches no trainable parameter"):
-        select_parameters(model, ["*", "!tail.*"])
-    with pytest.raises(SkerchError, match=r"'head\.bias', '!\*\.bias' leave no parameter"):
-        select_parameters(model, ["head.bias", "!*.bias"])
-
-
-@pytest.mark.parametrize(
-    ("lazy", "name"),
-    [(nn.LazyConv2d(3, 2), r"1\.weight"), (nn.LazyBatchNorm1d(affine=False), r"1\.running_mean")],
-)
-def test_shapes_that_are_not_known_yet_are_refused(lazy, name):
-    model = nn.Sequential(nn.Linear(4, 4), lazy)
-    with pytest.raises(SkerchError, match=f"The model's {name} has no shape .* build the network"):
-        HessianOperator(model, [torch.ones(2, 4)], lambda model, x: model(x).mean())
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda: split_batch(torch.ones(3), 0), "batches of 0; the least size is 1"),
-        (
-            lambda: vector_to_params(torch.ones(3), {"a": nn.Parameter(torch.ones(2))}),
-            r"not \(3,\)",
-        ),
-        (lambda: label_weight()((torch.ones(3), torch.ones(3))), "dtype torch.float32"),
-    ],
-)
-def test_helpers_refuse_in_a_sentence(call, message):
-    with pytest.raises(SkerchError, match=message):
-        call()
-
-
-def test_complex_parameters_are_refused_by_name_and_can_be_left_out():
-    model = nn.ModuleList([nn.Linear(4, 3, dtype=torch.complex64), nn.Linear(3, 2)])
-    for patterns in (None, "*.weight"):
-        with pytest.raises(SkerchError, match=r"parameter 0\.weight is complex.*view_as_real"):
-            select_parameters(model, patterns)
-    assert list(select_parameters(model, "!0.*")) == ["1.weight", "1.bias"]
+def test_batches_of_nothing_are_refused():
+    with pytest.raises(SkerchError, match="batches of 0; the least size is 1"):
+        split_batch(torch.ones(3), 0)
