@@ -23,8 +23,8 @@ test-slow: $(VENV)/.installed-dev
 
 # The tables of docs/reliability.md, measured anew: about half an hour.
 reliability: $(VENV)/.installed-dev
-	$(BIN)/python tests/chaos.py --kills 200 | $(BIN)/python docs/insert.py docs/reliability.md kills
-	$(BIN)/python tests/corruption.py --flips 1000 | $(BIN)/python docs/insert.py docs/reliability.md corruption
+	$(BIN)/python tests/jobs/chaos.py --kills 200 | $(BIN)/python docs/insert.py docs/reliability.md kills
+	$(BIN)/python tests/jobs/corruption.py --flips 1000 | $(BIN)/python docs/insert.py docs/reliability.md corruption
 
 # Does a test fail for every small change of the measurements and decompositions? Twenty minutes.
 mutations: $(VENV)/.installed-dev

@@ -1,6 +1,6 @@
 """Put the Markdown on standard input between two markers of a document.
 
-    python tests/chaos.py --kills 200 | python docs/insert.py docs/reliability.md kills
+    python tests/jobs/chaos.py --kills 200 | python docs/insert.py docs/reliability.md kills
 
 replaces what stands between `<!-- kills -->` and `<!-- /kills -->`.
 """

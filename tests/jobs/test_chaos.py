@@ -1,4 +1,4 @@
-"""Runs that are killed at random instants and resumed, as `tests/chaos.py` does it."""
+"""Runs that are killed at random instants and resumed, as `tests/jobs/chaos.py` does it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def test_killed_runs_end_with_the_same_bytes_whatever_stage_is_struck(kills, exp
         root = request.getfixturevalue("mnist")
         options += [f"problem.root={root}", "training.record_steps=[1000]", "sketch.rounds=3"]
     chaos = subprocess.run(
-        [sys.executable, "tests/chaos.py", *options],
+        [sys.executable, "tests/jobs/chaos.py", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,

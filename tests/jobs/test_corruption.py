@@ -19,7 +19,7 @@ BLOCK = f"{STEP}/measurements/round-1/blocks/block-000000.h5"
 @pytest.mark.slow
 def test_damage_to_any_file_is_named_or_harmless_and_repaired():
     corruption = subprocess.run(
-        [sys.executable, "tests/corruption.py", "--flips=42"],
+        [sys.executable, "tests/jobs/corruption.py", "--flips=42"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -1,6 +1,6 @@
 """Kill runs at random instants, resume them, and compare every file with an undisturbed run's.
 
-    python tests/chaos.py --kills 200 [--seed 1] [--experiment digits] [--cold] [key=value …]
+    python tests/jobs/chaos.py --kills 200 [--seed 1] [--experiment digits] [--cold] [key=value …]
 
 Prints Markdown. Exits 1 if a run ended with other bytes, made a finished file again, left a
 temporary file or could not go on, or if a stage was never struck.
@@ -22,8 +22,6 @@ import time
 from collections import Counter
 from contextlib import suppress
 from pathlib import Path
-
-sys.path.remove(str(Path(__file__).parent))  # beside this file lies a `skerch` that holds tests
 
 # A killed run forks from here, so what it needs is imported here.
 import matplotlib.backends.backend_agg  # noqa: F401
@@ -337,7 +335,7 @@ def main() -> None:
         chaos.unstruck() and chaos.kills < options.kills + MORE_KILLS
     ):
         chaos.one_run()
-    print(f"`python tests/chaos.py {' '.join(sys.argv[1:])}`, {chaos.kills} kills:\n")
+    print(f"`python tests/jobs/chaos.py {' '.join(sys.argv[1:])}`, {chaos.kills} kills:\n")
     print(chaos.markdown())
     if chaos.unstruck():
         chaos.fault("stages that were never struck", ", ".join(chaos.unstruck()))

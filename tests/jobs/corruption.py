@@ -1,6 +1,6 @@
 """Damage the files of a finished run, one at a time, and see what comes of it.
 
-    python tests/corruption.py --flips 1000 [--seed 0]
+    python tests/jobs/corruption.py --flips 1000 [--seed 0]
 
 Each case damages one file in a copy of the run. `status --verify` must then name the file, or the
 file still says what it said. Next, what was made from the file is removed, so that `run` reads it
@@ -33,8 +33,6 @@ import numpy as np
 import torch
 import torch._dynamo
 import yaml
-
-sys.path.remove(str(Path(__file__).parent))  # its folder skerch/ is not the package
 
 from skerch.__main__ import main as skerch
 from skerch.jobs.config.stages import STAGES
@@ -384,8 +382,8 @@ def main() -> None:
         by_damage = count(others(laboratory, donor, generator))
     print(
         f"{options.flips:,} single bits flipped anywhere in the files of a finished run, and other "
-        f"damages of the same files (`python tests/corruption.py --flips {options.flips} --seed "
-        f"{options.seed}`):\n"
+        "damages of the same files (`python tests/jobs/corruption.py "
+        f"--flips {options.flips} --seed {options.seed}`):\n"
     )
     print_table("one bit flipped in", by_file)
     print_table("other damages", by_damage)
