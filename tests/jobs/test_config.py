@@ -2,12 +2,10 @@
 
 import subprocess
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
@@ -203,50 +201,6 @@ def test_differences_are_lines_of_leaves():
         "gone: [1] -> (not set)",
         "more: (not set) -> None",
     ]
-
-
-def _keys(tree: dict, prefix: str = "") -> list[str]:
-    return [
-        full
-        for key, value in tree.items()
-        for full in (
-            prefix + key,
-            *(_keys(value, f"{prefix}{key}.") if isinstance(value, dict) else ()),
-        )
-    ]
-
-
-VALUES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=8)
-    | st.sampled_from(
-        ["${sketch.outer}", "${", "???", "~", "balanced", "float64", "a:b", "[", "!!set"]
-    ),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=2)
-    ),
-    max_leaves=4,
-)
-
-
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(st.sampled_from(_keys(asdict(Config()))), VALUES, min_size=1, max_size=3))
-def test_any_value_anywhere_is_accepted_or_refused_in_a_sentence(experiment, values):
-    overrides = [f"{key}={value}" for key, value in values.items()]
-    try:
-        config = configs.load(experiment, overrides)
-    except ConfigError:
-        return
-    saved = experiment.parent / "saved.yaml"
-    configs.save(config, saved)
-    assert configs.load_resolved(saved) == config
-    assert (
-        configs.difference(configs.identity(config, "method"), configs.identity(config, "method"))
-        == []
-    )
 
 
 def test_a_path_that_yaml_would_take_for_a_reference_is_refused(experiment, tmp_path):

@@ -10,6 +10,7 @@ import yaml
 from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
+from skerch.jobs import config as configs
 from skerch.jobs.config.schema import Config
 
 PROBLEM = """
@@ -121,9 +122,10 @@ def changed(changes):
     return tree
 
 
-def override(key, value):
-    """An override as somebody would type it, or try to."""
-    text = value if value in WORDS else yaml.safe_dump(value, default_flow_style=True)
+def override(key, value, python):
+    """An override as somebody would type it, or try to, or as a Python script writes it."""
+    plain = python or value in WORDS
+    text = str(value) if plain else yaml.safe_dump(value, default_flow_style=True)
     return f"{key}={text.strip().removesuffix('...').strip()}"
 
 
@@ -140,7 +142,7 @@ def torn(draw):
 
 TEXT = CHANGES.map(changed).map(yaml.safe_dump)
 TEXTS = mostly(TEXT, torn() | ANYTHING.map(yaml.safe_dump))
-OVERRIDE = CHANGE.map(lambda change: override(*change))
+OVERRIDE = st.tuples(CHANGE, st.booleans()).map(lambda drawn: override(*drawn[0], drawn[1]))
 OVERRIDES = st.lists(mostly(OVERRIDE, st.sampled_from(WORDS)), max_size=2)
 
 
@@ -176,7 +178,13 @@ def test_any_experiment_is_planned_or_refused_in_a_sentence(number, folder, sker
     @given(TEXTS, OVERRIDES)
     def plan(text, overrides):
         (folder / "fuzzed.yaml").write_bytes(text.encode(errors="surrogatepass"))
-        accepted(skerch("plan", "--", "fuzzed.yaml", *overrides))
+        if accepted(skerch("plan", "--", "fuzzed.yaml", *overrides)):
+            config, saved = configs.load("fuzzed.yaml", overrides), folder.with_suffix(".yaml")
+            configs.save(config, saved)
+            again = configs.load_resolved(saved)
+            assert again == config
+            identities = (configs.identity(config, "method") for config in (config, again))
+            assert configs.difference(*identities) == []
         assert {path.name for path in folder.iterdir()} <= {
             "fuzzed.py",
             "fuzzed.yaml",
