@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset, default_collate
 
-from skerch.jobs.config.schema import Hessian
+from skerch.jobs.config.schema import Hessian, Training
 from skerch.jobs.errors import ConfigError
 from skerch.jobs.problems import user_code
+from skerch.randomness import stream
 
 LABELS = (
     "label",
@@ -46,6 +47,24 @@ def batches(dataset: Any, indices: Iterable[Tensor]) -> Iterator[Any]:
         with user_code("The problem's samples do not make a batch"):
             batch = default_collate(many(numbers) if many else [dataset[i] for i in numbers])
         yield tuple(batch) if isinstance(batch, list) else batch
+
+
+def shuffled(dataset: Any, training: Training, start: int, stop: int) -> Iterator[Tensor]:
+    """The sample indices of the training's batches of steps start + 1 … stop: shuffled epochs.
+
+    What is left of an epoch beyond its last full batch is dropped.
+    """
+    size, batch = count(dataset, "train"), training.batch_size
+    per_epoch = size // batch
+    if per_epoch == 0:
+        raise ConfigError(
+            f"training.batch_size is {batch}, but the train split has only {size} samples."
+        )
+    for epoch in range(start // per_epoch, -(-stop // per_epoch)):
+        permutation = stream(training.seed, "data", epoch).permutation(size)
+        whole = torch.from_numpy(permutation)[: per_epoch * batch].view(per_epoch, batch)
+        begin = epoch * per_epoch
+        yield from whole[max(start - begin, 0) : stop - begin]
 
 
 def hessian_batch(dataset: Any, split: str, hessian: Hessian) -> Any:

@@ -11,28 +11,27 @@ from __future__ import annotations
 import json
 import math
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict
 from operator import itemgetter
 from typing import Any
 from zlib import crc32
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from skerch.curvature.batching import count_examples, split_batch, to_device
-from skerch.errors import ShapeError, SkerchError
+from skerch.curvature.batching import to_device
+from skerch.errors import SkerchError
 from skerch.jobs.config import difference, identity
 from skerch.jobs.config.checkpoints import files_of
 from skerch.jobs.config.schema import Config, Training
-from skerch.jobs.errors import ConfigError
 from skerch.jobs.pipeline.task_log import Progress
 from skerch.jobs.problems import Problem, build_model, load_data, load_problem
 from skerch.jobs.run_dir import RunDir, training_files
 from skerch.jobs.run_dir.provenance import Description
 from skerch.jobs.run_dir.training_files import Column
 from skerch.jobs.training import datapoints
+from skerch.jobs.training.losses import Losses
 from skerch.jobs.training.optimizer import make_optimizer
 from skerch.jobs.training.state_dicts import load_into
 from skerch.randomness import stream
@@ -110,15 +109,15 @@ def train(
             )
         else:
             session.read_checkpoints(progress)
-    save(training_figure(session.state.log), run.training_figure)
+    save(training_figure(session.log), run.training_figure)
     # The last file: where it is, nothing is made again.
     training_files.write_parameters(
         run.parameters,
         session.model,
-        session.state.columns,
+        session.columns,
         wanted,
         found,
-        session.state.log,
+        session.log,
         session.checkpoints,
     )
     session.keep()
@@ -139,15 +138,6 @@ def _load(
         if split in splits:
             batches[split] = datapoints.hessian_batch(data[split], split, config.hessian)
     return data, batches
-
-
-@dataclass
-class _State:
-    """How far a training has come, besides the network and the optimizer."""
-
-    step: int = 0
-    columns: dict[int, Column] = field(default_factory=dict)  # recorded so far, by step
-    log: list[dict[str, Any]] = field(default_factory=list)
 
 
 class _Session:
@@ -172,7 +162,10 @@ class _Session:
         self.device = device
         self.identity = json.dumps(wanted, sort_keys=True)
         self.model = initial_model(problem, training.seed).to(device)
-        self.state = _State()
+        self.losses = Losses(problem, training, data, datapoints, device)
+        self.step = 0
+        self.columns: dict[int, Column] = {}  # recorded so far, by step
+        self.log: list[dict[str, Any]] = []
         self.checkpoints: dict[int, str] = {}  # hashes of the state dicts read, by step
         self.recorded: dict[int, Column] = {}  # what parameters.h5 has already
         self.threads = torch.get_num_threads()
@@ -183,20 +176,20 @@ class _Session:
         """Begin with what is recorded, and log the splits that are new there."""
         self.threads = old.threads or self.threads
         self.checkpoints = dict(old.checkpoints)
-        self.state.log = list(old.log)
+        self.log = list(old.log)
         for step in old.steps:
             self.recorded[step] = training_files.load_column(self.run, step)
             model = training_files.load_model(self.run, self.problem, step).to(self.device)
             losses = {  # older logs have none
                 split: figures["hessian_batch_loss"]
-                for entry in self.state.log
+                for entry in self.log
                 for split, figures in entry.items()
                 if entry["step"] == step and split != "step" and "hessian_batch_loss" in figures
             }
             self._require_same_loss(model, step, losses)
             if any(not self._logged(step, split) for split in self.data):
                 self._log(step, model)
-        self.state.columns = dict(self.recorded)
+        self.columns = dict(self.recorded)
 
     def train(
         self, progress: Progress | None, checkpoint_seconds: float, time_limit: float
@@ -205,24 +198,26 @@ class _Session:
 
         A step before one that is recorded already is shown to be of the same training there.
         """
-        training, state = self.training, self.state
+        training = self.training
         self.optimizer = optimizer = make_optimizer(training, self.model)
         self._resume()
         torch.set_num_threads(self.threads)  # they decide the last bits
-        missing = [step for step in training.record_steps if step not in state.columns]
+        missing = [step for step in training.record_steps if step not in self.columns]
         if not missing:
             return
-        last = min((step for step in state.columns if step > missing[-1]), default=missing[-1])
-        batches = datapoints.batches(self.data["train"], self._order(state.step, last))
+        last = min((step for step in self.columns if step > missing[-1]), default=missing[-1])
+        dataset = self.data["train"]
+        order = datapoints.shuffled(dataset, training, self.step, last)
+        batches = datapoints.batches(dataset, order)
         due = time.monotonic() + checkpoint_seconds
         while True:
-            if state.step in state.columns:
-                self._compare(state.step)
-            elif state.step in training.record_steps:
-                self.record(state.step)
+            if self.step in self.columns:
+                self._compare(self.step)
+            elif self.step in training.record_steps:
+                self.record(self.step)
             if progress is not None:
-                progress(state.step, last, "steps")
-            if state.step == last:
+                progress(self.step, last, "steps")
+            if self.step == last:
                 return
             if time.monotonic() >= due:
                 begin = time.monotonic()
@@ -230,18 +225,18 @@ class _Session:
                 end = time.monotonic()
                 pause = max(checkpoint_seconds, (end - begin) / CHECKPOINT_SHARE)
                 due = end + min(pause, time_limit * NEXT_CHECKPOINT)
-            state.step += 1
-            _seed(training.seed, "training", state.step)
+            self.step += 1
+            _seed(training.seed, "training", self.step)
             loss = self._update(optimizer, to_device(next(batches), self.device))
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"The training loss is {loss} at step {state.step}; lower training.lr (now "
+                    f"The training loss is {loss} at step {self.step}; lower training.lr (now "
                     f"{training.lr}), or look at the problem's data and loss."
                 )
 
     def read_checkpoints(self, progress: Progress | None) -> None:
         """Record the state dicts of a training done elsewhere."""
-        steps = [step for step in self.training.record_steps if step not in self.state.columns]
+        steps = [step for step in self.training.record_steps if step not in self.columns]
         files = files_of(self.training, steps)
         for index, (step, path) in enumerate(files.items()):
             self.checkpoints[step] = training_files.file_hash(path)
@@ -253,17 +248,17 @@ class _Session:
     def record(self, step: int) -> None:
         """Take a column, and log the losses and accuracies of all splits."""
         self._log(step, self.model)
-        self.state.columns[step] = training_files.column(self.model)
+        self.columns[step] = training_files.column(self.model)
 
     def _log(self, step: int, model: nn.Module) -> None:
         """Log a model's losses and accuracies at a step, of the splits that have none there yet."""
         entry: dict[str, Any] = {"step": step}
-        for split, dataset in self.data.items():
+        for split in self.data:
             if self._logged(step, split):
                 continue
-            entry[split] = figures = self._evaluate(model, split, dataset)
+            entry[split] = figures = self.losses.of_split(model, split)
             if split in self.datapoints:
-                figures["hessian_batch_loss"] = self._hessian_batch_loss(model, split)
+                figures["hessian_batch_loss"] = self.losses.of_datapoints(model, split)
             if not math.isfinite(figures["loss"]):
                 elsewhere = self.training.checkpoints is not None
                 lower = "" if elsewhere else f"lower training.lr (now {self.training.lr}), or "
@@ -271,18 +266,18 @@ class _Session:
                     f"The {split} loss is {figures['loss']} at step {step}; {lower}look at the "
                     "problem's data and loss."
                 )
-        self.state.log.append(entry)
-        self.state.log.sort(key=itemgetter("step"))
-        training_files.write_log(self.run.log, self.state.log)
+        self.log.append(entry)
+        self.log.sort(key=itemgetter("step"))
+        training_files.write_log(self.run.log, self.log)
 
     def _logged(self, step: int, split: str) -> bool:
-        return any(entry["step"] == step and split in entry for entry in self.state.log)
+        return any(entry["step"] == step and split in entry for entry in self.log)
 
     def _require_same_loss(self, model: nn.Module, step: int, losses: Mapping[str, float]) -> None:
         """Refuse to go on with another loss than that of the `losses` by split."""
         tolerance = rounding(next(model.parameters()).dtype)
         for split in self.datapoints.keys() & losses.keys():
-            was, now = losses[split], self._hessian_batch_loss(model, split)
+            was, now = losses[split], self.losses.of_datapoints(model, split)
             if not abs(now - was) <= tolerance * abs(was):
                 raise TrainingError(
                     f"The problem's loss is no longer that of the training in {self.run.path} "
@@ -293,7 +288,7 @@ class _Session:
 
     def _compare(self, step: int) -> None:
         """Refuse to go on from other parameters than those that are recorded at a step."""
-        if training_files.column(self.model).hash() != self.state.columns[step].hash():
+        if training_files.column(self.model).hash() != self.columns[step].hash():
             self.run.checkpoint.unlink(missing_ok=True)  # it may be of these others
             raise TrainingError(
                 f"Trained again, the parameters of step {step} are not those in "
@@ -302,99 +297,36 @@ class _Session:
                 "run_dir."
             )
 
-    def _order(self, start: int, stop: int) -> Iterator[Tensor]:
-        """The sample indices of the batches of steps start + 1 … stop: shuffled epochs.
-
-        What is left of an epoch beyond its last full batch is dropped.
-        """
-        size, batch = datapoints.count(self.data["train"], "train"), self.training.batch_size
-        per_epoch = size // batch
-        if per_epoch == 0:
-            raise ConfigError(
-                f"training.batch_size is {batch}, but the train split has only {size} samples."
-            )
-        for epoch in range(start // per_epoch, -(-stop // per_epoch)):
-            shuffled = stream(self.training.seed, "data", epoch).permutation(size)
-            whole = torch.from_numpy(shuffled)[: per_epoch * batch].view(per_epoch, batch)
-            begin = epoch * per_epoch
-            yield from whole[max(start - begin, 0) : stop - begin]
-
     def _update(self, optimizer: torch.optim.Optimizer, batch: Any) -> float:
         """One optimizer step; the loss before it."""
 
         def closure() -> float:
             optimizer.zero_grad()
-            loss = self._loss(self.model, batch)
+            loss = self.losses.of_batch(self.model, batch)
             torch.autograd.backward(loss)
             return loss.item()
 
         self.model.train()
         return float(optimizer.step(closure))
 
-    def _loss(self, model: nn.Module, batch: Any) -> Tensor:
-        loss = self.problem.loss_fn(model, batch)
-        if not isinstance(loss, Tensor) or loss.ndim != 0:
-            found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else loss
-            raise ConfigError(
-                f"The problem's loss_fn returned {found}; it must return a scalar mean."
-            )
-        return loss
-
-    def _evaluate(self, model: nn.Module, split: str, dataset: Any) -> dict[str, float]:
-        """The mean loss over a split in eval mode, and the accuracy of a classifier.
-
-        With `training.eval_samples`, of as many of its samples, evenly spaced.
-        """
-        model.eval()
-        outputs: list[Any] = []
-        hook = model.register_forward_hook(lambda *call: outputs.append(call[-1]))
-        weight_of = self.problem.batch_weight or count_examples
-        total = weights = hits = judged = 0.0
-        size = datapoints.count(dataset, split)
-        judging = min(size, self.training.eval_samples or size)
-        indices = torch.arange(judging, device="cpu") * size // max(judging, 1)
-        for on_cpu in datapoints.batches(dataset, torch.split(indices, self.training.batch_size)):
-            batch = to_device(on_cpu, self.device)
-            outputs.clear()
-            weight = float(weight_of(batch))
-            total += weight * float(
-                self._loss(model, batch).detach()
-            )  # it may take derivatives itself
-            weights += weight
-            correct = _correct(outputs, batch)
-            if correct is not None:
-                hits += float(correct.sum())
-                judged += len(correct)
-        hook.remove()
-        figures = {"loss": total / weights if weights else math.nan}
-        return figures | ({"accuracy": hits / judged} if judged else {})
-
-    def _hessian_batch_loss(self, model: nn.Module, split: str) -> float:
-        """The loss in eval mode of the first of the Hessian's datapoints: always the same."""
-        model.eval()
-        batch = self.datapoints[split]
-        with suppress(ShapeError):  # whose examples cannot be told apart: all of them
-            batch = split_batch(batch, self.training.batch_size)[0]
-        return float(self._loss(model, to_device(batch, self.device)).detach())
-
     def keep(self) -> None:
         """Checkpoint the end of a training once its columns are recorded, to go on from there."""
-        if self.state.step and self.state.step == max(self.state.columns):
-            self.recorded = self.state.columns
+        if self.step and self.step == max(self.columns):
+            self.recorded = self.columns
             self._checkpoint()
 
     def _checkpoint(self) -> None:
         """Write the whole state, so that it can be loaded with weights_only."""
-        new = self.state.columns.keys() - self.recorded
+        new = self.columns.keys() - self.recorded
         state = {
             "identity": self.identity,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "threads": torch.get_num_threads(),
-            "step": self.state.step,
-            "losses": {s: self._hessian_batch_loss(self.model, s) for s in self.datapoints},
-            "log": self.state.log,
-            "columns": {step: asdict(self.state.columns[step]) for step in sorted(new)},
+            "step": self.step,
+            "losses": {s: self.losses.of_datapoints(self.model, s) for s in self.datapoints},
+            "log": self.log,
+            "columns": {step: asdict(self.columns[step]) for step in sorted(new)},
         }
         training_files.write_checkpoint(self.run.checkpoint, state)
 
@@ -413,9 +345,9 @@ class _Session:
         self.model.load_state_dict(saved["model"])
         self._require_same_loss(self.model, saved["step"], saved.get("losses", {}))
         self.optimizer.load_state_dict(saved["optimizer"])
-        self.state.step = saved["step"]
-        self.state.log += [entry for entry in saved["log"] if entry not in self.state.log]
-        self.state.columns = columns
+        self.step = saved["step"]
+        self.log += [entry for entry in saved["log"] if entry not in self.log]
+        self.columns = columns
 
 
 def initial_model(problem: Problem, seed: int) -> nn.Module:
@@ -427,20 +359,3 @@ def initial_model(problem: Problem, seed: int) -> nn.Module:
 def _seed(seed: int, role: str, step: int) -> None:
     """Make what a step draws a function of (seed, role, step)."""
     torch.manual_seed(int(stream(seed, role, step, 0).integers(2**63)))
-
-
-def _correct(outputs: Iterable[Any], batch: Any) -> Tensor | None:
-    """Whether each sample is classified rightly; None where this is no classification.
-
-    It is one if the batch is (inputs, integer labels (n,)) and the network's only output logits
-    (n, classes).
-    """
-    labels = batch[1] if isinstance(batch, tuple) and len(batch) == 2 else None
-    if not isinstance(labels, Tensor) or labels.ndim != 1 or labels.is_floating_point():
-        return None
-    logits = list(outputs)
-    if len(logits) != 1 or not isinstance(logits[0], Tensor):
-        return None
-    if logits[0].ndim != 2 or len(logits[0]) != len(labels):
-        return None
-    return logits[0].argmax(dim=1) == labels

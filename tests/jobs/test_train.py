@@ -31,6 +31,7 @@ from skerch.jobs.run_dir.training_files import (
 )
 from skerch.jobs.training import session as stage
 from skerch.jobs.training.session import TrainingError, train
+from skerch.randomness import stream
 
 SMALL = [
     "training.max_steps=30",
@@ -278,7 +279,7 @@ def test_training_follows_the_published_recipe(start):
     data = problem.data("train")
     model = load_model(run, problem, 0)
     order = torch.cat([
-        torch.from_numpy(stage.stream(12345, "data", epoch).permutation(1198))[:1100]
+        torch.from_numpy(stream(12345, "data", epoch).permutation(1198))[:1100]
         for epoch in range(2)
     ])  # fmt: skip
     for step in range(15):
