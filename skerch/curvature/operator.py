@@ -121,7 +121,9 @@ class CurvatureOperator(LinearOperator):
                 "convert the model or select some by param_filter."
             )
         ((dtype, device),) = kinds
-        size = sum(p.numel() for p in self.params.values())
+        self._columns, size = {}, 0
+        for name, p in self.params.items():
+            self._columns[name] = slice(size, size := size + p.numel())
         super().__init__((size, size), dtype, device)
         self.model = model
         self.data = data
@@ -298,11 +300,9 @@ class CurvatureOperator(LinearOperator):
     def _term(self, weight: float, batch: Any, choice: strategies.Choice) -> _Term:
         """The batch's curvature with its product; one that touches nothing needs no strategy."""
         found = self.of_batch(batch, choice.memory_format)
-        columns, start = {}, 0
-        for name, p in self.params.items():
-            columns[name] = slice(start, start := start + p.numel())
+        columns = [self._columns[name] for name in found.names]
         product = strategies.prepare(choice.strategy if found.names else "loop", found.map)
-        return _Term(weight, choice, found, [columns[name] for name in found.names], product)
+        return _Term(weight, choice, found, columns, product)
 
     def _to_compare(self, choice: strategies.Choice, vectors: int) -> bool:
         """Whether these are more vectors at once than were compared with products one by one."""

@@ -13,9 +13,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -24,14 +22,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from skerch.curvature.strategies.linear_map import LinearMap, Product, quiet_vmap
+from skerch.curvature.strategies.operations import Slot, Step, slots_of
 from skerch.errors import SkerchError
 
 aten = torch.ops.aten
 PRODUCTS = (aten.mm.default, aten.addmm.default)
 CONSTANT = (aten.zeros_like.default, aten.ones_like.default)  # whatever they are like
-UNBROADCAST = (aten.gelu_backward.default,)  # oneDNN's wants arguments of one shape
-LINEAR = (aten._log_softmax_backward_data.default,)  # in the first argument, where only it depends
-WIDE = 64  # columns that make it worth a copy to have one large product instead of many
 
 
 def prepare(A: LinearMap) -> Product:
@@ -48,60 +44,6 @@ def prepare(A: LinearMap) -> Product:
 
 class TapeError(SkerchError):
     """A backward pass that cannot be recorded."""
-
-
-class _Slot(int):
-    """Stands for a tensor that depends on v; those of v itself come first, from 1 on."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Step:
-    """One operation; `arguments` has slots in the place of what depends on v."""
-
-    function: Any
-    arguments: list[Any]
-    keywords: dict[str, Any]
-    outputs: list[_Slot | None]  # None for what is no tensor
-    overwrites: bool = False  # the first argument, which nothing else needs
-    aligned: dict[int, Tensor] = field(default_factory=dict)  # constants in another form
-
-    @cached_property
-    def slots(self) -> list[_Slot]:
-        """The arguments that depend on v."""
-        return _slots(self.arguments)
-
-    @cached_property
-    def rule(self) -> Callable[..., Tensor] | None:
-        """What does it on blocks; None leaves it to `torch.vmap`."""
-        if self.function in UNBROADCAST:
-            return None
-        if torch.Tag.pointwise in self.function.tags:
-            return _pointwise
-        others = any(isinstance(argument, _Slot) for argument in self.arguments[1:])
-        if self.keywords or (self.function in LINEAR and others):
-            return None
-        return RULES.get(self.function)
-
-    def run(self, values: dict[_Slot, Tensor]) -> None:
-        """Add the outputs to the values of the slots, which have a leading dimension of c."""
-        if self.rule is None:
-            values.update(self._vectorised(values))
-        else:
-            out = self.outputs[0]
-            assert out is not None
-            values[out] = self.rule(self, *_fill(self.arguments, values))
-
-    def _vectorised(self, values: Mapping[_Slot, Tensor]) -> dict[_Slot, Tensor]:
-        slots = list(dict.fromkeys(self.slots))
-
-        def one(*tensors: Tensor) -> tuple[Tensor, ...]:
-            arguments = _fill(self.arguments, dict(zip(slots, tensors, strict=True)))
-            result = self.function(*arguments, **self.keywords)
-            results = result if isinstance(result, tuple | list) else [result]
-            return tuple(r for r in results if isinstance(r, Tensor))
-
-        outputs = [slot for slot in self.outputs if slot is not None]
-        return dict(zip(outputs, torch.vmap(one)(*(values[s] for s in slots)), strict=True))
 
 
 class Tape:
@@ -125,8 +67,8 @@ class Tape:
             with _Recorder(vectors) as recorder:
                 outputs = backward(vectors)
             self._results = [recorder.replace(o) for o in outputs]
-            self._steps = _fuse(recorder.steps, _slots(self._results))
-            self._last = _last_uses(self._steps, _slots(self._results))
+            self._steps = _fuse(recorder.steps, slots_of(self._results))
+            self._last = _last_uses(self._steps, slots_of(self._results))
             self._check(vectors, outputs)
         except SkerchError:
             raise
@@ -135,14 +77,14 @@ class Tape:
 
     def __call__(self, block: Sequence[Tensor]) -> tuple[Tensor, ...]:
         """The products with a block of c vectors, given and returned as (c, *shape) tensors."""
-        values: dict[_Slot, Tensor] = {_Slot(i): vectors for i, vectors in enumerate(block, 1)}
+        values: dict[Slot, Tensor] = {Slot(i): vectors for i, vectors in enumerate(block, 1)}
         for step, last in zip(self._steps, self._last, strict=True):
             step.run(values)
             for slot in last:
                 values.pop(slot, None)
         count = len(block[0])
         return tuple(
-            values[r] if isinstance(r, _Slot) else r.expand(count, *r.shape) for r in self._results
+            values[r] if isinstance(r, Slot) else r.expand(count, *r.shape) for r in self._results
         )
 
     def _check(self, vectors: Sequence[Tensor], outputs: Sequence[Tensor]) -> None:
@@ -174,22 +116,22 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __init__(self, inputs: Sequence[Tensor]):
         super().__init__()  # type: ignore[no-untyped-call]
-        self.steps: list[_Step] = []
-        self._slots: dict[int, _Slot] = {}
-        self._turned: dict[_Slot | None, _Slot] = {}  # from a transpose to what it is of
+        self.steps: list[Step] = []
+        self._slots: dict[int, Slot] = {}
+        self._turned: dict[Slot | None, Slot] = {}  # from a transpose to what it is of
         self._alive: list[Tensor] = []  # an id is given again when its tensor dies
         self._holders: dict[int, set[int]] = {}  # of a piece of memory: the tensors of the tape
         self._written: set[int] = set()  # pieces of memory that depend on v in part, maybe
         for tensor in inputs:
             self._add(tensor)
 
-    def slot(self, value: Any) -> _Slot | None:
+    def slot(self, value: Any) -> Slot | None:
         """The slot of a tensor that depends on the inputs."""
         return self._slots.get(id(value)) if isinstance(value, Tensor) else None
 
-    def _add(self, tensor: Tensor) -> _Slot:
+    def _add(self, tensor: Tensor) -> Slot:
         self._hold(tensor)
-        self._slots[id(tensor)] = _Slot(len(self._alive))
+        self._slots[id(tensor)] = Slot(len(self._alive))
         return self._slots[id(tensor)]
 
     def _hold(self, tensor: Tensor) -> None:
@@ -216,7 +158,7 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
             outputs = [self._add(r) if isinstance(r, Tensor) else None for r in results]
             if not any(outputs):
                 raise _refusal(f"the result of {func} is no tensor")
-            self.steps.append(_Step(pure, arguments, keywords, outputs))
+            self.steps.append(Step(pure, arguments, keywords, outputs))
             if func is aten.t.default:
                 self._turned[outputs[0]] = arguments[0]
         return result
@@ -252,34 +194,22 @@ def _memory(tensor: Tensor) -> int:
     return int(tensor.untyped_storage()._cdata)
 
 
-def _slots(argument: Any) -> list[_Slot]:
-    if isinstance(argument, list):
-        return [slot for a in argument for slot in _slots(a)]
-    return [argument] if isinstance(argument, _Slot) else []
-
-
-def _fill(argument: Any, values: Mapping[_Slot, Tensor]) -> Any:
-    if isinstance(argument, list):
-        return [_fill(a, values) for a in argument]
-    return values[argument] if isinstance(argument, _Slot) else argument
-
-
-def _fuse(steps: Sequence[_Step], results: Sequence[_Slot]) -> list[_Step]:
+def _fuse(steps: Sequence[Step], results: Sequence[Slot]) -> list[Step]:
     """The steps, with x + A B as one where nothing else uses A B, in place where none uses x."""
     uses = Counter([*results, *(slot for step in steps for slot in step.slots)])
-    new: dict[_Slot, _Step] = {}  # steps whose result is memory of its own that one step uses
-    fused: list[_Step] = []
+    new: dict[Slot, Step] = {}  # steps whose result is memory of its own that one step uses
+    fused: list[Step] = []
     for step in steps:
         if step.function is aten.add.Tensor and not step.keywords:
             for x, product in (step.arguments, step.arguments[::-1]):
                 if (
-                    isinstance(x, _Slot)
+                    isinstance(x, Slot)
                     and product in new
                     and new[product].function is aten.mm.default
                 ):
                     multiply = new.pop(product)
                     fused.remove(multiply)
-                    step = _Step(
+                    step = Step(
                         aten.addmm.default, [x, *multiply.arguments], {}, step.outputs, x in new
                     )
                     break
@@ -291,107 +221,10 @@ def _fuse(steps: Sequence[_Step], results: Sequence[_Slot]) -> list[_Step]:
     return fused
 
 
-def _last_uses(steps: Sequence[_Step], results: Sequence[_Slot]) -> list[list[_Slot]]:
+def _last_uses(steps: Sequence[Step], results: Sequence[Slot]) -> list[list[Slot]]:
     """For each step, the slots that no later step uses."""
     seen, last = set(results), []
     for step in reversed(steps):
         last.append([slot for slot in dict.fromkeys(step.slots) if slot not in seen])
         seen.update(step.slots)
     return last[::-1]
-
-
-def _factors(A: Tensor, B: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """L and R with L R = A B, or its transpose if that makes the result's rows longer (then true).
-
-    Of A (c, r, k) and B (c, k, m) one may lack the first dimension. Where R does, L has all c r
-    rows below each other.
-    """
-    turned = 2 in (A.ndim, B.ndim) and A.shape[-2] > B.shape[-1]
-    L, R = (B.mT, A.mT) if turned else (A, B)
-    if R.ndim == 2:
-        if L.stride(-1) == 1 or R.shape[-1] >= WIDE:
-            return L.flatten(end_dim=1), R, turned
-        R = R.expand(len(L), *R.shape)
-    elif L.ndim == 2:
-        L = L.expand(len(R), *L.shape)
-    return L, R, turned
-
-
-def _mm(step: _Step, A: Tensor, B: Tensor) -> Tensor:
-    count = len(A) if A.ndim == 3 else len(B)
-    L, R, turned = _factors(A, B)
-    product = torch.bmm(L, R) if R.ndim == 3 else (L @ R).view(count, -1, R.shape[1])
-    return product.mT if turned else product
-
-
-def _addmm(step: _Step, x: Tensor, A: Tensor, B: Tensor) -> Tensor:
-    L, R, turned = _factors(A, B)
-    total = x.mT if turned else x
-    if not total.is_contiguous() or x.shape[1:] != (A.shape[-2], B.shape[-1]):
-        return x + _mm(step, A, B)
-    into = total if R.ndim == 3 else total.flatten(end_dim=1)
-    name = "baddbmm" if R.ndim == 3 else "addmm"
-    add = getattr(into, f"{name}_" if step.overwrites else name)
-    result: Tensor = add(L, R).view(total.shape)
-    return result.mT if turned else result
-
-
-def _t(step: _Step, x: Tensor) -> Tensor:
-    return x.mT if x.ndim == 3 else x
-
-
-def _view(step: _Step, x: Tensor, shape: Sequence[int]) -> Tensor:
-    return x.reshape(len(x), *shape)
-
-
-def _expand(step: _Step, x: Tensor, shape: Sequence[int]) -> Tensor:
-    return _raise(x, len(shape)).expand(len(x), *shape)
-
-
-def _sum(step: _Step, x: Tensor, dims: Sequence[int], keepdim: bool = False) -> Tensor:
-    ndim = x.ndim - 1
-    if not ndim:
-        return x
-    return x.sum([d % ndim + 1 for d in dims or range(ndim)], keepdim)
-
-
-def _pointwise(step: _Step, *arguments: Any) -> Tensor:
-    """Broadcasts from the last dimension on, behind the dimension of the vectors."""
-    depends = [isinstance(a, _Slot) for a in step.arguments]
-    ndim = max(a.ndim - d for a, d in zip(arguments, depends, strict=True) if isinstance(a, Tensor))
-    aligned = [_raise(a, ndim) if d else a for a, d in zip(arguments, depends, strict=True)]
-    first = aligned[depends.index(True)]
-    for i, constant in enumerate(aligned):
-        if depends[i] or not isinstance(constant, Tensor) or not constant.ndim == ndim == 2:
-            continue
-        if first.stride(-1) != 1 and constant.stride(-1) == 1:
-            if i not in step.aligned:
-                step.aligned[i] = constant.mT.contiguous().mT
-            aligned[i] = step.aligned[i]
-    result: Tensor = step.function(*aligned, **step.keywords)
-    return result
-
-
-def _log_softmax_backward(step: _Step, g: Tensor, log_p: Tensor, dim: int, dtype: Any) -> Tensor:
-    """g - p Σ g."""
-    if 1 not in step.aligned:
-        step.aligned[1] = log_p.exp()
-    total = g.sum(dim % log_p.ndim + 1, keepdim=True)
-    return torch.addcmul(g, step.aligned[1], total, value=-1).to(dtype)
-
-
-def _raise(x: Tensor, ndim: int) -> Tensor:
-    """x (c, …) with `ndim` dimensions behind the first, by ones there."""
-    return x.reshape(len(x), *[1] * (ndim + 1 - x.ndim), *x.shape[1:])
-
-
-RULES: dict[Any, Callable[..., Tensor]] = {
-    aten.mm.default: _mm,
-    aten.addmm.default: _addmm,
-    aten.t.default: _t,
-    aten.view.default: _view,
-    aten._unsafe_view.default: _view,
-    aten.expand.default: _expand,
-    aten.sum.dim_IntList: _sum,
-    aten._log_softmax_backward_data.default: _log_softmax_backward,
-}
