@@ -118,7 +118,6 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.steps: list[Step] = []
         self._slots: dict[int, Slot] = {}
-        self._turned: dict[Slot | None, Slot] = {}  # from a transpose to what it is of
         self._alive: list[Tensor] = []  # an id is given again when its tensor dies
         self._holders: dict[int, set[int]] = {}  # of a piece of memory: the tensors of the tape
         self._written: set[int] = set()  # pieces of memory that depend on v in part, maybe
@@ -150,17 +149,12 @@ class _Recorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
                 self._alive.append(args[0])
                 self._written.add(_memory(args[0]))
         result = func(*args, **keywords)
-        if func is aten.t.default and arguments and arguments[0] in self._turned:
-            self._hold(result)
-            self._slots[id(result)] = self._turned[arguments[0]]
-        elif arguments is not None:
+        if arguments is not None:
             results = result if isinstance(result, tuple | list) else [result]
             outputs = [self._add(r) if isinstance(r, Tensor) else None for r in results]
             if not any(outputs):
                 raise _refusal(f"the result of {func} is no tensor")
             self.steps.append(Step(pure, arguments, keywords, outputs))
-            if func is aten.t.default:
-                self._turned[outputs[0]] = arguments[0]
         return result
 
     def _pure(self, func: Any, args: tuple[Any, ...]) -> tuple[Any, tuple[Any, ...]]:
