@@ -14,9 +14,10 @@ from skerch.jobs.run_dir.binding import bind
 QUADRATIC = Path(__file__).with_name("quadratic.yaml")
 
 
-def quadratic(*overrides: str) -> Config:
-    """The experiment of quadratic.yaml."""
-    return config.load(QUADRATIC, overrides)
+def quadratic(*overrides: str, **sketch: int) -> Config:
+    """The experiment of quadratic.yaml, with these sizes of its sketch."""
+    sizes = (f"sketch.{key}={value}" for key, value in sketch.items())
+    return config.load(QUADRATIC, [*overrides, *sizes])
 
 
 def begin(wanted: Config, first: int = 0) -> tuple[RunDir, list[Task]]:

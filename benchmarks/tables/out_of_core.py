@@ -29,7 +29,7 @@ from benchmarks.rates import drop_cache, gemm_operation, machine, peak_bytes, re
 from benchmarks.runs import begin, do, quadratic
 from skerch import load, synthmat
 from skerch.decompositions.solve import solve
-from skerch.jobs.commands.costs import Machine, costs
+from skerch.jobs.commands.costs import workload
 from skerch.jobs.commands.disk import hessian_disk
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline import Task
@@ -84,10 +84,9 @@ def measure(options: Options) -> Iterator[str | Figure]:
 
 def of_size(folder: str, N: int, outer: int, *overrides: str) -> Config:
     """A run in two rounds, each of one measurement task."""
-    fixed = ("sketch.probes=30", "sketch.block_size=64", "launcher.blocks_per_task=1000")
-    sizes = (f"problem.n={N}", f"sketch.outer={outer}", f"sketch.inner={2 * outer}")
-    run_dir = f"run_dir={folder}/{N}"
-    return quadratic(run_dir, *sizes, *fixed, "launcher.threads=null", *overrides)
+    fixed = ("launcher.blocks_per_task=1000", "launcher.threads=null", f"run_dir={folder}/{N}")
+    sizes = {"outer": outer, "inner": 2 * outer, "probes": PROBES, "block_size": 64}
+    return quadratic(f"problem.n={N}", *fixed, *overrides, **sizes)
 
 
 def stages(wanted: Config, N: int, quick: bool, rows: list[list[object]]) -> Iterator[Figure]:
@@ -120,19 +119,14 @@ def stages(wanted: Config, N: int, quick: bool, rows: list[list[object]]) -> Ite
 
 def least(config: Config, task: Task, N: int, quick: bool) -> tuple[float, list[str]]:
     """The floor of a task's seconds at present; operations in 10¹², gigabytes read and written."""
-
-    def part(gemm: float, read: float, write: float) -> float:
-        each = Machine(gemm, write, read, eigh=4 / gemm, draw=0.0, sketch=0.0, start=0.0)
-        return sum(costs(task, config, N, 0.0, each).values())
-
-    rates = (1.0, math.inf, math.inf), (math.inf, 1.0, math.inf), (math.inf, math.inf, 1.0)
-    flops, read, written = (part(*each) for each in rates)
-    path, operation = Path(config.run_dir, "rate"), gemm_operation(torch.float64)
+    must, path = workload(task, config, N), Path(config.run_dir, "rate")
+    operations = must.gram + must.products + 4 * must.cubes
     write = write_rate(path, GIB // 8 if quick else GIB, timer())
     path.unlink()
-    gemm = 1 / min(operation(), operation())
-    floor = part(gemm, read_rate(blocks(config), timer()), write)
-    return floor, [f"{flops / 1e12:.2f}", f"{read / 1e9:.1f}", f"{written / 1e9:.1f}"]
+    operation, read = gemm_operation(torch.float64), read_rate(blocks(config), timer())
+    floor = operations * min(operation(), operation()) + must.read / read + must.written / write
+    amounts = (f"{operations / 1e12:.2f}", f"{must.read / 1e9:.1f}", f"{must.written / 1e9:.1f}")
+    return floor, list(amounts)
 
 
 def blocks(config: Config) -> list[Path]:
@@ -162,7 +156,7 @@ def passes(config: Config, N: int, rounds: int, turns: int) -> Iterator[str | Fi
     """The pass for a Gram matrix in memory, and that of one rank and of two, of a core each."""
     Y = torch.randn(7030, 740, generator=torch.Generator().manual_seed(0))
     works = {
-        "gram": lambda: seconds(lambda: gram(lambda start, stop: Y[start:stop], len(Y)), Y.device),
+        "gram": lambda: seconds(lambda: gram(lambda start, stop: Y[start:stop], len(Y))),
         "operation": gemm_operation(torch.float64),
     }
     alone, operation = in_turns(works, 9).values()
@@ -171,9 +165,8 @@ def passes(config: Config, N: int, rounds: int, turns: int) -> Iterator[str | Fi
     say("ranks")
     beside = Path(sys.executable).with_name("mpiexec")  # bound to cores, as srun binds its tasks
     mpiexec = [str(beside) if beside.exists() else "mpiexec", "-bind-to", "core", "-n", "2"]
-    arrays = [str(path.parents[1]) for path in (blocks(config)[0],)]
-    if rounds == 2:
-        arrays.append(arrays[0].replace("round-1", "round-2"))
+    first = blocks(config)[0].parents[1]
+    arrays = [str(first.with_name(f"round-{number + 1}")) for number in range(rounds)]
     one, two = zip(*apart(pass_of_ranks, arrays, turns, launcher=mpiexec), strict=True)
     width = rounds * config.sketch.outer + PROBES
     rows = [

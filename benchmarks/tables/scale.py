@@ -30,7 +30,7 @@ from skerch import aslinearoperator
 from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
 from skerch.jobs import pipeline
 from skerch.jobs.commands.check import sample_inputs
-from skerch.jobs.commands.costs import Machine, costs, seconds
+from skerch.jobs.commands.costs import Machine, costs, seconds, workload
 from skerch.jobs.commands.plan import duration
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline import Task
@@ -122,8 +122,8 @@ def by_threads(path: str, threads: int, asleep: float) -> tuple[list[Task], Span
 
     The figures at the end are left out, as they do not know threads.
     """
-    sizes = ("sketch.outer=11", "sketch.inner=22", "launcher.blocks_per_task=2")
-    wanted = quadratic(f"run_dir={path}", f"problem.seconds={asleep}", *sizes)
+    fixed = (f"run_dir={path}", f"problem.seconds={asleep}", "launcher.blocks_per_task=2")
+    wanted = quadratic(*fixed, outer=11, inner=22)
     run, tasks = begin(wanted)
     ends: dict[str, Future[None]] = {}
 
@@ -151,7 +151,7 @@ def measure_machine(folder: str) -> Machine:
     written = Path(folder, "rates")
     write, read = write_rate(written), read_rate([written])
     written.unlink()
-    wanted = quadratic(f"sketch.block_size={columns}")
+    wanted = quadratic(block_size=columns)
     manifest = array_manifest(wanted, wanted.sketch.each_round()[0], N)
     block, identity = manifest.blocks()[0], aslinearoperator(lambda X: X, shape=(N, N))
     start = time.perf_counter()
@@ -189,7 +189,7 @@ def at_points(folder: str) -> Generator[str | Figure, None, Machine]:
             for path in run.path.rglob("*.h5"):
                 drop_cache(path)
             measured[task.stage] += clock(lambda wanted=wanted, task=task: do(wanted, task))
-            least[task.stage] += seconds(task, costs(task, wanted, N, matvec, here))
+            least[task.stage] += seconds(task, costs(workload(task, wanted, N), matvec, here))
         shutil.rmtree(run.path)
         cells = [f"{measured[s]:.2f} s ({measured[s] / least[s]:.1f})" for s in STAGES]
         ratio = sum(measured[s] for s in STAGES) / sum(least[s] for s in STAGES)
@@ -216,15 +216,9 @@ def of_size(N: int, inner: int, workers: int, *overrides: str) -> Config:
         for size in range(1, 65)
         if -(-columns // size) - (-probes // size) <= p * workers
     )
-    return quadratic(
-        f"problem.n={N}",
-        f"sketch.outer={columns}",
-        f"sketch.inner={inner}",
-        f"sketch.probes={probes}",
-        f"sketch.block_size={block}",
-        f"launcher.blocks_per_task={per_task}",
-        *overrides,
-    )
+    sizes = {"outer": columns, "inner": inner, "probes": probes, "block_size": block}
+    fixed = f"problem.n={N}", f"launcher.blocks_per_task={per_task}"
+    return quadratic(*fixed, *overrides, **sizes)
 
 
 @dataclass(frozen=True)
@@ -249,7 +243,12 @@ def foresee(here: Machine, recorded: Recording) -> Iterator[str]:
         tasks = [task for task in pipeline.tasks(wanted) if task.stage != "train"]
         writers = min(workers, sum(task.stage == "measure" for task in tasks) // 2)
         matvec = FORWARDS * NETWORKS[network] * N * DATAPOINTS / speed
-        parts = {task.id: costs(task, wanted, N, matvec, here, writers) for task in tasks}
+        parts = {
+            task.id: costs(
+                workload(task, wanted, N), matvec, here, writers if task.stage == "measure" else 1
+            )
+            for task in tasks
+        }
 
         def without(free: str) -> float:
             start = 0.0 if free == "start-up" else here.start

@@ -29,6 +29,20 @@ Costs = Mapping[str, float]  # seconds by part: "HVPs", "sketch", "disk", "Gram"
 
 
 @dataclass(frozen=True)
+class Workload:
+    """What a task must do."""
+
+    matvecs: int = 0
+    drawn: int = 0  # coordinates of sketch maps that are made
+    sketched: int = 0  # coordinates of columns that a map makes and compresses
+    gram: int = 0  # float64 operations of Gram matrices
+    products: int = 0  # and of other products of tall arrays
+    cubes: int = 0  # n³ of eigenproblems of size n
+    read: int = 0  # bytes
+    written: int = 0
+
+
+@dataclass(frozen=True)
 class Machine:
     """What a worker's machine can do."""
 
@@ -41,13 +55,8 @@ class Machine:
     start: float  # core seconds until a task computes
 
 
-def costs(
-    task: Task, config: Config, N: int, matvec: float, machine: Machine, writers: int = 1
-) -> Costs:
-    """Seconds of a task by part, besides its start; the training is done elsewhere.
-
-    Measurement tasks share the disk with as many `writers`.
-    """
+def workload(task: Task, config: Config, N: int) -> Workload:
+    """What a task must do once it has started; the training is done elsewhere."""
     rounds, k = config.sketch.each_round(), config.sketch.outer
     number = task.arguments.get("round", len(rounds))
     *_, known, before = 0, 0, *accumulate(each.stored for each in rounds[: number - 1])
@@ -58,25 +67,34 @@ def costs(
         blocks = array_manifest(config, rounds[number - 1], N).blocks()
         own = blocks[first : first + len(task.outputs)]
         count = sum(block.stop - block.start for block in own)
-        written = sum(block.stop - block.start for block in own if block.stored)
-        read, sketch = (count, 0.0) if number > 1 else (0, machine.draw + count * machine.sketch)
-        disk = column * (written / machine.write + read / machine.read)
-        return {"HVPs": count * matvec, "sketch": N * sketch, "disk": disk * writers}
-    read, written, operations, cubes = {
-        "range_finder": (
-            2 * before,
-            columns,
-            N * (before**2 - known**2 + 2 * before * columns),
-            before**3,
-        ),
-        "merge": (width, width * config.consolidate, N * (width**2 - before**2), 0),
-        "decompose": (m, k, 2 * N * m * k, 2 * m**3),
-        "analyze": (k, 0, 0, 0),
-    }.get(task.stage, (0, 0, 0, 0))
+        written = column * sum(block.stop - block.start for block in own if block.stored)
+        if number > 1:
+            return Workload(count, read=column * count, written=written)
+        return Workload(count, drawn=N, sketched=N * count, written=written)
+    if task.stage == "range_finder":
+        return Workload(
+            gram=N * (before**2 - known**2),
+            products=2 * N * before * columns,
+            cubes=before**3,
+            read=2 * column * before,
+            written=column * columns,
+        )
+    if task.stage == "merge":
+        written = column * width * config.consolidate
+        return Workload(gram=N * (width**2 - before**2), read=column * width, written=written)
+    if task.stage == "decompose":
+        return Workload(products=2 * N * m * k, cubes=2 * m**3, read=column * m, written=column * k)
+    return Workload(read=column * k if task.stage == "analyze" else 0)
+
+
+def costs(work: Workload, matvec: float, machine: Machine, sharing: int = 1) -> Costs:
+    """Seconds of a task by part, besides its start; so many tasks are `sharing` the disk."""
     return {
-        "disk": column * (read / machine.read + written / machine.write),
-        "Gram": operations / machine.gemm,
-        "eigh": machine.eigh * cubes,
+        "HVPs": work.matvecs * matvec,
+        "sketch": work.drawn * machine.draw + work.sketched * machine.sketch,
+        "disk": sharing * (work.read / machine.read + work.written / machine.write),
+        "Gram": (work.gram + work.products) / machine.gemm,
+        "eigh": work.cubes * machine.eigh,
     }
 
 

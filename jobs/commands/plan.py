@@ -15,7 +15,7 @@ from rich.table import Table
 
 from skerch.jobs import pipeline
 from skerch.jobs.commands.calibrate import measure_pace
-from skerch.jobs.commands.costs import ITEMS, Machine, costs, seconds
+from skerch.jobs.commands.costs import ITEMS, Machine, costs, seconds, workload
 from skerch.jobs.commands.disk import hessian_disk, training_disk
 from skerch.jobs.config import Config, checkpoints
 from skerch.jobs.config.resources import resources
@@ -126,7 +126,7 @@ def _add_times(table: Table, config: Config, N: int) -> str:
     rest, arrays = 0.0, defaultdict[str, list[float]](list)  # of the first Hessian
     tasks = pipeline.tasks(config)[1:]
     for task in tasks[: len(tasks) // hessians]:
-        takes = seconds(task, costs(task, config, N, pace.matvec, machine))
+        takes = seconds(task, costs(workload(task, config, N), pace.matvec, machine))
         if task.array is None:
             rest += takes
         else:
