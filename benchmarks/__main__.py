@@ -26,11 +26,10 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true", help="from less work, on one thread")
     root = ROOT.parent / "shared" / "data"
     parser.add_argument("--root", type=Path, default=root, help="the folder that holds MNIST/raw")
-    parser.add_argument("--device", default="cpu", help="of matvecs: cpu or cuda")
     given = parser.parse_args()
     if unknown := set(given.names) - found.keys():
         parser.error(f"there is no table {', '.join(unknown)}; there are {', '.join(found)}.")
-    options = Options(given.quick, given.root.absolute(), given.device)
+    options = Options(given.quick, given.root.absolute())
     if not (given.names or given.make or given.quick):
         parser.error("name a table, or give --make TARGET or --quick.")
     if given.make:

@@ -39,7 +39,6 @@ class Options:
 
     quick: bool  # the same figures from less work
     root: Path  # the folder that holds MNIST/raw
-    device: str
 
 
 @dataclass(frozen=True)

@@ -28,10 +28,10 @@ def least_seconds(work: Callable[[], object], repeat: int = 5, budget: float = 1
     return min(in_turns({"": lambda: clock(work)}, repeat, budget)[""])
 
 
-def gemm_operation(dtype: torch.dtype, size: int = 2048, device: str = "cpu") -> Work:
+def gemm_operation(dtype: torch.dtype, size: int = 2048) -> Work:
     """Measures a floating-point operation of a square matrix product."""
-    A = torch.randn(size, size, dtype=dtype, device=device)
-    return lambda: seconds(lambda: A @ A, A.device) / (2 * size**3)
+    A = torch.randn(size, size, dtype=dtype)
+    return lambda: seconds(lambda: A @ A) / (2 * size**3)
 
 
 def gemm_rate(dtype: torch.dtype) -> float:

@@ -23,14 +23,14 @@ def load(network: nn.Module, batch: tuple[Tensor, Tensor]) -> None:
 def products(count: int, matrix: bool) -> dict[str, float]:
     """The seconds that `count` products take, and their Frobenius norm."""
     (H,) = operators
-    V = vectors(count, H.shape[1], H.device).T
+    V = vectors(count, H.shape[1]).T
     found: list[Tensor] = []
 
     def work() -> None:
         found[:] = [H @ V] if matrix else [H @ V[:, i] for i in range(count)]
 
     with sdpa_kernel(SDPBackend.MATH):
-        taken = seconds(work, H.device)
+        taken = seconds(work)
     return {"seconds": taken, "norm": sum(float(Y.norm()) ** 2 for Y in found) ** 0.5}
 
 

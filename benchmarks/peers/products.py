@@ -39,24 +39,17 @@ def timer() -> Callable[[], float]:
     return time.process_time if torch.get_num_threads() == 1 else time.perf_counter
 
 
-def seconds(work: Callable[[], object], device: torch.device) -> float:
-    """The time of one run: the device's own on CUDA, by events, else that of the timer."""
-    if device.type == "cuda":
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        work()
-        end.record()
-        end.synchronize()
-        return begin.elapsed_time(end) / 1e3
+def seconds(work: Callable[[], object]) -> float:
+    """The time of one run by the timer."""
     now = timer()
     start = now()
     work()
     return now() - start
 
 
-def vectors(count: int, size: int, device: torch.device) -> Tensor:
+def vectors(count: int, size: int) -> Tensor:
     """The same Gaussian vectors (count, size) everywhere."""
-    return torch.randn(count, size, generator=torch.Generator().manual_seed(0)).to(device)
+    return torch.randn(count, size, generator=torch.Generator().manual_seed(0))
 
 
 class Gradient:

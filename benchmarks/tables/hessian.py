@@ -1,7 +1,7 @@
 """One Hessian of mnist_mini from its parameters to the overlap, and the time to a given error.
 
 355 eigenpairs from 710 products on 500 digits, beside curvlinops' products one vector at a time and
-skerch 1.2.0's `seigh`. Without MNIST the data are random and errors left out, as with --quick.
+skerch 1.2.0's `seigh`. --quick: of random data, without errors.
 """
 
 from __future__ import annotations
@@ -9,27 +9,30 @@ from __future__ import annotations
 import cProfile
 import pstats
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 
 import torch
-from matplotlib.figure import Figure as Picture
-from matplotlib.ticker import LogLocator, NullFormatter
 from torch import Tensor
 
 from benchmarks.exact import STEPS, TOP, Exact, kept, load_exact, mnist_mini, network
-from benchmarks.harness import IMAGES, Benchmark, Figure, Options, in_turns, over, say, table
+from benchmarks.harness import Benchmark, Figure, Options, in_turns, over, say, table
 from benchmarks.peers import Peer
 from benchmarks.peers.products import seconds, timer
+from benchmarks.pictures import draw
 from benchmarks.rates import Work, gemm_operation, machine
+from benchmarks.runs import quadratic
 from benchmarks.tables.matvecs import VECTORS, Case
 from skerch import seigh
-from skerch.analysis.figures import BLACK, BLUE, LEGEND, VERMILLION, save
+from skerch.analysis.figures import BLACK, BLUE, VERMILLION
 from skerch.analysis.overlap import overlap
 from skerch.curvature import params_to_vector
 from skerch.curvature.memory import keep_freed_memory
+from skerch.jobs import pipeline
+from skerch.jobs.commands.costs import workload
 from skerch.jobs.problems import load_data, load_problem
 from skerch.jobs.training.datapoints import hessian_batch
 
@@ -75,16 +78,15 @@ class Bench:
             overlap(pairs.eigenvectors, params_to_vector(op.params), random_masks=0)
             found[:] = pairs.eigenvalues, pairs.eigenvectors
 
-        return seconds(work, torch.device("cpu")), (found[0], found[1])
+        return seconds(work), (found[0], found[1])
 
     def theirs(self, name: str, inner: int = INNER) -> tuple[float, Pairs]:
         """The seconds from the parameters to eigenpairs by skerch 1.2.0, and these."""
         outer = inner // 2 if name == HMT else inner // 3
         recovery = "hmt" if name == HMT else f"oversampled_{inner - outer}"
         path = self.folder / "pairs.pt"
-        taken = self.peer.ask(
-            "decompose", recovery=recovery, outer=outer, seed=0, block=BLOCK, path=str(path)
-        )
+        how = {"recovery": recovery, "outer": outer, "block": BLOCK, "path": str(path)}
+        taken = self.peer.ask("decompose", **how)
         values, vectors = torch.load(path)
         return taken, (values.double(), vectors)
 
@@ -96,29 +98,26 @@ class Bench:
 def measure(options: Options) -> Iterator[str | Figure]:
     """Floors by stage, all sides in turns, and the time to an error."""
     keep_freed_memory()
-    real = (options.root / "MNIST" / "raw").is_dir()
     with (
         Peer("curvlinops_products") as products,
         Peer("skerch_1_2") as peer,
         tempfile.TemporaryDirectory() as folder,
     ):
-        bench = Bench(digits(options.root if real else None), products, peer, Path(folder))
+        case = digits(None if options.quick else options.root)
+        bench = Bench(case, products, peer, Path(folder))
         for each in (products, peer):
             each.load(bench.case.network, bench.case.batch)
         yield from timings(bench, options.quick)
-        if not options.quick and real:
+        if not options.quick:
             yield from time_to_error(load_exact(options.root, STEP), bench)
-        elif not options.quick:
-            yield f"No digits in {options.root}: the data were random, and there are no errors."
 
 
 def digits(root: Path | None) -> Case:
-    """mnist_mini after 1,000 steps of training, and 500 test digits; random data without digits."""
-    problem = load_problem({"name": "mnist_mini"})
+    """mnist_mini after 1,000 steps of training, and 500 test digits, or random ones."""
+    config = mnist_mini(root or "")
+    problem = load_problem(config.problem)
     batch = torch.rand(500, 1, 16, 16), torch.arange(500) % 10
     if root:
-        config = mnist_mini(root)
-        problem = load_problem(config.problem)
         batch = hessian_batch(load_data(problem, "test"), "test", config.hessian)
     return Case("mnist_mini, 500", network(problem, kept(STEP)["parameters"]), batch, 64)
 
@@ -126,7 +125,7 @@ def digits(root: Path | None) -> Case:
 def stages(work: Callable[[], object]) -> dict[str, float]:
     """The seconds of one run by stage; what belongs to none is the range and the eigenvectors."""
     profile = cProfile.Profile(timer())
-    total = seconds(lambda: profile.runcall(work), torch.device("cpu"))
+    total = seconds(lambda: profile.runcall(work))
     cumulative = {
         (Path(file).name, name): ct
         for (file, _, name), (_, _, _, ct, _) in pstats.Stats(profile).stats.items()
@@ -138,16 +137,18 @@ def stages(work: Callable[[], object]) -> dict[str, float]:
 
 def floors(case: Case, single: float, double: float) -> dict[str, float]:
     """The least seconds of each stage, from those of an operation in float32 and in float64."""
-    N, half, all_columns = case.size, INNER // 2, INNER + PROBES
+    sizes = {"outer": TOP, "inner": INNER, "probes": PROBES, "block_size": 64}
+    config, must = quadratic(**sizes), Counter[str]()
+    for task in pipeline.tasks(config):
+        must.update(asdict(workload(task, config, case.size)))
     return {
-        "products": single * case.operations()[1] * all_columns,
-        # two of eight nonzeros a coordinate: X and ΩY for half of the columns and the probes
-        "test vectors and sketches": single * 16 * N * (half + PROBES),
-        "Gram matrices": double * N * (half**2 + all_columns**2),
-        # eigh with vectors, 4 n³ (divide and conquer): of the Gram matrices, of XᵀY, of the core
-        "small eigenproblems": double * 4 * (half**3 + 3 * INNER**3),
-        "overlap": double * 2 * N * TOP,
-        "range and eigenvectors": double * 2 * N * (half**2 + INNER * TOP),
+        "products": single * case.operations()[1] * must["matvecs"],
+        # of eight nonzeros a coordinate, which are added twice: to X, and of Y to ΩY
+        "test vectors and sketches": single * 16 * must["sketched"],
+        "Gram matrices": double * must["gram"],
+        "small eigenproblems": double * 4 * must["cubes"],  # with vectors (divide and conquer)
+        "overlap": double * 2 * case.size * TOP,
+        "range and eigenvectors": double * must["products"],
     }
 
 
@@ -157,13 +158,9 @@ def timings(bench: Bench, quick: bool) -> Iterator[str | Figure]:
     With --quick one thread works, and skerch 1.2.0's default takes as long, at 3.6 times the error.
     """
     few = 10 if quick else 74
-    bench.products.ask("products", count=1, matrix=False)
+    loop = {"what": "products", "count": few, "matrix": False}
     works: dict[str, Work] = {
-        LOOP: lambda: (
-            (INNER + PROBES)
-            * bench.products.ask("products", count=few, matrix=False)["seconds"]
-            / few
-        ),
+        LOOP: lambda: bench.products.ask(**loop)["seconds"] * (INNER + PROBES) / few,
         SINGLE: gemm_operation(torch.float32),
         DOUBLE: gemm_operation(torch.float64),
         OURS: lambda: bench.ours()[0],
@@ -200,28 +197,32 @@ def timings(bench: Bench, quick: bool) -> Iterator[str | Figure]:
 
 def time_to_error(exact: Exact, bench: Bench, turns: int = 2) -> Iterator[str]:
     """Error and least seconds of all sides at all budgets, and what ours takes to theirs."""
-    errors: dict[tuple[str, int], float] = {}
-    taken: dict[tuple[str, int], float] = {}
+    errors: dict[str, list[float]] = {name: [] for name in LOOKS}
+    taken: dict[str, list[float]] = {name: [] for name in LOOKS}
     for inner in BUDGETS:
         say(f"{inner} products")
         works = {name: partial(bench.by, name, inner) for name in LOOKS}
         for name, found in in_turns(works, turns).items():
-            errors[name, inner] = error(exact, found[-1][1])
-            taken[name, inner] = min(spent for spent, _ in found)
+            errors[name].append(error(exact, found[-1][1]))
+            taken[name].append(min(spent for spent, _ in found))
     rows = []
     for name in (OVERSAMPLED, HMT):
-        target, theirs = errors[name, INNER], taken[name, INNER]
+        target, theirs = errors[name][-1], taken[name][-1]
         inner = fewest(exact, bench, target)
         ours = min(bench.ours(inner)[0] for _ in range(turns + 1))
         counts = f"{INNER}", f"{inner}"
         rows.append((f"{name}'s", target, *counts, theirs, ours, f"{theirs / ours:.1f}x"))
     heads = ("error", "over the best", "its products", "ours", "its s", "ours", "ours is faster")
     yield table(heads, rows)
-    titles = {"error over the best of rank 355": errors, "seconds": taken}
-    for title, values in titles.items():
-        rows = [(inner, *(values[name, inner] for name in LOOKS)) for inner in BUDGETS]
-        yield table((f"products: {title}", *LOOKS), rows)
-    draw(errors, taken)
+    for title, values in ("error over the best of rank 355", errors), ("seconds", taken):
+        by_budget = zip(BUDGETS, *values.values(), strict=True)
+        yield table((f"products: {title}", *LOOKS), by_budget)
+    by_products = {name: (look, BUDGETS, errors[name]) for name, look in LOOKS.items()}
+    by_seconds = {name: (look, taken[name], errors[name]) for name, look in LOOKS.items()}
+    axes = {"xscale": "log", "yscale": "log", "ylabel": f"residual over the best of rank {TOP}"}
+    left = by_products, axes | {"xlabel": "products"}
+    right = by_seconds, axes | {"xlabel": "seconds"}
+    draw("time_to_error", left, right)
 
 
 def error(exact: Exact, pairs: Pairs) -> float:
@@ -242,24 +243,3 @@ def fewest(exact: Exact, bench: Bench, target: float) -> int:
         else:
             low = middle
     return high
-
-
-def draw(errors: Mapping[tuple[str, int], float], seconds: Mapping[tuple[str, int], float]) -> None:
-    """Errors against products, and against seconds."""
-    figure = Picture(figsize=(8.4, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2, sharey=True)
-    for name, (colour, line) in LOOKS.items():
-        ys = [errors[name, inner] for inner in BUDGETS]
-        look = {"color": colour, "linestyle": line, "marker": "o", "label": name}
-        left.plot(BUDGETS, ys, **look)
-        right.plot([seconds[name, inner] for inner in BUDGETS], ys, **look)
-    for axes, label in ((left, "products"), (right, "seconds")):
-        axes.set(xscale="log", yscale="log", xlabel=label)
-        for axis in (axes.xaxis, axes.yaxis):
-            axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-            axis.set_major_formatter("{x:g}")
-            axis.set_minor_formatter(NullFormatter())
-        axes.grid(alpha=0.25)
-    left.set(ylabel=f"residual over the best of rank {TOP}")
-    left.legend(**LEGEND)
-    save(figure, IMAGES / "time_to_error.png")

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -68,20 +69,13 @@ class Case:
         self, strategy: str = "auto", chunk_size: int | None = None, memory_format: str = "auto"
     ) -> HessianOperator:
         """Our operator, without its checks."""
-        return HessianOperator(
-            self.network,
-            [self.batch],
-            LOSS,
-            strategy=strategy,
-            chunk_size=chunk_size,
-            memory_format=memory_format,
-            check=False,
-        )
+        how = {"strategy": strategy, "chunk_size": chunk_size, "memory_format": memory_format}
+        return HessianOperator(self.network, [self.batch], LOSS, check=False, **how)
 
     def operations(self) -> tuple[int, int]:
         """Floating-point operations of a forward pass and of one product with a retained graph."""
         gradient = Gradient(self.network, self.batch)
-        V = vectors(1, self.size, self.batch[0].device)
+        V = vectors(1, self.size)
         with FlopCounterMode(display=False) as forward:
             self.network(self.batch[0])
         with FlopCounterMode(display=False) as product:
@@ -89,7 +83,7 @@ class Case:
         return forward.get_total_flops(), product.get_total_flops()
 
 
-def cases(device: str, quick: bool = False) -> list[Case]:
+def cases(quick: bool = False) -> list[Case]:
     """The networks, in eval mode, with random data: it does not change what a product costs."""
     torch.manual_seed(0)
     convolutions: list[nn.Module] = []
@@ -107,8 +101,8 @@ def cases(device: str, quick: bool = False) -> list[Case]:
     return [
         Case(
             f"{name}, {count}",
-            network.to(device).eval(),
-            (torch.rand(count, *shape, device=device), torch.arange(count, device=device) % 10),
+            network.eval(),
+            (torch.rand(count, *shape), torch.arange(count) % 10),
             block,
         )
         for name, network, count, shape, block in (
@@ -124,22 +118,22 @@ def cases(device: str, quick: bool = False) -> list[Case]:
 def measure(options: Options) -> Iterator[str | Figure]:
     """A table a network, floor first."""
     keep_freed_memory()
-    quick, device = options.quick, options.device
+    quick = options.quick
     yield machine()
     with Peer("curvlinops_products") as peer:
-        for case in cases(device, quick)[QUICK if quick else slice(None)]:
+        for case in cases(quick)[QUICK if quick else slice(None)]:
             say(case.name)
             peer.load(case.network, case.batch)
             check(case, peer)
             with ExitStack() as frozen:  # as in a worker: the graph is built once for all blocks
                 yield from compare(case, *candidates(case, peer, frozen, quick), 1 if quick else 20)
     if not quick:
-        yield from memory(device)
+        yield from memory()
 
 
 def check(case: Case, peer: Peer) -> None:
     """Refuse to compare with a peer that computes something else."""
-    V = vectors(2, case.size, case.batch[0].device)
+    V = vectors(2, case.size)
     norm = float((case.operator("loop", 1, "preserve") @ V.T).norm())
     theirs = peer.ask("products", count=2, matrix=False)["norm"]
     if abs(theirs / norm - 1) > 1e-3:
@@ -150,14 +144,13 @@ def candidates(
     case: Case, peer: Peer, frozen: ExitStack, quick: bool
 ) -> tuple[dict[str, Work], str]:
     """What measures a product of each, and a forward pass; what `auto` has chosen."""
-    device, few = case.batch[0].device, min(8, case.block // 2)
-    V = vectors(case.block, case.size, device)
+    few, V = min(8, case.block // 2), vectors(case.block, case.size)
 
     def theirs(count: int, matrix: bool) -> Work:
         return lambda: peer.ask("products", count=count, matrix=matrix)["seconds"] / count
 
     def timed(product: Callable[[Tensor], object], rows: Tensor = V) -> Work:
-        return lambda: seconds(lambda: product(rows), device) / len(rows)
+        return lambda: seconds(lambda: product(rows)) / len(rows)
 
     def ours(*choice: str | int) -> tuple[HessianOperator, Work]:
         op = case.operator(*choice)
@@ -168,7 +161,7 @@ def candidates(
         return Gradient(case.network, case.batch)
 
     works = {
-        GEMM: gemm_operation(torch.float32, 1024, device),
+        GEMM: gemm_operation(torch.float32, 1024),
         VECTORS: theirs(few, False),
         MATRIX: theirs(case.block, True),
         "fresh double backward per vector": timed(
@@ -195,9 +188,8 @@ def candidates(
             layout = getattr(torch, f"{memory_format}_format", torch.channels_last)
             network = deepcopy(case.network).to(memory_format=layout).requires_grad_(False)
             images = case.batch[0].to(memory_format=layout)
-            works[f"{FORWARD}, {memory_format}"] = lambda network=network, images=images: seconds(
-                lambda: network(images), device
-            )
+            forward = partial(network, images)
+            works[f"{FORWARD}, {memory_format}"] = partial(seconds, forward)
     return works, describe(auto.resolve(case.block))
 
 
@@ -240,33 +232,28 @@ def describe(choice: Choice) -> str:
     return f"{choice.strategy}{size}{channels_last}"
 
 
-def memory(device: str, chunk_size: int = 4) -> Iterator[str | Figure]:
+def memory(chunk_size: int = 4) -> Iterator[str | Figure]:
     """The growth of the batched strategy's peak memory when a block grows eightfold."""
     blocks = (chunk_size, 8 * chunk_size)
     with multiprocessing.get_context("spawn").Pool(1) as pool:
-        idle, *found = pool.apply(peaks, (device, chunk_size, blocks))
+        idle, *found = pool.apply(peaks, (chunk_size, blocks))
     rows = [(f"{width} columns", peak - idle) for width, peak in zip(blocks, found, strict=True)]
     yield table((f"{NORMED}, batched in chunks of {chunk_size}", "MiB"), rows)
     name = "peak memory of a block eight times a chunk, over a chunk's"
     yield Figure(name, (found[1] - idle) / (found[0] - idle), "≤", GROWTH, "x")
 
 
-def peaks(device: str, chunk_size: int, blocks: Sequence[int]) -> list[float]:
+def peaks(chunk_size: int, blocks: Sequence[int]) -> list[float]:
     """The most MiB in use so far, before and after each block of so many columns.
 
     To be called in a process of its own.
     """
     keep_freed_memory()
-    (case,) = (case for case in cases(device) if case.name == NORMED)
+    (case,) = (case for case in cases() if case.name == NORMED)
     op = case.operator("batched", chunk_size, "preserve")
     op.check = True  # as a worker's
-
-    def peak() -> float:
-        found = torch.cuda.max_memory_allocated() if device == "cuda" else peak_bytes()
-        return found / 2**20
-
-    found = [peak()]
+    found = [peak_bytes() / 2**20]
     for columns in blocks:
-        op @ vectors(columns, case.size, op.device).T
-        found.append(peak())
+        op @ vectors(columns, case.size).T
+        found.append(peak_bytes() / 2**20)
     return found

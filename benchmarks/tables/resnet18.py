@@ -1,7 +1,7 @@
 """ResNet-18 on images of 224x224: a block measured, and what the paper's sketch would take.
 
 A block is measured as `plan --calibrate` does it, of two numbers of synthetic datapoints, and
-foreseen for the paper's 5,000, of which 250 are a batch. --quick: fewer datapoints, no set-up.
+foreseen for the paper's 5,000, of which 250 are a batch.
 """
 
 from __future__ import annotations
@@ -28,48 +28,41 @@ BENCHMARK = Benchmark("docs/performance.md", make="bench")
 DATAPOINTS, COLUMNS = 5000, 3000 + 30
 FORWARD = 2 * 1.814e9  # operations of one image's (He, Zhang, Ren and Sun 2016: 1.8e9 products)
 PAPER_MATVEC, PAPER_SETUP = 148.0, 5419.0  # seconds on its GPU, a job
+FEW, MANY = 8, 16  # images of a block
 SAMPLED = 500  # datapoints whose reading is timed
 IMPORTS = [sys.executable, "-c", "import skerch.jobs.stages.measure"]
 
 
 def measure(options: Options) -> Iterator[str | Figure]:
     """A block here, and the paper's sketch here and as the paper measured it."""
-    counts, block = ((2, 4), 1) if options.quick else ((8, 16), 4)
-    # in a hurry without the sketch map, which takes seconds
-    kind = ("sketch.kind=gaussian", "sketch.outer=2") if options.quick else ()
     with tempfile.TemporaryDirectory(prefix="skerch-resnet-") as folder:
-        paces = []
-        for n in counts:
-            say(f"a block of {block} matvecs, {n} images")
-            paces.append(measure_pace(load(folder, n, f"sketch.block_size={block}", *kind)))
-        image, pace = paces[1].matvec / counts[1], paces[1]
-        least = FORWARD * 9 / gemm_rate(torch.float32)
-        yield f"{machine()}, {pace.device}, strategy `{pace.strategy}`"
-        matvecs = (
-            (f"a matvec, {n} images", duration(p.matvec))
-            for p, n in zip(paces, counts, strict=True)
-        )
-        one = ("the same, an image", duration(image))
-        nine = ("nine forward passes of an image at the gemm rate", duration(least))
-        yield table(("measured here", ""), [*matvecs, one, nine])
-        ratio = image / (paces[0].matvec / counts[0])
+        say("two blocks")
+        few, many = (measure_pace(load(folder, n, "sketch.block_size=4")) for n in (FEW, MANY))
+        yield f"{machine()}, {many.device}, strategy `{many.strategy}`"
+        image, least = many.matvec / MANY, FORWARD * 9 / gemm_rate(torch.float32)
+        rows = [
+            (f"a matvec, {FEW} images", duration(few.matvec)),
+            (f"a matvec, {MANY} images", duration(many.matvec)),
+            ("the same, an image", duration(image)),
+            ("nine forward passes of an image at the gemm rate", duration(least)),
+        ]
+        yield table(("measured here", ""), rows)
+        ratio = image / (few.matvec / FEW)
         yield Figure("twice the datapoints, over twice the time", ratio, "≤", 1.15)
-        if options.quick:
-            return
         say(f"a worker's start, {SAMPLED} images")
         start = clock(lambda: subprocess.run(IMPORTS, check=True))
         reading = reading_seconds(load(folder, SAMPLED)) * DATAPOINTS / SAMPLED
-    matvec, setup = DATAPOINTS * image, start + reading + pace.start
-    rows = [
+    matvec, setup = DATAPOINTS * image, start + reading + many.start
+    foreseen = [
         ("a matvec", duration(matvec), duration(PAPER_MATVEC)),
         ("matvecs, one worker", duration(COLUMNS * matvec), duration(COLUMNS * PAPER_MATVEC)),
         ("set-up of a job", duration(setup), duration(PAPER_SETUP)),
         ("of this Python and imports", duration(start), ""),
         ("of this datapoints read and checked", duration(reading), ""),
-        ("of this sketch map and first matvec", duration(pace.start), ""),
+        ("of this sketch map and first matvec", duration(many.start), ""),
     ]
     yield f"The paper's sketch: {DATAPOINTS:,} datapoints, outer 1500, inner 3000, probes 30."
-    yield table(("", "forecast, here", "the paper, a GPU"), rows)
+    yield table(("", "forecast, here", "the paper, a GPU"), foreseen)
     yield Figure("set-up of a job: the paper's over ours", PAPER_SETUP / setup, "≥", 50)
 
 

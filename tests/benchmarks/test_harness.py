@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.harness import ROOT, Figure, Options, apart, in_turns, over, run, tables
 
-OPTIONS = Options(quick=True, root=Path("nowhere"), device="cpu")
+OPTIONS = Options(quick=True, root=Path("nowhere"))
 
 
 def test_every_table_has_its_place_in_a_document_and_its_target_in_the_makefile():

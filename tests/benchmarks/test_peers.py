@@ -38,7 +38,7 @@ def dense(problem):
 
 
 def test_peers_products_are_the_hessians(problem, dense):
-    V = vectors(3, len(dense), torch.device("cpu"))
+    V = vectors(3, len(dense))
     with peers.Peer("curvlinops_products", Path(sys.executable)) as peer:
         peer.load(*problem)
         for matrix in (False, True):
@@ -49,7 +49,7 @@ def test_peers_products_are_the_hessians(problem, dense):
 
 @pytest.mark.parametrize("way", ["loop", "batched"])
 def test_the_plain_loops_are_the_hessians(problem, dense, way):
-    V = vectors(3, len(dense), torch.device("cpu"))
+    V = vectors(3, len(dense))
     torch.testing.assert_close(getattr(Gradient(*problem), way)(V), V @ dense)
 
 
@@ -78,7 +78,7 @@ def test_an_environment_is_made_once_and_anew_for_other_requirements(monkeypatch
 
 
 def test_the_batched_strategys_memory_is_that_of_a_chunk():
-    _, growth = matvecs.memory("cpu")
+    _, growth = matvecs.memory()
     assert growth.holds
 
 
