@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from matplotlib.figure import Figure
@@ -12,7 +12,7 @@ from benchmarks.harness import ROOT
 from skerch.analysis.figures import LEGEND, save
 
 Look = tuple[str, str]  # colour and line style
-Curves = Mapping[str, tuple[Look, Sequence[float], Sequence[float]]]  # by label: x and y
+Curves = dict[str, tuple[Look, Sequence[float], Sequence[float]]]  # by label: x and y
 MARKED = 20  # points at most that are marked
 
 

@@ -6,11 +6,9 @@ List scheduling: a worker that is free takes the first task, in their order, who
 
 from __future__ import annotations
 
-import heapq
 import json
 import math
 import statistics
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
@@ -34,7 +32,6 @@ class Workers:
     """Who does the tasks, and what their scheduler adds."""
 
     count: int
-    throttle: int | None = None  # tasks of one array at once
     cores: float = math.inf  # that the start of tasks has, if all workers are on one machine
     refill: float = 0.0  # seconds from a task's end until its worker can begin another
     chain: float = 0.0  # seconds from the end of the last need until a task can begin
@@ -56,56 +53,41 @@ class Recording:
 
 def replay(tasks: Sequence[Task], work: Mapping[str, Work], workers: Workers) -> Spans:
     """When the tasks begin and end; all of what they need must be among them, or done before."""
-    order = {task.id: number for number, task in enumerate(tasks)}
-    needs = {task.id: order.keys() & set(task.needs) for task in tasks}
-    consumers = {task.id: [other for other in order if task.id in needs[other]] for task in tasks}
-    ready = [task_id for task_id in order if not needs[task_id]]
+    known = {task.id for task in tasks}
+    needs = {task.id: known & {*task.needs} for task in tasks}
+    ready = {task_id: 0.0 for task_id, of_task in needs.items() if not of_task}  # from when on
+    free = [0.0] * workers.count  # from when on, a worker
     starting: dict[str, float] = {}  # tasks that start, and the core seconds that they still need
-    events: list[tuple[float, int, str, str]] = []
-    running: Counter[str | None] = Counter()
+    running: dict[str, float] = {}  # tasks that have started, and when they end
     begins, ends = dict[str, float](), dict[str, float]()
-    free, now = workers.count, 0.0
-
-    def later(seconds: float, what: str, task_id: str) -> None:
-        heapq.heappush(events, (now + seconds, order[task_id], what, task_id))
-
+    now = 0.0
     while len(ends) < len(tasks):
-        if not events or events[0][0] > now:
-            held = []
-            for task_id in ready:
-                array = tasks[order[task_id]].array
-                if free and (array is None or running[array] != workers.throttle):
-                    begins[task_id], starting[task_id] = now, work[task_id].start
-                    running[array] += 1
-                    free -= 1
-                else:
-                    held.append(task_id)
-            ready = held
+        for task_id in [task_id for task_id in needs if ready.get(task_id, math.inf) <= now]:
+            if not free or min(free) > now:
+                break
+            free.remove(min(free))
+            del ready[task_id]
+            begins[task_id], starting[task_id] = now, work[task_id].start
         share = min(1.0, workers.cores / max(1, len(starting)))
-        first = min(starting, key=starting.__getitem__, default=None)
-        if first is not None and (not events or now + starting[first] / share <= events[0][0]):
-            passed = starting.pop(first) / share
-            what, task_id = "started", first
-        else:
-            moment, _, what, task_id = heapq.heappop(events)
-            passed = moment - now
-        now += passed
-        starting = {other: left - passed * share for other, left in starting.items()}
-        if what == "started":
-            later(work[task_id].rest, "end", task_id)
-        elif what == "free":
-            free += 1
-        elif what == "ready":
-            ready = sorted([*ready, task_id], key=order.__getitem__)
-        else:
+        started = {task_id: now + left / share for task_id, left in starting.items()}
+        waits = [moment for moment in (*free, *ready.values()) if moment > now]
+        then = min([*started.values(), *running.values(), *waits])
+        for task_id, moment in started.items():
+            starting[task_id] -= (then - now) * share
+            if moment == then:
+                del starting[task_id]
+                running[task_id] = then + work[task_id].rest
+        now = then
+        for task_id in [task_id for task_id, end in running.items() if end == now]:
+            del running[task_id]
             ends[task_id] = now
-            running[tasks[order[task_id]].array] -= 1
-            later(workers.refill, "free", task_id)
-            for consumer in consumers[task_id]:
-                needs[consumer].remove(task_id)
-                if not needs[consumer]:
-                    later(workers.chain, "ready", consumer)
-    return {task_id: (begins[task_id], ends[task_id]) for task_id in ends}
+            free.append(now + workers.refill)
+            for other, of_task in needs.items():
+                if task_id in of_task:
+                    of_task.remove(task_id)
+                    if not of_task:
+                        ready[other] = now + workers.chain
+    return {task_id: (begins[task_id], end) for task_id, end in ends.items()}
 
 
 def makespan(spans: Spans) -> float:

@@ -5,25 +5,27 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import redirect_stdout
-from dataclasses import astuple, dataclass
-from functools import cache, lru_cache
+from dataclasses import dataclass
+from functools import cache, lru_cache, partial
 from itertools import product
 from pathlib import Path
-from typing import NamedTuple
+from statistics import median
+from typing import Any, NamedTuple
 
 import torch
-from matplotlib.figure import Figure as Picture
 from torch import Tensor
 
 from benchmarks.exact import CACHE, STEPS, TOP, Exact, eigh, kept, load_exact, mnist_mini, network
-from benchmarks.harness import IMAGES, Benchmark, Figure, Options, say, table
+from benchmarks.harness import Benchmark, Figure, Options, say, table
+from benchmarks.pictures import Curves, draw
 from skerch import aslinearoperator, load, seigh, synthmat
 from skerch.a_posteriori import interval, residuals
-from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
+from skerch.analysis.figures import BLACK, BLUE, GREY, VERMILLION
 from skerch.decompositions.seigh import EighResult
 from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import load_problem
@@ -44,8 +46,8 @@ class Method(NamedTuple):
     rounds: int
 
     def __str__(self) -> str:
-        number = {1: "one round", 2: "two rounds", 3: "three rounds"}[self.rounds]
-        return f"`{self.recovery}`" + (f", {number}" if self.recovery == "nystrom" else "")
+        rounds = ("", ", one round", ", two rounds", ", three rounds")[self.rounds]
+        return f"`{self.recovery}`" + rounds * (self.recovery == "nystrom")
 
 
 TWO = Method("nystrom", 2)
@@ -56,13 +58,11 @@ METHODS = {
     Method("oversampled", 1): (VERMILLION, "--"),
     Method("hmt", 2): (GREY, ":"),
 }
-TARGETS = dict(
-    zip(METHODS, (1.15, 1.08, 1.65, 2.9), strict=False)
-)  # residual over best, 355 of 710
+# residual over best, 355 of 710
+TARGETS = dict(zip(METHODS, (1.15, 1.08, 1.65, 2.9), strict=False))
 
 
-@dataclass(frozen=True)
-class Accuracy:
+class Accuracy(NamedTuple):
     """How far sketched eigenpairs are from the exact ones, or the median over seeds."""
 
     residual: float  # over the best of rank k
@@ -72,7 +72,8 @@ class Accuracy:
     estimate: float  # estimated over true residual
 
 
-NAMES: dict[str, Callable[[Accuracy], str]] = {  # what is compared, and its digits
+Part = Callable[[Accuracy], str]
+NAMES: dict[str, Part] = {  # what is compared, and its digits
     "residual / best": lambda a: f"{a.residual:.3f}",
     "top ten": lambda a: f"{a.top:.1e}",
 }
@@ -80,17 +81,14 @@ NAMES: dict[str, Callable[[Accuracy], str]] = {  # what is compared, and its dig
 
 def compare(exact: Exact, values: Tensor, W: Tensor, residual: Tensor) -> Accuracy:
     """The accuracy of eigenpairs (k,), (N, k) and of their estimated residuals (k + 1,)."""
-    k, W = len(values), W.double()
+    k, W, best = len(values), W.double(), exact.eigenvalues
     true = float(torch.linalg.norm(exact.H - (W * values) @ W.T))
-    best = exact.eigenvalues
-    if exact.vectors is None:
-        half = whole = float("nan")
-    else:
+    half = whole = math.nan
+    if exact.vectors is not None:
         cosines = (exact.vectors[:, :k].T @ W).square()
         half, whole = float(cosines[: k // 2, : k // 2].sum() / (k // 2)), float(cosines.sum() / k)
     top = float((values[:10].abs() / best[:10].abs() - 1).abs().max())
-    best_residual = float(torch.linalg.norm(best[k:]))
-    return Accuracy(true / best_residual, top, half, whole, float(residual[-1]) / true)
+    return Accuracy(true / float(best[k:].norm()), top, half, whole, float(residual[-1]) / true)
 
 
 def true_residuals(H: Tensor, values: Tensor, W: Tensor) -> Tensor:
@@ -101,10 +99,9 @@ def true_residuals(H: Tensor, values: Tensor, W: Tensor) -> Tensor:
     return (E.square().sum() + tails).sqrt()
 
 
-def median(found: Iterable[Accuracy]) -> Accuracy:
+def middle(found: Iterable[Accuracy]) -> Accuracy:
     """The median of each figure."""
-    rows = torch.tensor([astuple(accuracy) for accuracy in found], dtype=torch.float64)
-    return Accuracy(*rows.median(dim=0).values.tolist())
+    return Accuracy(*map(median, zip(*found, strict=True)))
 
 
 def decompose(
@@ -135,36 +132,34 @@ class Bench:
         """In core and single precision: accuracy and eigenvalues."""
         say(f"step {step}, {method}, {kind}, {outer} of {inner}, seed {seed}")
         exact = self.exact(step)
-        found = decompose(exact.H.float(), method, kind, outer, inner, seed)
-        accuracy = compare(exact, found.eigenvalues, found.eigenvectors, found.residual)
-        return accuracy, found.eigenvalues
+        return of(exact, decompose(exact.H.float(), method, kind, outer, inner, seed))
 
     def accuracy(
         self, step: int, method: Method, kind: str = DEFAULT, outer: int = TOP, inner: int = 710
     ) -> Accuracy:
         """The median over the seeds."""
-        return median(self.sketched(step, method, kind, outer, inner, s)[0] for s in SEEDS)
+        return middle(self.sketched(step, method, kind, outer, inner, s)[0] for s in SEEDS)
 
-    def through_files(self, method: Method, seeds: Iterable[int]) -> list[tuple[Accuracy, Tensor]]:
+    def through_files(self, method: Method, seed: int) -> tuple[Accuracy, Tensor]:
         """The same by the pipeline, from Hessian products to eigh.h5, at one step."""
-        found = []
         problem = load_problem(mnist_mini(self.root).problem)
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory() as folder, redirect_stdout(sys.stderr):
             checkpoint = Path(folder, f"checkpoint_{STEP}.pt")
             torch.save(network(problem, kept(STEP)["parameters"]).state_dict(), checkpoint)
-            for seed in seeds:
-                config = mnist_mini(
-                    self.root, f"run_dir={folder}/run", f"name=seed-{seed}",
-                    f"training.checkpoints={checkpoint}", f"training.record_steps=[{STEP}]",
-                    f"sketch.recovery={method.recovery}", f"sketch.rounds={method.rounds}",
-                    f"sketch.seed={seed}", "hessian.strategy=batched", "keep_blocks=false",
-                )  # fmt: skip
-                with redirect_stdout(sys.stderr):
-                    assert not complete(config)
-                pairs = load(config.run_dir, f"seed-{seed}")[STEP, "test"]
-                values, W = pairs.eigenvalues, pairs.eigenvectors[:]
-                found.append((compare(self.exact(STEP), values, W, pairs.residual), values))
-        return found
+            config = mnist_mini(
+                self.root, f"run_dir={folder}/run", f"training.checkpoints={checkpoint}",
+                f"training.record_steps=[{STEP}]", f"sketch.recovery={method.recovery}",
+                f"sketch.rounds={method.rounds}", f"sketch.seed={seed}",
+                "hessian.strategy=batched",
+            )  # fmt: skip
+            assert not complete(config)
+            return of(self.exact(STEP), load(config.run_dir)[STEP, "test"])
+
+
+def of(exact: Exact, pairs: Any) -> tuple[Accuracy, Tensor]:
+    """The accuracy of eigenpairs, and the eigenvalues."""
+    values, W = pairs.eigenvalues, pairs.eigenvectors[:]
+    return compare(exact, values, W, pairs.residual), values
 
 
 def measure(options: Options) -> Iterator[str | Figure]:
@@ -179,22 +174,22 @@ def measure(options: Options) -> Iterator[str | Figure]:
             yield Figure(name, ratio, "≤", target, form=".3f")
     yield from by_files(bench, SEEDS[:1] if options.quick else SEEDS)
     if not options.quick:
-        draw(bench)
+        draw("accuracy", *panels(bench))
         yield from synthetic()
         yield from coverage(bench)
     yield "**Targets**"
 
 
-def by_files(bench: Bench, seeds: tuple[int, ...]) -> Iterator[str | Figure]:
+def by_files(bench: Bench, seeds: Sequence[int]) -> Iterator[str | Figure]:
     """In core and through files: residual and eigenvalues, of the same seeds."""
     rows = []
     for method, target in TARGETS.items():
-        in_core = [bench.sketched(STEP, method, DEFAULT, TOP, 710, seed) for seed in seeds]
-        files = bench.through_files(method, seeds)
-        pairs = list(zip(in_core, files, strict=True))
+        core = [bench.sketched(STEP, method, DEFAULT, TOP, 710, seed) for seed in seeds]
+        files = [bench.through_files(method, seed) for seed in seeds]
+        pairs = list(zip(core, files, strict=True))
         apart = max(float(((g - f).abs() / f.abs()).max()) for (_, f), (_, g) in pairs)
-        core, filed = (median(a for a, _ in found).residual for found in (in_core, files))
-        rows.append([method, f"{core:.4f}", f"{filed:.4f}", f"{apart:.1e}"])
+        in_core, filed = (median(a.residual for a, _ in found) for found in (core, files))
+        rows.append([method, f"{in_core:.4f}", f"{filed:.4f}", f"{apart:.1e}"])
         name = f"{method}: residual / best, through files"
         yield Figure(name, filed, "≤", target, form=".3f")
         worst = max(abs(g.residual / f.residual - 1) for (f, _), (g, _) in pairs)
@@ -208,25 +203,23 @@ def by_step_and_budget(bench: Bench) -> Iterator[str]:
     """mnist_mini by step, by budget and by sketch kind."""
     rows = []
     for step, method in product(STEPS, METHODS):
-        found = astuple(bench.accuracy(step, method))
-        rows.append([step, method, *map(format, found, (".3f", ".1e", ".3f", ".3f", ".3f"))])
+        found = map(format, bench.accuracy(step, method), (".3f", ".1e", ".3f", ".3f", ".3f"))
+        rows.append([step, method, *found])
     heads = ("step", "", *NAMES, "overlap, k/2", "overlap, k", "estimate / true")
     yield table(heads, rows, "mnist_mini, 355 eigenpairs of 710 matvecs")
     for name, part in NAMES.items():
-        rows = [
-            [method]
-            + [
-                part(bench.accuracy(STEP, method, DEFAULT, k, s)) if possible(method, k, s) else "-"
-                for k, s in BUDGETS
-            ]
-            for method in METHODS
-        ]
+
+        def cell(method: Method, k: int, s: int, part: Part = part) -> str:
+            able = possible(method, k, s)
+            return part(bench.accuracy(STEP, method, DEFAULT, k, s)) if able else "-"
+
+        rows = [[method, *(cell(method, *budget) for budget in BUDGETS)] for method in METHODS]
         heads = ("", *(f"{k} of {s}" for k, s in BUDGETS))
         yield table(heads, rows, f"mnist_mini, step {STEP}, by budget: {name}")
-    rows = [
-        [method, *(f"{bench.accuracy(STEP, method, kind).residual:.3f}" for kind in KINDS)]
-        for method in METHODS
-    ]
+    rows = []
+    for method in METHODS:
+        residuals = (bench.accuracy(STEP, method, kind).residual for kind in KINDS)
+        rows.append([method, *(f"{residual:.3f}" for residual in residuals)])
     title = f"mnist_mini, step {STEP}, 355 of 710, by sketch kind: residual / best"
     yield table(("", *KINDS), rows, title)
 
@@ -236,63 +229,65 @@ def possible(method: Method, outer: int, inner: int) -> bool:
     return method.recovery != "hmt" or 2 * outer <= inner
 
 
-def families(n: int, rank: int) -> Iterable[tuple[str, Tensor]]:
+def families(n: int, rank: int) -> dict[str, Tensor]:
     """The matrices of TYUC 2019, section 7.3.1; the decaying ones with alternating signs."""
-    for noise in (1e-4, 1e-2, 1e-1):
-        H = synthmat.lowrank_noise((n, n), rank, noise, 0, sym=True)
-        yield f"low rank + noise, ξ = {noise:g}", H
-    for p in (0.5, 1, 2):
-        spectrum = synthmat.polynomial_decay(n, rank, p)
-        yield f"polynomial decay, p = {p}", synthmat.symmetric(spectrum, 0, "alternate")[0]
-    for q in (0.01, 0.1, 0.5):
-        spectrum = synthmat.exponential_decay(n, rank, q)
-        yield f"exponential decay, q = {q}", synthmat.symmetric(spectrum, 0, "alternate")[0]
+    decays = {
+        f"polynomial decay, p = {p}": synthmat.polynomial_decay(n, rank, p) for p in (0.5, 1, 2)
+    } | {
+        f"exponential decay, q = {q}": synthmat.exponential_decay(n, rank, q)
+        for q in (0.01, 0.1, 0.5)
+    }
+    return {
+        f"low rank + noise, ξ = {noise:g}": synthmat.lowrank_noise((n, n), rank, noise, 0, sym=True)
+        for noise in (1e-4, 1e-2, 1e-1)
+    } | {name: synthmat.symmetric(decay, 0, "alternate")[0] for name, decay in decays.items()}
 
 
 def synthetic() -> Iterator[str]:
     """The synthetic matrices: residual over the best one, and top ten."""
     found: dict[str, list[Accuracy]] = {}
-    for name, H in families(1000, 10):
+    for name, H in families(1000, 10).items():
         say(name)
-        exact, found[name] = Exact(H, *eigh(H)), []
-        for method in METHODS:
-            pairs = [decompose(H, method, DEFAULT, 20, 40, seed) for seed in SEEDS]
-            each = (compare(exact, r.eigenvalues, r.eigenvectors, r.residual) for r in pairs)
-            found[name].append(median(each))
-    for (title, part), size in zip(
-        NAMES.items(), (", N = 1000, rank 10, 20 of 40", ""), strict=True
-    ):
+        exact = Exact(H, *eigh(H))
+        found[name] = [
+            middle(of(exact, decompose(H, method, DEFAULT, 20, 40, seed))[0] for seed in SEEDS)
+            for method in METHODS
+        ]
+    sizes = (", N = 1000, rank 10, 20 of 40", "")
+    for (title, part), size in zip(NAMES.items(), sizes, strict=True):
         rows = [[name, *map(part, accuracies)] for name, accuracies in found.items()]
         yield table(("", *METHODS), rows, f"Synthetic{size}: {title}")
+
+
+Draw = Callable[[int], tuple[Tensor, Tensor, Tensor]]  # by seed: values, estimates, true residuals
 
 
 def coverage(bench: Bench, draws: int = 400) -> Iterator[str | Figure]:
     """How often the interval of the a-posteriori estimate holds the true residuals."""
     n, k = 300, 20
-    ones = torch.ones(k + 1, dtype=torch.float64)
-    cases: dict[str, Callable[[int], tuple[Tensor, Tensor, Tensor]]] = {}
-    for name, H in families(n, 5):
-        cases[name] = lambda seed, H=H: _sketch(H, k, seed)
-    H, _ = synthmat.symmetric(torch.cat([ones, torch.zeros(n - k - 1).double()]), 0, "alternate")
-    cases["residual of rank one, the worst case"] = lambda seed: _sketch(H, k, seed)
+    ones_only = torch.arange(n) <= k
+    worst_case, _ = synthmat.symmetric(ones_only.double(), 0, "alternate")
+    matrices = families(n, 5) | {"residual of rank one, the worst case": worst_case}
+    cases: dict[str, Draw] = {name: partial(_sketch, H, k) for name, H in matrices.items()}
     cases[f"mnist_mini, step {STEP}, 355 of 710"] = _fixed_sketch(bench.exact(STEP).H)
     rows, least = [], 1.0
-    for name, draw in cases.items():
+    for name, of_seed in cases.items():
         say(f"coverage: {name}")
-        found = [draw(seed) for seed in range(draws)]
+        values, estimates, true = zip(*map(of_seed, range(draws)), strict=True)
         shares = []
         for confidence in (0.95, 0.5):
             held = []
-            for values, estimate, true in found:
-                lower, upper = interval(values, estimate, PROBES, confidence=confidence)
-                held.append((lower <= true) & (true <= upper))
+            for value, estimate, residual in zip(values, estimates, true, strict=True):
+                lower, upper = interval(value, estimate, PROBES, confidence=confidence)
+                held.append((lower <= residual) & (residual <= upper))
             inside = torch.stack(held).double()
             shares += [float(inside[:, -1].mean()), float(inside.prod(dim=1).mean())]
         least = min(least, *shares[:2])
-        squares = torch.stack([(e[-1] / true[-1]).square() for _, e, true in found])
-        spread = float((squares.sqrt() - 1).square().mean().sqrt())
-        known = found[0][2][-1] > 1e-7 * found[0][2][0]
-        error = [f"{float(squares.mean()):.3f}", f"{spread:.1%}"] if known else ["-", "-"]
+        error = ["-", "-"]
+        if true[0][-1] > 1e-7 * true[0][0]:  # else it is not told from zero
+            ratios = torch.stack(estimates)[:, -1] / torch.stack(true)[:, -1]
+            spread = float((ratios - 1).square().mean().sqrt())
+            error = [f"{float(ratios.square().mean()):.3f}", f"{spread:.1%}"]
         rows.append([name, *error, *(f"{share:.1%}" for share in shares)])
     of_e = ("mean e² / ‖E‖²", "rms error of e")
     heads = ("", *of_e, "95 %: rank k", "all ranks", "50 %: rank k", "all")
@@ -307,40 +302,36 @@ def _sketch(H: Tensor, k: int, seed: int) -> tuple[Tensor, Tensor, Tensor]:
     return r.eigenvalues, r.residual, true_residuals(H, r.eigenvalues, r.eigenvectors)
 
 
-def _fixed_sketch(H: Tensor) -> Callable[[int], tuple[Tensor, Tensor, Tensor]]:
+def _fixed_sketch(H: Tensor) -> Draw:
     """The same of one sketch of a large matrix, with probes of their own."""
-    r = decompose(H.float(), TWO, DEFAULT, TOP, 710, 0)
+    single = H.float()
+    r = decompose(single, TWO, DEFAULT, TOP, 710, 0)
     values, W = r.eigenvalues, r.eigenvectors.double()
     true = true_residuals(H, values, W)
-    single = H.float()
 
-    def draw(seed: int) -> tuple[Tensor, Tensor, Tensor]:
+    def of_seed(seed: int) -> tuple[Tensor, Tensor, Tensor]:
         Z = torch.randn(len(H), PROBES, generator=torch.Generator().manual_seed(seed))
         HZ = (single @ Z).double()
         return values, residuals(values, W.T @ Z.double(), W.T @ HZ, HZ.square().sum(dim=0)), true
 
-    return draw
+    return of_seed
 
 
-def draw(bench: Bench) -> None:
+def panels(bench: Bench) -> Iterator[tuple[Curves, dict[str, Any]]]:
     """Residual and top ten against the matvecs, and the ratio of eigenvalues by index."""
-    figure = Picture(figsize=(12.6, 3.8), layout="constrained")
-    figure.suptitle(f"mnist_mini, step {STEP}, {TOP} eigenpairs", fontsize=13, fontweight="bold")
-    residual, top, ratio = figure.subplots(1, 3)
-    budgets = [s for k, s in BUDGETS if k == TOP]
     exact = bench.exact(STEP).eigenvalues[:TOP].abs()
-    for method, (colour, line) in METHODS.items():
-        able = [s for s in budgets if possible(method, TOP, s)]
+    residual, top, ratio = Curves(), Curves(), Curves()
+    for method, look in METHODS.items():
+        able = [s for k, s in BUDGETS if k == TOP and possible(method, TOP, s)]
         found = [bench.accuracy(STEP, method, DEFAULT, TOP, s) for s in able]
-        look = {"color": colour, "linestyle": line, "label": str(method).replace("`", "")}
-        residual.plot(able, [a.residual for a in found], marker="o", **look)
-        top.plot(able, [a.top for a in found], marker="o", **look)
         values = bench.sketched(STEP, method, DEFAULT, TOP, 710, SEEDS[0])[1].abs()
-        ratio.plot(range(1, TOP + 1), values / exact, **look)
-    residual.axhline(1, color="0.6", linewidth=0.8)
-    ratio.axhline(1, color="0.6", linewidth=0.8)
-    residual.set(title="Residual over the best of rank 355", xlabel="matvecs", ylabel="ratio")
-    top.set(title="Largest error of the top ten", xlabel="matvecs", ylabel="relative", yscale="log")
-    ratio.set(title="Eigenvalues, of 710 matvecs", xlabel="index", ylabel="|sketched| / |exact|")
-    residual.legend(**LEGEND)
-    save(figure, IMAGES / "accuracy.png")
+        label = str(method).replace("`", "")
+        residual[label] = look, able, [a.residual for a in found]
+        top[label] = look, able, [a.top for a in found]
+        ratio[label] = look, range(1, TOP + 1), (values / exact).tolist()
+    title = f"Residual over the best of rank {TOP}"
+    yield residual, {"title": title, "xlabel": "matvecs", "ylabel": "ratio"}
+    axes = {"xlabel": "matvecs", "ylabel": "relative", "yscale": "log"}
+    yield top, axes | {"title": "Largest error of the top ten"}
+    axes = {"xlabel": "index", "ylabel": "|sketched| / |exact|"}
+    yield ratio, axes | {"title": "Eigenvalues, of 710 matvecs"}

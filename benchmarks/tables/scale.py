@@ -17,17 +17,18 @@ from dataclasses import dataclass, replace
 from functools import cache
 from itertools import count, product
 from pathlib import Path
+from typing import Any
 
 import torch
-from matplotlib.figure import Figure as Picture
 
 from benchmarks.devcluster import CORES, cluster, skerch, wait_for_all
-from benchmarks.harness import IMAGES, Benchmark, Figure, Options, clock, say, table
+from benchmarks.harness import Benchmark, Figure, Options, clock, say, table
+from benchmarks.pictures import Curves, draw
 from benchmarks.rates import drop_cache, gemm_rate, least_seconds, machine, read_rate, write_rate
 from benchmarks.runs import QUADRATIC, begin, do, quadratic
 from benchmarks.scheduler import Recording, Spans, Work, Workers, makespan, recording, replay, spans
 from skerch import aslinearoperator
-from skerch.analysis.figures import BLACK, BLUE, GREY, LEGEND, VERMILLION, save
+from skerch.analysis.figures import BLACK, BLUE, GREY, VERMILLION
 from skerch.jobs import pipeline
 from skerch.jobs.commands.check import sample_inputs
 from skerch.jobs.commands.costs import Machine, costs, seconds, workload
@@ -48,6 +49,7 @@ COUNTS = {n: f"{n} worker{'s' * (n > 1)}" for n in (1, 4, 16, 64, 256)}
 DATAPOINTS, FORWARDS = 500, 9  # of a matvec in the grid: 9 forward passes of each datapoint, of
 NETWORKS = {"dense": 2, "convolutional": 300}  # operations a parameter (ResNet-18 has 310)
 PARTS = ("HVPs", "sketch", "disk", "Gram", "eigh", "start-up", "Slurm")
+LOOKS = ((BLUE, "-"), (VERMILLION, "--"), (BLACK, ":"), (GREY, "-."), (BLUE, ":"))
 STAGES = ("measure", "range_finder", "merge", "decompose")
 
 
@@ -244,10 +246,8 @@ def foresee(here: Machine, recorded: Recording) -> Iterator[str]:
         writers = min(workers, sum(task.stage == "measure" for task in tasks) // 2)
         matvec = FORWARDS * NETWORKS[network] * N * DATAPOINTS / speed
         parts = {
-            task.id: costs(
-                workload(task, wanted, N), matvec, here, writers if task.stage == "measure" else 1
-            )
-            for task in tasks
+            t.id: costs(workload(t, wanted, N), matvec, here, writers if t.array else 1)
+            for t in tasks
         }
 
         def without(free: str) -> float:
@@ -273,36 +273,27 @@ def foresee(here: Machine, recorded: Recording) -> Iterator[str]:
         )
         yield f"A {network} network, {operations} operations a parameter and datapoint:"
         yield table(("N", "inner", *COUNTS.values()), rows)
-    draw(point)
+    draw("scale", *panels(point))
 
 
-def draw(point: Callable[[str, int, int, int], Point]) -> None:
+def panels(
+    point: Callable[[str, int, int, int], Point],
+) -> Iterator[tuple[Curves, dict[str, Any]]]:
     """Time by size and workers, and by how much the largest run would gain from each part."""
-    figure = Picture(figsize=(12.6, 3.8), layout="constrained")
-    figure.suptitle("What runs would take", fontsize=13, fontweight="bold")
-    *by_size, bounds = figure.subplots(1, 3)
-    looks = [(BLUE, "-"), (VERMILLION, "--"), (BLACK, ":"), (GREY, "-."), (BLUE, ":")]
     inner, N, most = 1000, max(SIZES), max(INNERS)
-    for axes, network in zip(by_size, NETWORKS, strict=True):
-        for (workers, label), (colour, line) in zip(COUNTS.items(), looks, strict=True):
-            hours = [point(network, size, inner, workers).seconds / 3600 for size in SIZES]
-            axes.plot(SIZES, hours, line, color=colour, marker="o", label=label)
-        axes.set(title=f"{network}, {inner} matvecs", xlabel="N", ylabel="hours")
-        axes.set(xscale="log", yscale="log", ylim=(3e-3, 1e2))
+    for network in NETWORKS:
+        curves = {
+            label: (look, SIZES, [point(network, n, inner, workers).seconds / 3600 for n in SIZES])
+            for (workers, label), look in zip(COUNTS.items(), LOOKS, strict=True)
+        }
+        axes = {"xlabel": "N", "ylabel": "hours", "xscale": "log", "yscale": "log"}
+        yield curves, axes | {"title": f"{network}, {inner} matvecs", "ylim": (3e-3, 1e2)}
     largest = [point("convolutional", N, most, workers) for workers in COUNTS]
     shares = {part: [100 * p.parts[part] / p.seconds for p in largest] for part in PARTS}
-    shown = sorted(PARTS, key=lambda part: -max(shares[part]))[: len(looks)]
-    for part, (colour, line) in zip(shown, looks, strict=True):
-        bounds.plot([*COUNTS], shares[part], line, color=colour, marker="o", label=part)
-    bounds.set(
-        title=f"convolutional, N = 1e{len(str(N)) - 1}, {most} matvecs",
-        xlabel="workers",
-        ylabel="% shorter if it cost nothing",
-    )
-    bounds.set_xscale("log", base=2)
-    bounds.set_xticks([*COUNTS], map(str, COUNTS))
-    for axes in (*by_size, bounds):
-        axes.grid(True, which="major", color="0.9", linewidth=0.7)
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.legend(**LEGEND)
-    save(figure, IMAGES / "scale.png")
+    shown = sorted(PARTS, key=lambda part: -max(shares[part]))[: len(LOOKS)]
+    curves = {
+        part: (look, [*COUNTS], shares[part]) for part, look in zip(shown, LOOKS, strict=True)
+    }
+    title = f"convolutional, N = 1e{len(str(N)) - 1}, {most} matvecs"
+    axes = {"xlabel": "workers", "ylabel": "% shorter if it cost nothing", "xscale": "log"}
+    yield curves, axes | {"title": title}

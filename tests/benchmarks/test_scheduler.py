@@ -34,11 +34,6 @@ def test_equal_tasks_take_as_many_waves_as_workers_need(count):
     assert makespan(found) == pytest.approx(1 + math.ceil(7 / count) * 3 + 1)
 
 
-def test_a_throttle_is_as_good_as_fewer_workers():
-    throttled = replayed(array(7), Workers(7, throttle=2))
-    assert makespan(throttled) == pytest.approx(1 + 4 * 3 + 1)
-
-
 def test_tasks_that_start_together_share_the_cores():
     found = replayed(array(6), Workers(6, cores=2), start=1.0)
     assert makespan(found) == pytest.approx(1 + (6 * 1.0 / 2 + 3) + 1)
