@@ -7,43 +7,37 @@ Medians over three seeds on mnist_mini, with Gaussian test vectors, 30 probes be
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
+from statistics import median
 
 import torch
 from torch import Tensor
 
 from benchmarks.exact import CACHE, TOP, Exact, load_exact
 from benchmarks.harness import Benchmark, Options, say, table
-from benchmarks.tables.accuracy import SEEDS, STEP
+from benchmarks.tables.accuracy import PROBES, SEEDS, STEP
 from skerch.decompositions.recoveries.core import largest
 from skerch.decompositions.recoveries.nystrom import FILTER_GRID
 
 BENCHMARK = Benchmark("docs/accuracy.md", make="accuracy")
-Filter = Callable[[Tensor, Tensor], Tensor]  # f(|m|, δ) times the sign of m
-Eigen = tuple[Tensor, Tensor]  # values, and vectors in the basis Q
 
 
 def measure(options: Options) -> Iterator[str]:
-    """A table a budget, of a row a variant; --quick takes one seed and the smaller budget."""
+    """A table a budget, of a row a variant."""
     exact = load_exact(options.root, STEP, CACHE)
-    for s in (442,) if options.quick else (710, 442):
+    for s in (710, 442):
         found = defaultdict(list)
-        for seed in SEEDS[: 1 if options.quick else None]:
+        for seed in SEEDS:
             for name, figures in variants(exact, s, seed):
                 say(f"{s}, seed {seed}, {name}")
                 found[name].append(figures)
         rows = []
-        for name, figures in found.items():
-            medians = torch.tensor(figures).median(dim=0).values.tolist()
+        for name, by_seed in found.items():
+            medians = map(median, zip(*by_seed, strict=True))
             rows.append([name, *map(format, medians, (".3f", ".1e", "+.1%", ".3f", ".3f"))])
         heads = ("", "residual / best", "top ten", "last 20", "overlap, k/2", "overlap, k")
         yield table(heads, rows, f"mnist_mini, step {STEP}, {TOP} of {s}")
-
-
-def gaussian(n: int, columns: int, seed: int) -> Tensor:
-    """A standard Gaussian matrix."""
-    return torch.randn(n, columns, generator=torch.Generator().manual_seed(seed)).double()
 
 
 def basis(Y: Tensor, against: Tensor, columns: int) -> Tensor:
@@ -55,32 +49,32 @@ def basis(Y: Tensor, against: Tensor, columns: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Measured:
-    """Y = H X, the basis Q of its range, and the probes Z; all small but X, Y and Q."""
+    """What is small of Y = H X, of the basis Q of its range, and of the probes Z."""
 
     exact: Exact
-    X: Tensor  # (N, s), unit columns, of which the first are random
-    random: int
+    random: int  # how many of the first columns of X are, all of unit norm
     R: Tensor  # QᵀY
     T: Tensor  # QᵀX
     M: Tensor  # XᵀY
     C: Tensor  # QᵀHQ, which nobody but an oracle has
     top: Tensor  # VᵀQ for the exact eigenvectors V
-    QZ: Tensor
     QHZ: Tensor
     XHZ: Tensor
 
     @classmethod
     def take(cls, exact: Exact, sizes: tuple[int, ...], seed: int, probes_too: bool) -> Measured:
         """Rounds of these sizes: random vectors first, then bases of what the last round found."""
-        H, n = exact.H.float(), len(exact.H)
+        H = exact.H.float()
 
         def product(X: Tensor) -> Tensor:
             return (H @ X.float()).double()
 
-        Z = gaussian(n, 30, seed + 1000)
-        HZ = product(Z)
-        X = gaussian(n, sizes[0], seed)
-        Y = product(X)
+        def gaussian(columns: int, seed: int) -> Tensor:
+            generator = torch.Generator().manual_seed(seed)
+            return torch.randn(len(H), columns, generator=generator).double()
+
+        X, Z = gaussian(sizes[0], seed), gaussian(PROBES, seed + 1000)
+        Y, HZ = product(X), product(Z)
         if probes_too:
             X, Y = torch.cat([X, Z], dim=1), torch.cat([Y, HZ], dim=1)
         scale = X.norm(dim=0)
@@ -93,13 +87,18 @@ class Measured:
         Q = torch.linalg.qr(Y).Q
         assert exact.vectors is not None
         return cls(
-            exact, X, random, Q.T @ Y, Q.T @ X, X.T @ Y, Q.T @ product(Q),
-            exact.vectors.T @ Q, Q.T @ Z, Q.T @ HZ, X.T @ HZ,
+            exact, random, Q.T @ Y, Q.T @ X, X.T @ Y, Q.T @ product(Q),
+            exact.vectors.T @ Q, Q.T @ HZ, X.T @ HZ,
         )  # fmt: skip
 
-    def figures(self, eigen: Eigen) -> list[float]:
-        """Residual over the best, top ten, mean error of the last 20, overlaps at k/2 and k."""
-        values, U, exact = eigen[0][:TOP], eigen[1][:, :TOP], self.exact.eigenvalues
+    def figures(self, C: Tensor, quotients: bool = False) -> list[float]:
+        """Residual over the best, top ten, mean error of the last 20, overlaps at k/2 and k.
+
+        They are of a core's eigenpairs, or of its eigenvectors with their Rayleigh quotients.
+        """
+        exact, (values, U) = self.exact.eigenvalues, largest(C, TOP)
+        if quotients:
+            values = (U * (self.C @ U)).sum(dim=0)
         square = exact.square().sum() + (values * (values - 2 * (U * (self.C @ U)).sum(0))).sum()
         error = values.abs() / exact[:TOP].abs() - 1
         cosines = (self.top @ U).square()
@@ -112,11 +111,11 @@ class Measured:
             float(cosines.sum() / TOP),
         ]
 
-    def nystrom(
-        self, shape: Filter | None = None, *, oracle: bool = False, weight: float = 1.0
-    ) -> Tensor:
-        """The core Y W f(m) Wᵀ Yᵀ in the basis Q, of the δ with the least misfit on the probes."""
-        shape = shape or power(2)
+    def nystrom(self, p: float = 2.0, *, oracle: bool = False, weight: float = 1.0) -> Tensor:
+        """The core Y W f(m) Wᵀ Yᵀ in the basis Q, of the δ with the least misfit on the probes.
+
+        f(m) = |m|^(p - 1) / (|m|^p + δ^p) with the sign of m; an oracle has the least residual.
+        """
         scale = torch.ones(len(self.M)).double()
         scale[: self.random] = weight
         m, W = largest(scale[:, None] * self.M * scale, len(self.M))
@@ -128,14 +127,13 @@ class Measured:
             return float(torch.linalg.norm((YW * f) @ WXHZ - self.QHZ))
 
         def residual(f: Tensor) -> float:
-            return self.figures(largest((YW * f) @ YW.T, TOP))[0]
+            return self.figures((YW * f) @ YW.T)[0]
 
-        filters = [
-            torch.where(resolved, m.sign() * shape(m.abs(), delta * m[TOP - 1].abs()), 0.0)
-            for delta in torch.cat(
-                [FILTER_GRID[0] * 10 ** torch.linspace(-1.5, -0.1, 8).double(), FILTER_GRID]
-            )
-        ]
+        a, top = m.abs(), m[TOP - 1].abs()
+        finer = FILTER_GRID[0] * 10 ** torch.linspace(-1.5, -0.1, 8).double()
+        deltas = torch.cat([finer, FILTER_GRID]) * top
+        shapes = (a ** (p - 1) / (a**p + delta**p) for delta in deltas)
+        filters = [torch.where(resolved, m.sign() * shape, 0.0) for shape in shapes]
         return (YW * min(filters, key=residual if oracle else misfit)) @ YW.T
 
     def mixed_filters(self) -> Tensor:
@@ -154,16 +152,6 @@ class Measured:
         half = D @ T.T - T @ (T.T @ D) @ T.T / 2
         return C + half + half.T
 
-    def rayleigh(self, C: Tensor) -> Eigen:
-        """The eigenvectors of C with their Rayleigh quotients."""
-        U = largest(C, TOP)[1]
-        return (U * (self.C @ U)).sum(dim=0), U
-
-
-def power(p: float) -> Filter:
-    """f = |m|^(p - 1) / (|m|^p + δ^p), the usual one for p = 2."""
-    return lambda m, delta: m ** (p - 1) / (m**p + delta**p)
-
 
 def variants(exact: Exact, s: int, seed: int) -> Iterator[tuple[str, list[float]]]:
     """Each variant's name and figures."""
@@ -175,28 +163,25 @@ def variants(exact: Exact, s: int, seed: int) -> Iterator[tuple[str, list[float]
     for rounds, shares in (("one round", (1.0,)), ("two rounds", (0.5, 0.5))):
         found = take(*shares)
         plain = found.nystrom()
-        cores: dict[str, Tensor] = {"": plain}
-        if len(shares) == 2:
-            cores = {
-                ", the filter alone": plain,
-                ", exact on the range": found.exact_on_range(plain),
-            }
+        if len(shares) == 1:
+            yield rounds, found.figures(plain)
+        else:
+            yield f"{rounds}, the filter alone", found.figures(plain)
+            yield f"{rounds}, exact on the range", found.figures(found.exact_on_range(plain))
             for weight in (3.0, 0.3, 0.1):
-                cores[f", random vectors times {weight:g}"] = found.nystrom(weight=weight)
-        cores[", the best δ *"] = found.nystrom(oracle=True)
+                figures = found.figures(found.nystrom(weight=weight))
+                yield f"{rounds}, random vectors times {weight:g}", figures
+        yield f"{rounds}, the best δ *", found.figures(found.nystrom(oracle=True))
         for p in (1.0, 1.5, 4.0):
-            cores[f", filter of power {p:g}"] = found.nystrom(power(p))
-        cores[", four filters fitted"] = found.mixed_filters()
-        for name, core in cores.items():
-            yield rounds + name, found.figures(largest(core, TOP))
-        yield f"{rounds}, Rayleigh quotients *", found.figures(found.rayleigh(plain))
-        whole = found.figures(largest(found.C, TOP))
-        yield f"{rounds}, Rayleigh-Ritz on the range of Y *", whole
+            yield f"{rounds}, filter of power {p:g}", found.figures(found.nystrom(p))
+        yield f"{rounds}, four filters fitted", found.figures(found.mixed_filters())
+        yield f"{rounds}, Rayleigh quotients *", found.figures(plain, quotients=True)
+        yield f"{rounds}, Rayleigh-Ritz on the range of Y *", found.figures(found.C)
         found = take(*shares, probes_too=True)
-        best = found.figures(largest(found.nystrom(oracle=True), TOP))
-        yield f"{rounds}, the best δ, probes as test vectors *", best
+        figures = found.figures(found.nystrom(oracle=True))
+        yield f"{rounds}, the best δ, probes as test vectors *", figures
     for shares in ((0.6, 0.4), (0.7, 0.3), (0.8, 0.2), (0.4, 0.3, 0.3), (1 / 3,) * 3, (0.25,) * 4):
         found = take(*shares)
         name = "rounds of " + ", ".join(f"{share:.0%}" for share in shares)
-        core = found.exact_on_range(found.nystrom())
-        yield f"{name}, exact on the range", found.figures(largest(core, TOP))
+        figures = found.figures(found.exact_on_range(found.nystrom()))
+        yield f"{name}, exact on the range", figures
