@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
+from benchmarks.harness import QUADRATIC
 from skerch.jobs import config, pipeline
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import local
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.run_dir.binding import bind
-
-QUADRATIC = Path(__file__).with_name("quadratic.yaml")
 
 
 def quadratic(*overrides: str, **sketch: int) -> Config:

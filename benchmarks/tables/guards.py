@@ -1,10 +1,9 @@
 """What the guards cost: their seconds beside those of the run that they are in.
 
 mnist_mini in the paper's setting, 355 eigenpairs from 710 products, trained and sketched in this
-process at eleven steps of both splits; --quick takes one Hessian. Each guard is timed where the run
-calls it. Workers compare their operator with the array's before each task, and a vectorised block
-with products one by one. Python's garbage collection, whose 15 ms fall now on one call and now on
-another, is off.
+process at eleven steps of both splits. Each guard is timed where the run calls it. Workers compare
+their operator with the array's before each task, and a vectorised block with products one by one.
+Python's garbage collection, whose 15 ms fall now on one call and now on another, is off.
 """
 
 from __future__ import annotations
@@ -56,10 +55,8 @@ def measure(options: Options) -> Iterator[str | Figure]:
 
     layout.fingerprint = measuring.fingerprint = fingerprint
     operator.compare = timed("compare", operator.compare)
-    few = ["training.record_steps=[100]", "hessian.splits=[test]"] if options.quick else []
     with tempfile.TemporaryDirectory() as folder:
-        fixed = (f"run_dir={folder}/run", f"problem.root={options.root}")
-        config = load("mnist_mini", [*fixed, *few])
+        config = load("mnist_mini", [f"run_dir={folder}/run", f"problem.root={options.root}"])
         start = time.perf_counter()
         with redirect_stdout(sys.stderr):
             failures = complete(config)

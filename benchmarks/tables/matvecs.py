@@ -32,6 +32,7 @@ from skerch.jobs.problems import build_model, load_problem
 
 BENCHMARK = Benchmark("docs/performance.md", make="bench", quick=True)
 VECTORS, MATRIX = "curvlinops, one vector at a time", "curvlinops, matrix"
+FRESH = "fresh double backward per vector"
 GEMM = "a floating-point operation of a matrix product"
 FORWARD, AUTO = "forward", "ours, auto"
 CHUNKS = (8, 32, 64)
@@ -93,25 +94,19 @@ def cases(quick: bool = False) -> list[Case]:
     convolutions += [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(64, 10)]
     layers = [nn.TransformerEncoderLayer(64, 4, 128, 0.0, batch_first=True) for _ in range(2)]
     attention = nn.Sequential(nn.Linear(16, 64), *layers, nn.Flatten(), nn.Linear(1024, 10))
-    mini, deep = (
-        build_model(load_problem(problem))
-        for problem in ({"name": "mnist_mini"}, {"name": "cifar10_3c3d", "synthetic": True})
-    )
-    images = 20 if quick else 100
+    mini = build_model(load_problem({"name": "mnist_mini"}))
+    deep = build_model(load_problem({"name": "cifar10_3c3d", "synthetic": True}))
+
+    def case(name: str, network: nn.Module, count: int, shape: tuple[int, ...], block: int) -> Case:
+        batch = torch.rand(count, *shape), torch.arange(count) % 10
+        return Case(f"{name}, {count}", network.eval(), batch, block)
+
     return [
-        Case(
-            f"{name}, {count}",
-            network.eval(),
-            (torch.rand(count, *shape), torch.arange(count) % 10),
-            block,
-        )
-        for name, network, count, shape, block in (
-            ("mnist_mini", mini, 100, (1, 16, 16), 64),
-            ("mnist_mini", mini, 500, (1, 16, 16), 64),
-            ("cifar10_3c3d", deep, 100, (3, 32, 32), 2 if quick else 8),
-            ("batch norm", nn.Sequential(*convolutions), images, (3, 32, 32), 16),
-            ("attention", attention, images, (16, 16), 16),
-        )
+        case("mnist_mini", mini, 100, (1, 16, 16), 64),
+        case("mnist_mini", mini, 500, (1, 16, 16), 64),
+        case("cifar10_3c3d", deep, 100, (3, 32, 32), 2 if quick else 8),
+        case("batch norm", nn.Sequential(*convolutions), 100, (3, 32, 32), 16),
+        case("attention", attention, 100, (16, 16), 16),
     ]
 
 
@@ -157,16 +152,12 @@ def candidates(
         frozen.enter_context(op.frozen())
         return op, timed(lambda rows: op @ rows.T)
 
-    def gradient() -> Gradient:
-        return Gradient(case.network, case.batch)
-
+    gradient = partial(Gradient, case.network, case.batch)
     works = {
         GEMM: gemm_operation(torch.float32, 1024),
         VECTORS: theirs(few, False),
         MATRIX: theirs(case.block, True),
-        "fresh double backward per vector": timed(
-            lambda rows: [gradient().loop(v[None]) for v in rows], V[:few]
-        ),
+        FRESH: timed(lambda rows: [gradient().loop(v[None]) for v in rows], V[:few]),
         "one retained graph, loop": timed(gradient().loop),
         "one retained graph, is_grads_batched": timed(gradient().batched),
     }

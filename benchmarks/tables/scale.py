@@ -22,10 +22,10 @@ from typing import Any
 import torch
 
 from benchmarks.devcluster import CORES, cluster, skerch, wait_for_all
-from benchmarks.harness import Benchmark, Figure, Options, clock, say, table
+from benchmarks.harness import QUADRATIC, Benchmark, Figure, Options, clock, say, table
 from benchmarks.pictures import Curves, draw
 from benchmarks.rates import drop_cache, gemm_rate, least_seconds, machine, read_rate, write_rate
-from benchmarks.runs import QUADRATIC, begin, do, quadratic
+from benchmarks.runs import begin, do, quadratic
 from benchmarks.scheduler import Recording, Spans, Work, Workers, makespan, recording, replay, spans
 from skerch import aslinearoperator
 from skerch.analysis.figures import BLACK, BLUE, GREY, VERMILLION

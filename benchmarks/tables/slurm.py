@@ -1,7 +1,7 @@
 """What Slurm costs where the model costs nothing: 3,000 blocks in arrays beyond MaxArraySize.
 
 Brings up slurm/devcluster with one node a core, where a job fills a node, submits single columns of
-a quadratic's Hessian, and waits for the end: some minutes. --quick: a tenth of the blocks.
+a quadratic's Hessian, and waits for the end: some minutes.
 """
 
 from __future__ import annotations
@@ -18,25 +18,23 @@ from pathlib import Path
 from statistics import fmean, median
 
 from benchmarks.devcluster import CORES, cluster, says, skerch, wait_for_all
-from benchmarks.harness import ROOT, Benchmark, Options, apart, say, table
+from benchmarks.harness import QUADRATIC, Benchmark, Options, apart, say, table
 
 BENCHMARK = Benchmark("docs/performance.md", make="overhead")
-EXPERIMENT = str(ROOT / "benchmarks" / "quadratic.yaml")
 WIDTH = 25  # blocks a task
 
 
 def measure(options: Options) -> Iterator[str]:
     """Commands and the whole, a task by its parts, and the same in one process."""
-    sizes = ("outer=10", f"inner={270 if options.quick else 2970}", "probes=30")
-    sketch = (f"sketch.{size}" for size in (*sizes, "recovery=oversampled"))
-    submit = ("submit", EXPERIMENT, *sketch)
+    sizes = ("sketch.outer=10", "sketch.inner=2970", "sketch.probes=30")
+    submit = ("submit", str(QUADRATIC), *sizes, "sketch.recovery=oversampled")
     with tempfile.TemporaryDirectory(prefix="skerch-overhead-") as folder, cluster(folder):
         many = queue_all(submit, f"{folder}/many")
         run, begin = f"{folder}/run", time.time()
         out, submitting = skerch(*submit, f"run_dir={run}", f"launcher.blocks_per_task={WIDTH}")
         say(out)
         wait_for_all()
-        step, log = Path(run, "seigh/step-000000-test"), Path(run, "logs/tasks.jsonl")
+        step, records = Path(run, "seigh/step-000000-test"), Path(run, "logs/tasks.jsonl")
         if not (step / "overlap.json").exists():
             raise RuntimeError(skerch("status", run)[0])
         blocks = written(sorted(step.glob("measurements/round-1/blocks/*.h5")), begin)
@@ -44,11 +42,11 @@ def measure(options: Options) -> Iterator[str]:
             [step / "measurements/round-1/manifest.json", step / "overlap.json"], begin
         )
         arrays = [job for job, task in jobs(out).items() if ".measure-" in task]
-        spans = times(arrays)
-        records = map(json.loads, filter(None, log.read_text(encoding="utf-8").splitlines()))
-        inside = [record["seconds"] for record in records if ".measure-" in record["id"]]
-        assert len(inside) == len(spans), "a task ran twice"
-        measuring = max(e for _, e in spans) - min(s for s, _ in spans)
+        elements = times(arrays)
+        lines = map(json.loads, filter(None, records.read_text(encoding="utf-8").splitlines()))
+        inside = [line["seconds"] for line in lines if ".measure-" in line["id"]]
+        assert len(inside) == len(elements), "a task ran twice"
+        measuring = max(e for _, e in elements) - min(s for s, _ in elements)
         version, status = says("sbatch", "-V").strip(), status_seconds(run)
         found = [apart(anatomy, run) for _ in range(3)]
 
@@ -69,17 +67,14 @@ def measure(options: Options) -> Iterator[str]:
         ("from `submit` to the overlap", f"{end:.0f} s", ""),
     ]
     count = f"{len(blocks):,}"
-    yield table((f"{count} blocks", f"in {len(spans)} tasks", f"in {count}, not run"), rows)
-    slot, job = measuring * CORES / len(spans), fmean(e - s for s, e in spans)
+    yield table((f"{count} blocks", f"in {len(elements)} tasks", f"in {count}, not run"), rows)
+    slot, job = measuring * CORES / len(elements), fmean(e - s for s, e in elements)
     tasks = (blocks[first : first + WIDTH] for first in range(0, len(blocks), WIDTH))
     further = median(b - a for task in tasks for a, b in pairwise(task))
     rows = [
         (f"measuring × {CORES} / tasks", f"{slot:.2f}"),
         ("until Slurm fills a free node", f"{slot - job:.2f}"),
-        (
-            "batch script, srun, Python without torch, the job's end",
-            f"{job - fmean(inside):.2f}",
-        ),
+        ("batch script, srun, Python without torch, the job's end", f"{job - fmean(inside):.2f}"),
         ("the task: torch, inputs, first matvec, blocks", f"{fmean(inside):.2f}"),
         ("a further block, median", f"{further:.4f}"),
     ]
