@@ -13,7 +13,7 @@ import os
 import shutil
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from importlib import import_module
 from itertools import product
@@ -45,25 +45,24 @@ FULL = [(895_210, 1000), (11_689_512, 100)]  # N and outer; inner is twice as mu
 QUICK = [(49_152, 400)]  # slabs of even number, as there are few for two ranks
 FOR_RANKS = (100_000, 800)  # of which the first round
 STAGES = ("range_finder", "merge", "decompose")
-FLOOR = """
-The floor is operations, bytes written and bytes read, one after another, at the rates of float64
-products, a new file and the first round's blocks just before.
-"""
-DECAYS: dict[str, Callable[[int, torch.dtype], Tensor]] = {
-    "κ(Y) = 1e3": lambda N, _: synthmat.exponential_decay(N, 1, 0.013),
-    "κ(Y) = 1e6": lambda N, _: synthmat.exponential_decay(N, 1, 0.027),
-    "beyond the precision": lambda N, dtype: synthmat.exponential_decay(
-        N, 1, 0.05 if dtype == torch.float32 else 0.1
-    ),
-    "rank 40": lambda N, _: torch.cat([torch.linspace(2, 1, 40), torch.zeros(N - 40)]).double(),
+FLOOR = (
+    "The floor is operations, bytes written and bytes read, one after another, at the rates of "
+    "float64 products, a new file and the first round's blocks just before."
+)
+DECAYS = {  # exponents of exponential decays, in float32 and float64; None: of rank 40
+    "κ(Y) = 1e3": {"float32": 0.013, "float64": 0.013},
+    "κ(Y) = 1e6": {"float32": 0.027, "float64": 0.027},
+    "beyond the precision": {"float32": 0.05, "float64": 0.1},
+    "rank 40": None,
 }
+RANK_40 = torch.cat([torch.linspace(2, 1, 40), torch.zeros(1460)]).double()
 
 
 def measure(options: Options) -> Iterator[str | Figure]:
     """Stages, passes for the Gram matrix, and residuals beside those of a QR."""
     quick = options.quick
     yield f"`python -m benchmarks out_of_core`, {machine()}"
-    yield FLOOR.strip()
+    yield FLOOR
     with tempfile.TemporaryDirectory(prefix="skerch-out-of-core-") as folder:
         rows: list[list[object]] = []
         for N, outer in QUICK if quick else FULL:
@@ -207,7 +206,7 @@ def accuracy(folder: str, dtypes: Sequence[str]) -> Iterator[str | Figure]:
     rows, worst = [], -math.inf
     for (number, (name, decay)), dtype in product(enumerate(DECAYS.items()), dtypes):
         say(f"accuracy: {name}, {dtype}")
-        spectrum = decay(1500, getattr(torch, dtype))
+        spectrum = synthmat.exponential_decay(1500, 1, decay[dtype]) if decay else RANK_40
         H = synthmat.symmetric(spectrum, seed=number, signs="alternate")[0]
         matrix = f"{folder}/{number}-{dtype}"
         np.save(f"{matrix}.npy", H.numpy())

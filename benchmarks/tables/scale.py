@@ -11,7 +11,7 @@ import shutil
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import cache
@@ -51,6 +51,7 @@ NETWORKS = {"dense": 2, "convolutional": 300}  # operations a parameter (ResNet-
 PARTS = ("HVPs", "sketch", "disk", "Gram", "eigh", "start-up", "Slurm")
 LOOKS = ((BLUE, "-"), (VERMILLION, "--"), (BLACK, ":"), (GREY, "-."), (BLUE, ":"))
 STAGES = ("measure", "range_finder", "merge", "decompose")
+Run = tuple[list[Task], Spans]
 
 
 def measure(options: Options) -> Iterator[str | Figure]:
@@ -58,22 +59,13 @@ def measure(options: Options) -> Iterator[str | Figure]:
     with tempfile.TemporaryDirectory(prefix="skerch-scale-") as folder:
         if options.quick:
             by_threads(f"{folder}/imports", 1, 0.0)
-            runs = ((n, *by_threads(f"{folder}/run-{n}", n, 0.12)) for n in (1, 2, 3))
-            rows, _ = forecasts(runs, 0.12, cores=1)
-            yield from in_a_table(rows, "1 to 3 threads")
+            runs = {n: by_threads(f"{folder}/run-{n}", n, 0.12) for n in (1, 2, 3)}
+            yield from forecasts(runs, "threads", asleep=0.12, cores=1)
             return
         yield machine()
         with cluster(folder, NODES):
-            runs = ((n, *submitted(f"{folder}/run-{n}", n)) for n in range(1, NODES + 1))
-            rows, one = forecasts(runs, ASLEEP, CORES)
-        yield (
-            "**The scheduler's model** on slurm/devcluster, of whose nodes each takes one task at "
-            f"a time: 22 measurement tasks of 4 products, which sleep {ASLEEP:g} s each, in two "
-            f"rounds. From the run of one node: {one.start:.1f} s for the start of a task, for "
-            f"which the nodes compete with {CORES} cores, {one.refill:.1f} s from a task to the "
-            f"next on a node, and {one.chain:.1f} s from a stage to the next."
-        )
-        yield from in_a_table(rows, f"1 to {NODES} nodes")
+            runs = {n: submitted(f"{folder}/run-{n}", n) for n in range(1, NODES + 1)}
+        one = yield from forecasts(runs, "nodes", ASLEEP, CORES)
         here = yield from at_points(folder)
     yield from foresee(replace(here, start=one.start), one)
 
@@ -82,32 +74,34 @@ def measure(options: Options) -> Iterator[str | Figure]:
 
 
 def forecasts(
-    runs: Iterator[tuple[int, list[Task], Spans]], asleep: float, cores: int
-) -> tuple[list[tuple[int, float, float]], Recording]:
-    """Seconds that runs of some workers took and should have taken, from the first one's."""
-    rows, one = [], None
-    for workers, tasks, seen in runs:
-        one = one or recording(tasks, seen, asleep)  # a product checks the loss
-        foreseen = makespan(replay(tasks, one.work, one.workers(workers, cores)))
-        rows.append((workers, makespan(seen), foreseen))
-        say("{} workers: {:.1f} s, forecast {:.1f} s".format(*rows[-1]))
-    assert one is not None
-    return rows, one
+    runs: Mapping[int, Run], workers: str, asleep: float, cores: int
+) -> Generator[str | Figure, None, Recording]:
+    """Seconds that runs by number of workers took and should have taken, from the first one's.
+
+    Returns what the first one tells.
+    """
+    one, rows, worst = recording(*runs[1], asleep), [], 0.0  # a product checks the loss
+    for number, (tasks, seen) in runs.items():
+        took = makespan(seen)
+        foreseen = makespan(replay(tasks, one.work, one.workers(number, cores)))
+        error = 100 * (foreseen / took - 1)
+        worst = max(worst, abs(error))
+        rows.append((number, f"{took:.1f} s", f"{foreseen:.1f} s", f"{error:+.1f} %"))
+    if workers == "nodes":
+        yield (
+            "**The scheduler's model** on slurm/devcluster, of whose nodes each takes one task at "
+            f"a time: 22 measurement tasks of 4 products, which sleep {asleep:g} s each, in two "
+            f"rounds. From the run of one node: {one.start:.1f} s for the start of a task, for "
+            f"which the nodes compete with {cores} cores, {one.refill:.1f} s from a task to the "
+            f"next on a node, and {one.chain:.1f} s from a stage to the next."
+        )
+    yield table(("workers", "first task to last", "forecast", "error"), rows)
+    name = f"forecast for 1 to {len(runs)} {workers}: worst error"
+    yield Figure(name, worst, "≤", 15, " %")
+    return one
 
 
-def in_a_table(rows: list[tuple[int, float, float]], which: str) -> Iterator[str | Figure]:
-    """The forecasts, and the largest error."""
-    errors = [100 * (foreseen / took - 1) for _, took, foreseen in rows]
-    cells = (
-        (workers, f"{took:.1f} s", f"{foreseen:.1f} s", f"{error:+.1f} %")
-        for (workers, took, foreseen), error in zip(rows, errors, strict=True)
-    )
-    yield table(("workers", "first task to last", "forecast", "error"), cells)
-    worst = max(map(abs, errors))
-    yield Figure(f"forecast for {which}: worst error", worst, "≤", 15, " %")
-
-
-def submitted(path: str, nodes: int) -> tuple[list[Task], Spans]:
+def submitted(path: str, nodes: int) -> Run:
     """A run on the first nodes of the devcluster, and when each task ran."""
     others = (f"resources.all.exclude=n[{nodes + 1}-{NODES}]",) if nodes < NODES else ()
     skerch("submit", str(QUADRATIC), f"run_dir={path}", f"problem.seconds={ASLEEP}", *others)
@@ -119,7 +113,7 @@ def submitted(path: str, nodes: int) -> tuple[list[Task], Spans]:
     return tasks, spans(run.task_records)
 
 
-def by_threads(path: str, threads: int, asleep: float) -> tuple[list[Task], Spans]:
+def by_threads(path: str, threads: int, asleep: float) -> Run:
     """A run by some threads of this process, and when each task ran.
 
     The figures at the end are left out, as they do not know threads.
