@@ -153,10 +153,7 @@ def floors(case: Case, single: float, double: float) -> dict[str, float]:
 
 
 def timings(bench: Bench, quick: bool) -> Iterator[str | Figure]:
-    """All sides in turns: the least seconds of each.
-
-    With --quick one thread works, and skerch 1.2.0's default takes as long, at 3.6 times the error.
-    """
+    """All sides in turns: the least seconds of each."""
     few = 10 if quick else 74
     loop = {"what": "products", "count": few, "matrix": False}
     works: dict[str, Work] = {

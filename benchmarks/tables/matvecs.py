@@ -39,7 +39,6 @@ CHUNKS = (8, 32, 64)
 QUICK = slice(1, 3)  # of the networks
 PAIRS = 5
 LOSS = supervised_loss(cross_entropy)
-PEERS = (VECTORS, MATRIX)
 FASTER = {"mnist_mini, 100": (20, 1), "mnist_mini, 500": (10, 1), "cifar10_3c3d, 100": (1.4, 1.4)}
 FORWARDS = {"cifar10_3c3d, 100": 9}  # that a product may take
 CHOSEN = 1.05  # times the fastest
@@ -205,7 +204,7 @@ def compare(
         turns = in_turns({one: works[one], other: works[other]}, PAIRS)
         return Figure(f"{case.name}: {what}", over(turns[one], turns[other]), bound, target, "x")
 
-    for name, target in zip(PEERS, FASTER.get(case.name, ()), strict=False):
+    for name, target in zip((VECTORS, MATRIX), FASTER.get(case.name, ()), strict=False):
         yield figure(f"{name} over auto", name, AUTO, "≥", target)
     forwards = [name for name in least if name.startswith(FORWARD)]
     if case.name in FORWARDS:

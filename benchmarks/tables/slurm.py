@@ -37,10 +37,9 @@ def measure(options: Options) -> Iterator[str]:
         step, records = Path(run, "seigh/step-000000-test"), Path(run, "logs/tasks.jsonl")
         if not (step / "overlap.json").exists():
             raise RuntimeError(skerch("status", run)[0])
-        blocks = written(sorted(step.glob("measurements/round-1/blocks/*.h5")), begin)
-        laid_out, end = written(
-            [step / "measurements/round-1/manifest.json", step / "overlap.json"], begin
-        )
+        array = step / "measurements" / "round-1"
+        blocks = written(sorted(array.glob("blocks/*.h5")), begin)
+        laid_out, end = written([array / "manifest.json", step / "overlap.json"], begin)
         arrays = [job for job, task in jobs(out).items() if ".measure-" in task]
         elements = times(arrays)
         lines = map(json.loads, filter(None, records.read_text(encoding="utf-8").splitlines()))
@@ -50,10 +49,8 @@ def measure(options: Options) -> Iterator[str]:
         version, status = says("sbatch", "-V").strip(), status_seconds(run)
         found = [apart(anatomy, run) for _ in range(3)]
 
-    yield (
-        f"`python -m benchmarks slurm`, {version}, {CORES} cores, as many nodes, one task a node "
-        "at a time"
-    )
+    here = f"{version}, {CORES} cores, as many nodes, one task a node at a time"
+    yield f"`python -m benchmarks slurm`, {here}"
     rows = [
         ("arrays, of at most 100 tasks as MaxArraySize is 101", len(arrays), many["jobs"] - 5),
         ("calls of `sbatch`, with those for the other stages", len(jobs(out)), many["jobs"]),
