@@ -290,4 +290,5 @@ def panels(
     }
     title = f"convolutional, N = 1e{len(str(N)) - 1}, {most} matvecs"
     axes = {"xlabel": "workers", "ylabel": "% shorter if it cost nothing", "xscale": "log"}
-    yield curves, axes | {"title": title}
+    ticks = {"xticks": [*COUNTS], "xticklabels": [*COUNTS]}
+    yield curves, axes | ticks | {"title": title}

@@ -2,7 +2,8 @@
 
 A measurement task is started as a program, and ended where its first product would begin: the
 inputs are read and compared with the manifest, the sketch map is drawn, and the first test vectors
-are there. The file cache is warm, the images are random, and one thread works.
+are there. The guard that takes a product is left out: `guards` has it. The file cache is warm, the
+images are random, and one thread works.
 """
 
 from __future__ import annotations
@@ -51,6 +52,7 @@ class Ending(measure.Measurer):
         print(*laps, time.process_time(), flush=True)
         os._exit(0)
 measure.Measurer = Ending
+measure.require_same = lambda op, array: None
 program.main("measure")
 """
 
