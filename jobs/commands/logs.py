@@ -8,7 +8,7 @@ from itertools import count
 from pathlib import Path
 
 from skerch.jobs import pipeline
-from skerch.jobs.commands.status import NEEDS, status
+from skerch.jobs.commands.status import status
 from skerch.jobs.config import ConfigError
 from skerch.jobs.run_dir import RunDir
 
@@ -49,12 +49,8 @@ def print_logs(run: RunDir, part: str = "", *, follow: bool = False) -> None:
 
 def _over(run: RunDir, tasks: Set[str]) -> bool:
     """Whether nothing more comes of these tasks."""
-    found = [task for method in status(run)["methods"] for task in method["tasks"]]
-    return all(
-        task["state"] in OVER or (task["reason"] or "").startswith(NEEDS)
-        for task in found
-        if task["id"] in tasks
-    )
+    found = [task for method in status(run).methods for task in method.tasks]
+    return all(task.state in OVER or task.needs for task in found if task.id in tasks)
 
 
 def _print_from(path: Path, start: int, prefix: str) -> int:

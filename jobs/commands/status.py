@@ -7,6 +7,7 @@ import re
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -16,27 +17,42 @@ from rich.console import Console
 from rich.table import Table
 
 from skerch.errors import SkerchError
-from skerch.files import alive
 from skerch.jobs import pipeline
 from skerch.jobs.config import Config
 from skerch.jobs.config.resources import resources
-from skerch.jobs.config.stages import STAGES
-from skerch.jobs.launchers.slurm import journal, scheduler
-from skerch.jobs.launchers.slurm.observed import PATIENCE, Submitted, observe
+from skerch.jobs.launchers.slurm import journal
+from skerch.jobs.launchers.slurm.observed import PATIENCE, STATES, Submitted, TaskState, observe
 from skerch.jobs.launchers.slurm.submit import next_memory
-from skerch.jobs.pipeline import Task, task_log
+from skerch.jobs.pipeline import Task
 from skerch.jobs.pipeline.ranges import counted, format_ranges
 from skerch.jobs.pipeline.task import refusal
 from skerch.jobs.run_dir import RunDir, command, method_name
 
-OUT_OF_MEMORY = "out of memory"
-KILLED = "killed or stopped, by someone or for lack of memory"
-NEEDS = "needs"  # what the reason of a task begins with that another has taken down
 FIGURES = re.compile(r"\d+\.\d+(e[+-]\d+)?")  # in which alone reasons of one kind differ
-STATES = ("done", "running", "pending", "failed", "lost", "submitted", "missing")
+UNSHOWN = ("error", "cause", "needs")  # of a task's state, in JSON
 
 
-def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
+@dataclass(frozen=True)
+class MethodStatus:
+    """What became of a method's tasks."""
+
+    name: str
+    stages: dict[str, dict[str, int]]  # how many tasks a stage has, and how many of each state
+    tasks: list[TaskState]
+    next: str | None  # what to do once all are done, or where none has begun that is not
+
+
+@dataclass(frozen=True)
+class RunStatus:
+    """What became of a run, as `status --json` has it."""
+
+    run: str
+    scheduler: str | None  # why it says nothing
+    methods: list[MethodStatus]
+    damaged: list[str] | None  # a sentence a file; None where they were not read
+
+
+def status(run: RunDir, verify: bool = False) -> RunStatus:
     """What became of each task of each method of the run, and damage.
 
     A task is `done` by what is on disk. Otherwise the scheduler says whether it is `running` or
@@ -46,97 +62,97 @@ def status(run: RunDir, verify: bool = False) -> dict[str, Any]:
     process is, and has `failed` where that ended without a word. `next` says what to type.
     """
     run.load()
-    silence = None
     with ThreadPoolExecutor(1) as pool:
         asked = pool.submit(observe, run, PATIENCE)
         configs = [run.load(name) for name in run.methods]
         try:
             known = asked.result()
         except SkerchError as error:
-            silence = str(error)
-            known = Submitted(journal.submissions(run), {})
-    return {
-        "run": str(run.path),
-        "scheduler": silence,
-        "methods": [_method(run, config, known, silence) for config in configs],
-        "damaged": sorted({words for config in configs for words in _damage(run, config)})
+            known = Submitted(journal.submissions(run), {}, silence=str(error))
+    return RunStatus(
+        run=str(run.path),
+        scheduler=known.silence,
+        methods=[_method(run, config, known) for config in configs],
+        damaged=sorted({words for config in configs for words in _damage(run, config)})
         if verify
         else None,
-    }
+    )
 
 
 def print_status(run: RunDir, as_json: bool, verify: bool) -> bool:
     """Print `status` as tables or as JSON; true if a file is damaged."""
     found = status(run, verify)
     if as_json:
-        print(json.dumps(found, indent=1))
-        return bool(found["damaged"])
+        print(json.dumps(found, default=_shown, indent=1))
+        return bool(found.damaged)
     output = Console()
-    if not found["methods"]:
+    if not found.methods:
         print(
             f"{run.path} has no method's results, nor their config; to go on: "
             f"{command('run', run.path)}"
         )
-    for method in found["methods"]:
+    for method in found.methods:
         _print_method(output, run, method)
-    if found["scheduler"]:
-        print(f"Jobs are shown as far as the disk tells: {found['scheduler']}")
-    for words in found["damaged"] or ():
+    if found.scheduler:
+        print(f"Jobs are shown as far as the disk tells: {found.scheduler}")
+    for words in found.damaged or ():
         output.print(words, markup=False, soft_wrap=True)
-    return bool(found["damaged"])
+    return bool(found.damaged)
 
 
-def _print_method(output: Console, run: RunDir, method: dict[str, Any]) -> None:
+def _shown(status: RunStatus | MethodStatus | TaskState) -> dict[str, Any]:
+    return {name: value for name, value in vars(status).items() if name not in UNSHOWN}
+
+
+def _print_method(output: Console, run: RunDir, method: MethodStatus) -> None:
     """Counts by stage, then tasks that are alike in one line, and what to do next."""
 
     def say(words: str) -> None:
         output.print(words, markup=False, highlight=False, soft_wrap=True)
 
-    say(f"{run.path}: {method['name']}")
-    states = [s for s in STATES if any(counts[s] for counts in method["stages"].values())]
+    say(f"{run.path}: {method.name}")
+    states = [s for s in STATES if any(counts[s] for counts in method.stages.values())]
     table = Table()
     for heading in ("stage", "tasks", *states):
         table.add_column(heading, justify="left" if heading == "stage" else "right")
-    for stage, counts in method["stages"].items():
+    for stage, counts in method.stages.items():
         table.add_row(stage, *(str(counts[key] or "") for key in ("tasks", *states)))
     output.print(table)
     needs, alike = Counter[str](), Counter[tuple[str, ...]]()
     waiting = defaultdict[str, list[int]](list)
-    for task in method["tasks"]:
-        state, reason = task["state"], task["reason"] or ""
-        if reason.startswith(NEEDS):
-            needs[reason.removeprefix(NEEDS)] += 1
-        elif state == "pending":
-            waiting[reason].append(int(task["job"].partition("_")[0]))
-        elif state in ("running", "failed", "lost"):
-            kind = task["stage"], state, FIGURES.sub("", reason)
+    for task in method.tasks:
+        if task.needs:
+            needs[_cause(task.needs)] += 1
+        elif task.state == "pending" and task.job:
+            waiting[task.reason or ""].append(int(task.job.partition("_")[0]))
+        elif task.state in ("running", "failed", "lost"):
+            kind = task.stage, task.state, FIGURES.sub("", task.reason or "")
             alike[kind] += 1
-            if alike[kind] == 1 or state == "running":
+            if alike[kind] == 1 or task.state == "running":
                 for line in _told(run, task):
                     say(line)
     for (stage, state, _), count in alike.items():
         if count > 1 and state != "running":
             say(f"{counted(count - 1, f'more {stage} task')} {state} likewise")
     for cause, count in needs.items():
-        say(f"{counted(count, 'more task')} {'needs' if count == 1 else 'need'}{cause}")
+        say(f"{counted(count, 'more task')} {'needs' if count == 1 else 'need'} {cause}")
     for reason, jobs in waiting.items():
         which = f"job{'s' if len(set(jobs)) > 1 else ''} {format_ranges(sorted(set(jobs)))}"
         say(f"{counted(len(jobs), 'task')} pending ({reason or 'no reason given'}): {which}")
-    if method["next"]:
-        say(method["next"])
+    if method.next:
+        say(method.next)
 
 
-def _told(run: RunDir, task: dict[str, Any]) -> Iterator[str]:
+def _told(run: RunDir, task: TaskState) -> Iterator[str]:
     """Lines on a task that runs or will not be done as things are."""
-    job = f" (job {task['job']})" if task["job"] else ""
-    reason, last = task["reason"] or "", task["last_line"]
-    yield f"{task['id']} {task['state']}{job}{reason and f': {reason}'}"
-    if last and task["next"] and reason.removeprefix(f"{OUT_OF_MEMORY}: ") not in last:
-        yield f"  last line: {last}"
-    if task["log"]:
-        yield f"  log: {task['log']}, or {command('logs', run.path, task['id'])}"
-    if task["next"]:
-        yield f"  next: {task['next']}"
+    job = f" (job {task.job})" if task.job else ""
+    yield f"{task.id} {task.state}{job}{f': {task.reason}' if task.reason else ''}"
+    if task.last_line and task.next and (task.error or task.reason or "") not in task.last_line:
+        yield f"  last line: {task.last_line}"
+    if task.log:
+        yield f"  log: {task.log}, or {command('logs', run.path, task.id)}"
+    if task.next:
+        yield f"  next: {task.next}"
 
 
 def _damage(run: RunDir, config: Config) -> Iterator[str]:
@@ -157,39 +173,43 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
         yield from pipeline.method_of(whole).damage(directory, task.outputs)
 
 
-def _method(run: RunDir, config: Config, known: Submitted, silence: str | None) -> dict[str, Any]:
+def _method(run: RunDir, config: Config, known: Submitted) -> MethodStatus:
     tasks, name = _tasks(run, config, known), method_name(config)
     missing = {task.id for task in pipeline.missing(tasks)}
-    found: list[dict[str, Any]] = []
-    bad: dict[str, str] = {}  # tasks that will not be done as things are, and the first cause
+    config_file = run.path if method_name(run.load()) == name else run.hessian_config(name)
+    found: list[TaskState] = []
+    bad: dict[str, TaskState] = {}  # of a task that will not be done as things are, the first cause
     for task in tasks:
-        entry = _task(run, task, task.id in missing, known, silence)
+        state = known.state(run, task, task.id in missing)
         cause = next((bad[need] for need in task.needs if need in bad), None)
-        if entry["state"] in ("failed", "lost") or (cause and entry["state"] != "done"):
-            bad[task.id] = cause or task.id
-        untried = entry["state"] in ("pending", "missing") or (
-            entry["state"] in ("failed", "lost") and entry["exit_code"] in (None, "0:0")
+        ended = state.state in ("failed", "lost")
+        if ended and not cause:
+            state = replace(state, next=_next(run, config, config_file, task, known, state))
+        if ended or (cause and state.state != "done"):
+            bad[task.id] = cause or state
+        untried = (
+            state.exit_code in (None, "0:0") if ended else state.state in ("pending", "missing")
         )
         if cause and untried:
-            entry["reason"] = f"{NEEDS} {cause}, which {_outcome(found, cause)}"
-        found.append(entry)
+            state = replace(state, reason=f"needs {_cause(cause)}", needs=cause)
+        found.append(state)
     counts = {task.stage: Counter[str]() for task in tasks}
-    for entry in found:
-        counts[entry["stage"]].update(["tasks", entry["state"]])
-    config_file = run.path if method_name(run.load()) == name else run.hessian_config(name)
-    for task, entry in zip(tasks, found, strict=True):
-        entry["next"] = None
-        if bad.get(task.id) == task.id:
-            entry["next"] = _next(run, config, config_file, task, known, entry["reason"])
-    return {
-        "name": name,
-        "stages": {
+    for state in found:
+        counts[state.stage].update(["tasks", state.state])
+    return MethodStatus(
+        name=name,
+        stages={
             stage: {key: counter[key] for key in ("tasks", *STATES)}
             for stage, counter in counts.items()
         },
-        "tasks": found,
-        "next": _go_on(run, config_file, known, Counter(entry["state"] for entry in found)),
-    }
+        tasks=found,
+        next=_go_on(run, config_file, known, Counter[str](state.state for state in found)),
+    )
+
+
+def _cause(task: TaskState) -> str:
+    """What takes other tasks down, in words."""
+    return f"{task.id}, which {'is lost' if task.state == 'lost' else 'failed'}"
 
 
 def _tasks(run: RunDir, config: Config, known: Submitted) -> list[Task]:
@@ -211,80 +231,24 @@ def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str
 
 
 def _next(
-    run: RunDir, config: Config, config_file: Path, task: Task, known: Submitted, reason: str
+    run: RunDir, config: Config, config_file: Path, task: Task, known: Submitted, state: TaskState
 ) -> str:
     """What to type after a task has failed or is lost, with a comment as a shell has it."""
     stage = f"resources.{task.stage}"
     if task.id not in known.latest:
         again = command("run", config_file)
-        if reason.startswith(OUT_OF_MEMORY) and config.launcher.workers > 1:
+        if state.cause == "memory" and config.launcher.workers > 1:
             return f"{again} launcher.workers=1"
         return again
     again = command("submit", config_file)
-    if reason.startswith(OUT_OF_MEMORY):
+    if state.cause == "memory":
         try:
             memory = next_memory(run, task, known, resources(config)[task.stage])
         except SkerchError as error:
             return str(error)
         return f"{again}  # asks for {memory} MiB"
-    if "SIGKILL" in reason:
+    if state.cause == "killed":
         return f"{again}  # with a larger {stage}.memory if that was too little"
-    if "time limit to the next" in reason or (
-        reason == "TIMEOUT" and not STAGES[task.stage].resumes
-    ):
+    if state.cause == "time":
         return f"{again} {stage}.time=TIME  # longer than the last"
     return again
-
-
-def _outcome(found: list[dict[str, Any]], task: str) -> str:
-    return "is lost" if any(e["id"] == task and e["state"] == "lost" for e in found) else "failed"
-
-
-def _task(
-    run: RunDir, task: Task, missing: bool, known: Submitted, silence: str | None
-) -> dict[str, Any]:
-    """One task's state, and what is known of its job."""
-    submission, element = known.latest.get(task.id), known.element(task.id)
-    live = known.live.get(task.id)
-    if live is not None:
-        element = known.elements[live.token, live.elements[task.id]]
-    log, attempt = run.task_log(task.id), ""
-    if missing:
-        attempt = task_log.last_attempt(run, task.id, submission.when if submission else 0.0)
-    error = task_log.error(attempt)
-    state, reason = "missing", None
-    if not missing:
-        state = "done"
-    elif live is not None and element is not None:
-        state = "pending" if element.pending else "running"
-        reason = element.reason or element.node
-    elif scheduler.ran_out_of_memory(element, attempt):
-        state, reason = "failed", OUT_OF_MEMORY + (f": {error}" if error else "")
-    elif element is not None and element.state != "COMPLETED":
-        state, reason = "failed", error or element.outcome
-    elif error:
-        state, reason = "failed", error
-    elif submission and silence:
-        state = "submitted"
-    elif submission:
-        state, reason = "lost", "the scheduler knows it no more, and it left no result"
-        if element is not None:
-            reason = "it ended well, but its result is not to be seen here"
-    elif (process := task_log.process(attempt)) and alive(process):
-        state, reason = "running", f"process {process} of this machine"
-    elif process:
-        state, reason = "failed", f"its process {process} was {KILLED}"
-    lines = [
-        line for line in attempt.splitlines() if line.strip() and not scheduler.ECHO.match(line)
-    ]
-    return {
-        "id": task.id,
-        "stage": task.stage,
-        "state": state,
-        "reason": reason,
-        "job": element.job if element else submission and submission.job_of(task.id),
-        "node": element.node if element else None,
-        "exit_code": element.exit_code if element and element.ended else None,
-        "log": str(log) if log.exists() else None,
-        "last_line": lines[-1] if lines else None,
-    }

@@ -86,13 +86,13 @@ def test_status_tells_of_what_is_there_or_was_asked_for_last_and_of_no_more(smal
         ["training.record_steps=[20]", "hessian.splits=[train]", "name=other"],
     ):
         assert not complete(small(*few, *asked))
-    methods = status(RunDir(small().run_dir))["methods"]
-    found = {m["name"]: {task["id"].split(".")[1] for task in m["tasks"][1:]} for m in methods}
+    methods = status(RunDir(small().run_dir)).methods
+    found = {m.name: {task.id.split(".")[1] for task in m.tasks[1:]} for m in methods}
     assert found == {
         "seigh": {"step-000020-test", "step-000060-test", "step-000060-train"},
         "other": {"step-000020-train"},
     }
-    assert {task["state"] for method in methods for task in method["tasks"]} == {"done"}
+    assert {task.state for method in methods for task in method.tasks} == {"done"}
     run = load(small().run_dir, "seigh")
     assert [(h.step, h.split) for h in run] == [(20, "test"), (60, "train"), (60, "test")]
 
