@@ -13,7 +13,7 @@ from __future__ import annotations
 import math
 
 import torch
-from scipy.special import lambertw
+from scipy.special import gammaincinv, lambertw
 from torch import Tensor
 
 from skerch.errors import ShapeError, SkerchError
@@ -52,6 +52,59 @@ def residuals(values: Tensor, a: Tensor, c: Tensor, probe_sq_norms: Tensor) -> T
     whole = (sq_norms - c.square().sum(0) + inside.square().sum(0)).mean()
     terms = values.square() + 2 * values * (a * inside).mean(1)
     return (whole + _tail_sums(terms)).clamp(min=0).sqrt()
+
+
+def pair_residuals(values: Tensor, a: Tensor, c: Tensor) -> Tensor:
+    """Estimates of ‖H w_i - λ_i w_i‖, (k,), from the same λ, a and c as `residuals`.
+
+    As g is Gaussian, c_i - λ_i a_i = (H w_i - λ_i w_i)ᵀg has the residual's norm for its deviation:
+    its mean square over the probes is an unbiased estimate of the norm's square.
+    """
+    values, a, c = (t.double() for t in (values, a, c))
+    return (c - values[:, None] * a).square().mean(1).sqrt()
+
+
+def pair_bounds(
+    pair_residual: Tensor, num_probes: int, rounding: float = 0.0, *, confidence: float = 0.95
+) -> Tensor:
+    """Upper bounds of ρ_i = ‖H w_i - λ_i w_i‖, (k,), each with `confidence`.
+
+    pair_residual: as from `pair_residuals`. rounding: what the products' own may add, absolute.
+
+    They follow from the χ² law of `num_probes` squares, with half of 1 - confidence, as the same
+    probes chose the filter. Raises `SkerchError` for a confidence outside (0, 1) or no probe.
+    """
+    _check_probes(num_probes)
+    _check_confidence(confidence)
+    least = 2 * float(gammaincinv(num_probes / 2, (1 - confidence) / 2))  # of χ²
+    return pair_residual.double() * math.sqrt(num_probes / least) + rounding
+
+
+def eigenvalue_bounds(
+    values: Tensor, rho: Tensor, unknown: Tensor, rounding: float = 0.0
+) -> Tensor:
+    """How far an eigenvalue of H may be from each λ_i, (k,), for the pairs' residuals ρ_i.
+
+    values: λ, (k,), by decreasing magnitude. rho: bounds of ρ, (k,), as from `pair_bounds`.
+    unknown: ‖u_i‖, (k,), for the part u_i of w_i outside the space V on which the approximation
+    is exact, VᵀĤ = VᵀH; 1 where there is none. rounding: of the products, absolute.
+
+    One lies within ρ_i (Parlett, "The Symmetric Eigenvalue Problem", 1998, theorem 4.5.1). w_i's
+    Rayleigh quotient θ_i has |θ_i - λ_i| = |u_iᵀ(H - Ĥ)u_i| ≤ ‖u_i‖ ρ_i, and is within ρ_i² / γ_i
+    of an eigenvalue where γ_i is the distance to all others (theorem 11.7.1): to λ_j ± ρ_j of the
+    other pairs, and to ± |λ_k|, within which what is not among the k is taken to lie. The bound is
+    the lesser of ρ_i and ‖u_i‖ ρ_i + ρ_i² / γ_i, the latter with the rounding.
+    """
+    if not len(values):
+        return rho
+    values, order = values.double(), values.double().argsort()
+    distances, reach = values[order].diff(), rho[order]
+    end = values.new_full((1,), math.inf)
+    above, below = torch.cat([distances - reach[1:], end]), torch.cat([end, distances - reach[:-1]])
+    to_others = torch.minimum(above, below)[order.argsort()]
+    gap = torch.minimum(to_others, values.abs() - values[-1].abs()) - rho
+    sharp = unknown * rho + rho.square() / gap.clamp(min=torch.finfo(gap.dtype).tiny)
+    return torch.minimum(rho, sharp + rounding)
 
 
 def probability_bounds(num_probes: int, error: float) -> tuple[float, float]:
@@ -93,8 +146,7 @@ def interval(
     (0, 1) or no probe, `ShapeError` if the lengths do not fit.
     """
     _check_probes(num_probes)
-    if not 0 < confidence < 1:
-        raise SkerchError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
+    _check_confidence(confidence)
     _check_lengths(values, residual)
     tail = _tail_sums(values.double().square()).sqrt()
     square, rounding = (
@@ -138,6 +190,11 @@ def _tail_sums(terms: Tensor) -> Tensor:
 def _check_probes(num_probes: int) -> None:
     if num_probes < 1:
         raise SkerchError(f"{num_probes} probes say nothing; use at least 1, usually 30.")
+
+
+def _check_confidence(confidence: float) -> None:
+    if not 0 < confidence < 1:
+        raise SkerchError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95.")
 
 
 def _check_lengths(values: Tensor, residual: Tensor) -> None:

@@ -1,8 +1,9 @@
 """The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
 
-Datasets `eigenvalues` (k,), `eigenvectors` (N, k) and `residual` (k + 1,), the estimated
-‖H - H_r‖_F; attributes `manifests` (the hashes of the measured rounds' manifests), `probes`,
-`recovery` and the recovery's health figures.
+Datasets `eigenvalues` (k,), `eigenvectors` (N, k), `residual` (k + 1,), the estimated ‖H - H_r‖_F,
+`pair_residual` (k,), the estimated ‖H w_i - λ_i w_i‖, and `eigenvalue_bound` (k,), how far an
+eigenvalue of H may be from λ_i; attributes `manifests` (the hashes of the measured rounds'
+manifests), `probes`, `recovery` and the recovery's health figures.
 """
 
 from __future__ import annotations
@@ -39,7 +40,12 @@ def write_eigh(
 
     def fill(file: h5py.File | None) -> None:
         if file is not None:
-            small = {"eigenvalues": solution.eigenvalues, "residual": solution.residual}
+            small = {
+                "eigenvalues": solution.eigenvalues,
+                "residual": solution.residual,
+                "pair_residual": solution.pair_residual,
+                "eigenvalue_bound": solution.eigenvalue_bound,
+            }
             health = {f"health_{name}": value for name, value in solution.health.items()}
             write_arrays(file, small, attributes | health)
             shape = size, B.shape[1]
@@ -74,6 +80,19 @@ class EighFile(Reader):
     def residual(self) -> Tensor:
         """Estimated ‖H - H_r‖_F for r = 0 … k, (k + 1,)."""
         return Dataset(self._file, "residual")[...]
+
+    @property
+    def pair_residual(self) -> Tensor | None:
+        """Estimated ‖H w_i - λ_i w_i‖, (k,); None in files of older versions."""
+        return self._optional("pair_residual")
+
+    @property
+    def eigenvalue_bound(self) -> Tensor | None:
+        """How far an eigenvalue of H may be from λ_i, in 95 of 100, (k,); None in older files."""
+        return self._optional("eigenvalue_bound")
+
+    def _optional(self, name: str) -> Tensor | None:
+        return Dataset(self._file, name)[...] if name in self._file else None
 
     @property
     def asymmetry(self) -> float:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from skerch.decompositions import recoveries
+from skerch.decompositions.recoveries.core import asymmetry, largest
 from skerch.decompositions.solve import solve
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops.adapters import as_operand
@@ -20,7 +21,7 @@ from skerch.linops.base import LinearOperator
 from skerch.measurements.gram import gram, multiply
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Measurer
-from skerch.measurements.range_finder import range_map
+from skerch.measurements.range_finder import range_map, with_fresh
 from skerch.measurements.summary import summarise
 from skerch.measurements.team import Rows
 from skerch.rounding import rounding
@@ -33,6 +34,8 @@ class EighResult:
     eigenvalues: Tensor  # (k,), float64
     eigenvectors: Tensor  # (N, k), orthonormal columns, of the operator's dtype
     residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
+    pair_residual: Tensor  # (k,) estimated ‖H w_i - λ_i w_i‖
+    eigenvalue_bound: Tensor  # (k,) how far an eigenvalue of H may be from λ_i, in 95 of 100
     health: dict[str, float]  # "asymmetry" of the core, and the recovery's own figures
 
 
@@ -42,7 +45,7 @@ def seigh(
     outer: int,
     inner: int | None = None,
     recovery: str = "nystrom",
-    rounds: int | None = None,
+    rounds: recoveries.Rounds | None = None,
     sketch: str = "sparse_sign",
     probes: int = 30,
     seed: int = 0,
@@ -54,12 +57,17 @@ def seigh(
     `op` is a `LinearOperator`, a tensor, a NumPy array, or an operator of SciPy or curvlinops. An
     operator has to declare that it is symmetric; a matrix (dense, or SciPy's sparse) is looked at.
 
-    Spends `inner` matvecs (default: twice `outer`, at most N) in blocks of `block_size`, and
-    `probes` more for the error estimate. `recovery` is "nystrom" (in one to four `rounds`,
-    by default two), "oversampled" (the paper's, one round) or "hmt"; `sketch` a kind of
+    Spends `inner` matvecs (default: twice `outer`, at least 40 more than that, at most N) in blocks
+    of `block_size`, and `probes` more for the error estimate. `recovery` is "nystrom", in any
+    number of `rounds` or in rounds of given matvecs, such as [40, 20, 20], by default in many small
+    ones; "oversampled" (the paper's, one round) or "hmt" (two). `sketch` is a kind of
     `skerch.sketch_operators`; `dtype` what the columns are kept in, the operator's by default.
     Eigenvalues below rounding, eps |λ_1|, are left out, so that fewer pairs come back from an H of
-    lower rank.
+    lower rank. N matvecs are the whole matrix: unless `rounds` are asked for, it is then decomposed
+    as such.
+
+    A round's test vectors are found in the products of those before, which loses digits where H is
+    definite with a spectrum far from 0, such as [1, 2]: shift it then, by `op - c * identity`.
 
     Warns where products are less symmetric than their dtype explains. Raises ShapeError for an
     operator that is not square, SkerchError for one that is not symmetric or not declared so, and
@@ -69,15 +77,22 @@ def seigh(
     size = op.shape[0]
     if block_size < 1:
         raise SkerchError(f"block_size={block_size} must be at least 1; 64 is usual.")
-    inner = min(2 * outer, size) if inner is None else inner
-    rounds = recoveries.check_sizes(recovery, rounds, outer, inner, probes)
-    recoveries.check_dimension(size, inner)
-    all_rounds = recoveries.RECOVERIES[recovery].each_round(rounds, outer, inner, probes)
+    if inner is None:
+        if rounds is None or isinstance(rounds, int):
+            inner = min(recoveries.default_inner(outer), size)
+        else:
+            inner = sum(rounds)
+    planned = recoveries.default_rounds(recovery, outer, inner) if rounds is None else rounds
+    recoveries.check_sizes(recovery, planned, outer, inner, probes)
+    recoveries.check_dimension(size, outer, inner)
+    if rounds is None and inner == size:
+        return _of_all(op, outer, block_size)
+    all_rounds = recoveries.RECOVERIES[recovery].each_round(planned, outer, inner, probes)
     stored = sum(each.stored for each in all_rounds)
     stored_dtype = op.dtype if dtype is None else dtype
     columns = torch.empty(size, stored + probes, dtype=stored_dtype, device=op.device)
     small: dict[str, Tensor] = {}
-    G = P = Q = None
+    G = P = Q = fresh = None
     done = 0
     with op.frozen():
         for each in all_rounds:
@@ -85,7 +100,11 @@ def seigh(
             if each.round > 1:
                 G = gram(_rows(Y), size, known=G)
                 P = range_map(G, _rows(Y), size, each.columns, stored_dtype, P)
-                Q = _product(Y, P[:, -each.columns :], op.dtype)
+                A, B = _rows(Y), P[:, -each.columns :]
+                if each is not all_rounds[-1]:
+                    probed = _joined(Y, columns[:, stored:])
+                    fresh, A, B = with_fresh(B, G, probed, size, stored_dtype, seed, fresh)
+                Q = _product(A, Y, B, op.dtype)
             manifest = Manifest(
                 size=size,
                 dtype=str(op.dtype).removeprefix("torch."),
@@ -108,11 +127,39 @@ def seigh(
         norm=small["norm"],
         inner=small.get("inner"),
         range_map=P,
+        fresh=fresh,
     )
     solution = solve(summary, recovery, outer)
     _warn_of_asymmetry(op, solution.health)
-    vectors = _product(columns[:, :stored], solution.coefficients, stored_dtype)
-    return EighResult(solution.eigenvalues, vectors, solution.residual, solution.health)
+    Y = columns[:, :stored]
+    vectors = _product(_rows(Y), Y, solution.coefficients, stored_dtype)
+    return EighResult(
+        solution.eigenvalues,
+        vectors,
+        solution.residual,
+        solution.pair_residual,
+        solution.eigenvalue_bound,
+        solution.health,
+    )
+
+
+def _of_all(op: LinearOperator, outer: int, block_size: int) -> EighResult:
+    """From the whole matrix, in float64."""
+    unit = torch.eye(op.shape[0], dtype=op.dtype, device=op.device)
+    with op.frozen():
+        H = torch.cat([(op @ part).detach() for part in unit.split(block_size, dim=1)], dim=1)  # type: ignore[no-untyped-call]
+    H = H.double().cpu()
+    health = {"asymmetry": asymmetry(H)}
+    _warn_of_asymmetry(op, health)
+    values, vectors = largest(H, len(H))
+    tail = values.square().flip(0).cumsum(0).flip(0).sqrt()
+    residual = torch.cat([tail, tail.new_zeros(1)])
+    there = int((values[:outer].abs() > torch.finfo(op.dtype).eps * values[0].abs()).sum())
+    values, vectors = values[:there], vectors[:, :there]
+    pair_residual = torch.linalg.norm(H @ vectors - vectors * values, dim=0)
+    bound = pair_residual + 10 * torch.finfo(op.dtype).eps * float(tail[0])
+    vectors = vectors.to(op.device, op.dtype)
+    return EighResult(values, vectors, residual[: there + 1], pair_residual, bound, health)
 
 
 def _symmetric(op: Any) -> LinearOperator:
@@ -147,14 +194,18 @@ def _rows(A: Tensor) -> Rows:
     return lambda start, stop: A[start:stop]
 
 
-def _product(Y: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
-    """Y B in `dtype`, computed in float64 by slabs."""
-    product = Y.new_empty(len(Y), B.shape[1], dtype=dtype)
+def _joined(Y: Tensor, Z: Tensor) -> Rows:
+    return lambda start, stop: torch.cat([Y[start:stop], Z[start:stop]], dim=1)
+
+
+def _product(rows: Rows, like: Tensor, B: Tensor, dtype: torch.dtype) -> Tensor:
+    """A B in `dtype`, computed in float64 by slabs; A has as many `rows` as `like`."""
+    product = like.new_empty(len(like), B.shape[1], dtype=dtype)
 
     def put(start: int, stop: int, slab: Tensor) -> None:
         product[start:stop] = slab
 
-    multiply(_rows(Y), len(Y), B, dtype, put)
+    multiply(rows, len(like), B, dtype, put)
     return product
 
 

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.a_posteriori import residuals
+from skerch.a_posteriori import eigenvalue_bounds, pair_bounds, pair_residuals, residuals
 from skerch.decompositions import recoveries
 from skerch.measurements.summary import Summary
+
+LEAST_ROUNDING = 1e-11  # of the eigenvectors' orthogonality, relative to |λ_1|
 
 
 @dataclass(frozen=True)
@@ -19,6 +21,8 @@ class Solution:
     eigenvalues: Tensor  # (k,)
     coefficients: Tensor  # (m, k)
     residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
+    pair_residual: Tensor  # (k,) estimated ‖H w_i - λ_i w_i‖
+    eigenvalue_bound: Tensor  # (k,) how far an eigenvalue of H may be from λ_i, in 95 of 100
     health: dict[str, float]
 
 
@@ -33,10 +37,10 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
     core = recoveries.load(recovery)(summary, outer)
     resolved = core.values.abs() > summary.epsilon * core.values[:1].abs()
     values, B, m = core.values[resolved], core.coefficients[:, resolved], summary.stored
-    residual = residuals(
-        values,
-        B.T @ summary.probe_products,
-        B.T @ summary.gram[:m, m:],
-        torch.diagonal(summary.gram)[m:],
-    )
-    return Solution(values, B, residual, core.health)
+    a, c = B.T @ summary.probe_products, B.T @ summary.gram[:m, m:]
+    residual = residuals(values, a, c, torch.diagonal(summary.gram)[m:])
+    pair_residual = pair_residuals(values, a, c)
+    rounding = (LEAST_ROUNDING + 10 * summary.epsilon) * float(core.values[:1].abs().sum())
+    rho = pair_bounds(pair_residual, summary.probes, rounding)
+    bound = eigenvalue_bounds(values, rho, core.unknown[resolved], rounding)
+    return Solution(values, B, residual, pair_residual, bound, core.health)

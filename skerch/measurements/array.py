@@ -38,7 +38,7 @@ class MeasurementArray:
     def __init__(self, directory: Path):
         self.directory = Path(directory)
         self.manifest = manifests.read(manifest_path(self.directory))
-        self._hash = self.manifest.hash()
+        self.hash = self.manifest.hash()
 
     @classmethod
     def create(cls, directory: Path, manifest: Manifest) -> MeasurementArray:
@@ -81,7 +81,7 @@ class MeasurementArray:
 
     def write(self, block: Block, arrays: Mapping[str, Tensor]) -> None:
         """Write a block: to a temporary file, to disk, and only then under its name."""
-        attributes = {"manifest": self._hash, "block": block.index, "kind": block.kind}
+        attributes = {"manifest": self.hash, "block": block.index, "kind": block.kind}
         attributes |= {"start": block.start, "stop": block.stop}
         whole = {**arrays, "manifest": self._text}
         write_hdf5(self.path(block.index), lambda file: write_arrays(file, whole, attributes))
@@ -99,7 +99,7 @@ class MeasurementArray:
 
     def open(self, block: Block) -> h5py.File:
         """Open a block for reading, refused unless it belongs to this manifest."""
-        return _open_block(self.path(block.index), self._hash, block.index)
+        return _open_block(self.path(block.index), self.hash, block.index)
 
     def small(self, name: str) -> Tensor:
         """The blocks' small arrays `name`, (rows, b) or (b,) each, joined to one in float64.

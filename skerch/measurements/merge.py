@@ -114,6 +114,7 @@ def _summarise(
         norm=team.one(lambda: first.small("norm")),
         inner=team.one(lambda: first.small("inner")) if first.manifest.compresses else None,
         range_map=range_map,
+        fresh=range_file.fresh if range_file else None,
         team=team,
     )
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from skerch.measurements.gram import orthonormalise
+from skerch.measurements.range_finder import Fresh
 from skerch.measurements.team import ALONE, Rows, Team
 
 
@@ -20,7 +21,8 @@ class Summary:
     """Small matrices of Y = H X (N x m) and HZ, for the stored test vectors X and the q probes Z.
 
     In one round X has the first columns of Ωᵀ. In several it is [Ωᵀ, Q₂, …] with [Q₂, …] = Y' P,
-    where Y' has the columns of all rounds but the last and P is the `range_map`.
+    where Y' has the columns of all rounds but the last and P is the `range_map`. Columns of [Q₂, …]
+    whose column of P is zero are fresh random vectors, F, or zero.
     """
 
     gram: Tensor  # (m + q, m + q), of [Y, HZ]
@@ -31,6 +33,8 @@ class Summary:
     epsilon: float  # relative rounding of the stored columns
     inner: Tensor | None = None  # (s₁, s₁), Ψ H Ωᵀ
     range_map: Tensor | None = None  # (m', m - m₁), m' the columns of Y'
+    fresh: Tensor | None = None  # (f,) the numbers of F's columns in Y
+    fresh_products: Tensor | None = None  # (f, q), FᵀHZ
 
     @property
     def stored(self) -> int:
@@ -44,7 +48,10 @@ class Summary:
             return self.cross[: self.stored, -self.probes :]
         earlier = len(self.range_map)
         of_range = self.range_map.T @ self.gram[:earlier, self.stored :]
-        return torch.cat([self.cross[:, -self.probes :], of_range])
+        products = torch.cat([self.cross[:, -self.probes :], of_range])
+        if self.fresh is not None and self.fresh_products is not None:
+            products[self.fresh] = self.fresh_products
+        return products
 
     @property
     def probes(self) -> int:
@@ -68,6 +75,7 @@ def summarise(
     norm: Tensor,
     inner: Tensor | None = None,
     range_map: Tensor | None = None,
+    fresh: Fresh | None = None,
     team: Team = ALONE,
 ) -> Summary:
     """The summary of the array [Y, HZ] with Gram matrix G, whose rows `rows` gives.
@@ -76,4 +84,5 @@ def summarise(
     """
     basis = orthonormalise(G[:stored, :stored], rows, size, dtype, ordered=False, team=team)
     epsilon = torch.finfo(dtype).eps
-    return Summary(G, basis.P, basis.R, cross, norm, epsilon, inner, range_map)
+    of_fresh = (fresh.numbers, fresh.products) if fresh else ()
+    return Summary(G, basis.P, basis.R, cross, norm, epsilon, inner, range_map, *of_fresh)

@@ -7,7 +7,15 @@ import pytest
 import torch
 from scipy.stats import chi2
 
-from skerch.a_posteriori import interval, probability_bounds, residuals, scree_bounds
+from skerch.a_posteriori import (
+    eigenvalue_bounds,
+    interval,
+    pair_bounds,
+    pair_residuals,
+    probability_bounds,
+    residuals,
+    scree_bounds,
+)
 from skerch.decompositions.seigh import seigh
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops import aslinearoperator
@@ -197,3 +205,71 @@ def test_bad_requests_are_refused_with_the_values():
         interval(values, residual, 30, confidence=95)
     with pytest.raises(ShapeError, match=r"\(3,\).*\(3,\)"):
         scree_bounds(values, residual[:3])
+
+
+def test_expectation_of_a_pairs_estimate_is_its_residual(approximation):
+    H, W, values = approximation
+    probes = math.sqrt(N) * torch.eye(N, dtype=torch.float64)
+    estimate = pair_residuals(values, W.T @ probes, W.T @ (H @ probes))
+    true = torch.linalg.norm(H @ W - W * values, dim=0)
+    torch.testing.assert_close(estimate, true, rtol=1e-12, atol=1e-12)
+
+
+def _spectrum(name):
+    generator = torch.Generator().manual_seed(1)
+    rest = torch.rand(150, generator=generator, dtype=torch.float64)
+    return {
+        "decay": 1 / torch.arange(1, 151).double(),
+        "gap": torch.cat([torch.linspace(2, 1, 10).double(), 0.01 * rest[10:]]),
+        "clusters": torch.cat([3 + 1e-3 * rest[:10], 2 + 1e-3 * rest[10:20], 0.1 * rest[20:]]),
+        "noise": torch.cat([torch.linspace(5, 1, 10).double(), 0.5 * rest[10:]]),
+        "flat": rest,
+    }[name]
+
+
+@pytest.mark.parametrize("spectrum", ["decay", "gap", "clusters", "noise", "flat"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outer": 10, "inner": 28},
+        {"outer": 20, "inner": 40, "rounds": 2},
+        {"outer": 10, "inner": 40, "recovery": "oversampled"},
+    ],
+    ids=["many rounds", "two rounds", "oversampled"],
+)
+def test_residuals_of_pairs_and_errors_of_eigenvalues_lie_within_their_bounds(spectrum, options):
+    H, exact = symmetric(_spectrum(spectrum), seed=0, signs="random")
+    op = aslinearoperator(H.float(), self_adjoint=True)
+    rounding = 10 * torch.finfo(torch.float32).eps * float(exact.abs().max())
+    inside, near = [], []
+    for seed in range(100):
+        result = seigh(op, seed=seed, **options)
+        bounds = pair_bounds(result.pair_residual, 30, rounding)
+        W = result.eigenvectors.double()
+        inside.append((torch.linalg.norm(H @ W - W * result.eigenvalues, dim=0) <= bounds).double())
+        nearest = (result.eigenvalues[:, None] - exact).abs().min(dim=1).values
+        near.append((nearest <= result.eigenvalue_bound).double())
+    assert float(torch.cat(inside).mean()) >= 0.95
+    assert float(torch.cat(near).mean()) >= 0.95
+
+
+def test_a_bound_is_the_law_of_chi_squared():
+    estimate = torch.ones(3).double()
+    for probes, confidence in ((5, 0.9), (30, 0.95)):
+        least = chi2.ppf((1 - confidence) / 2, probes)
+        bound = pair_bounds(estimate, probes, 0.5, confidence=confidence)
+        assert bound[0] == pytest.approx(math.sqrt(probes / least) + 0.5)
+    with pytest.raises(SkerchError, match="0 probes say nothing"):
+        pair_bounds(estimate, 0)
+
+
+def test_an_eigenvalue_is_nearer_where_its_vector_is_known_and_others_are_far():
+    values, rho = torch.tensor([9.0, -5.0, 4.9, 1.0]).double(), torch.full((4,), 0.1).double()
+    known, unknown = torch.zeros(4).double(), torch.ones(4).double()
+    expected = [0.01 / 3.9, 0.01 / 3.9, 0.01 / 3.8, 0.1]
+    found = eigenvalue_bounds(values, rho, known)
+    torch.testing.assert_close(found, torch.tensor(expected).double(), rtol=0.03, atol=0)
+    assert torch.equal(eigenvalue_bounds(values, rho, unknown), rho)
+    half = eigenvalue_bounds(values, rho, torch.full((4,), 0.5).double())
+    torch.testing.assert_close(half[:3], found[:3] + 0.05)
+    assert len(eigenvalue_bounds(values[:0], rho[:0], known[:0])) == 0

@@ -6,7 +6,8 @@ entry here. This table needs no torch, so that a run can be planned without impo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from typing import TYPE_CHECKING
@@ -16,6 +17,10 @@ from skerch.errors import SkerchError
 if TYPE_CHECKING:
     from skerch.decompositions.recoveries.core import Core
     from skerch.measurements.summary import Summary
+
+SPARE = 40  # matvecs beyond outer: mnist_mini's first 20 pairs are then right to five digits
+
+Rounds = int | Sequence[int]  # how many, or the matvecs of each
 
 
 @dataclass(frozen=True)
@@ -38,14 +43,16 @@ class Round:
 class Recovery:
     """What a recovery measures: in how many rounds, and through which sketches."""
 
-    rounds: tuple[int, ...]  # numbers of rounds that it can do
-    default: int  # the number of rounds where none is asked for
+    least: int  # the fewest rounds that it can do
+    most: int  # the most
+    default: int  # the number of rounds of an experiment where none is asked for
     stores_all: bool  # whether every column is stored, or only the first `outer`
     compresses: bool  # whether columns are also compressed by the second sketch operator Ψ
 
-    def each_round(self, rounds: int, outer: int, inner: int, probes: int) -> list[Round]:
+    def each_round(self, rounds: Rounds, outer: int, inner: int, probes: int) -> list[Round]:
         """The rounds in order, `inner` matvecs (and `probes` in the first) in all."""
-        columns = [(inner + index) // rounds for index in reversed(range(rounds))]
+        if isinstance(rounds, int):
+            rounds = [(inner + index) // rounds for index in reversed(range(rounds))]
         return [
             Round(
                 number,
@@ -54,28 +61,41 @@ class Recovery:
                 probes if number == 1 else 0,
                 self.compresses,
             )
-            for number, count in enumerate(columns, start=1)
+            for number, count in enumerate(rounds, start=1)
         ]
 
 
 RECOVERIES = {
-    "nystrom": Recovery(rounds=(1, 2, 3, 4), default=2, stores_all=True, compresses=False),
-    "oversampled": Recovery(rounds=(1,), default=1, stores_all=False, compresses=True),
-    "hmt": Recovery(rounds=(2,), default=2, stores_all=True, compresses=False),
+    "nystrom": Recovery(least=1, most=1000, default=2, stores_all=True, compresses=False),
+    "oversampled": Recovery(least=1, most=1, default=1, stores_all=False, compresses=True),
+    "hmt": Recovery(least=2, most=2, default=2, stores_all=True, compresses=False),
 }
 
 
-def check_sizes(recovery: str, rounds: int | None, outer: int, inner: int, probes: int) -> int:
-    """Refuse sizes that a recovery cannot do; returns `rounds`, or its default number for None."""
-    if recovery not in RECOVERIES:
-        known = ", ".join(sorted(RECOVERIES))
-        raise SkerchError(f"There is no recovery {recovery!r}; choose one of {known}.")
-    recipe = RECOVERIES[recovery]
-    rounds = recipe.default if rounds is None else rounds
-    if rounds not in recipe.rounds:
+def default_inner(outer: int) -> int:
+    """Twice `outer`, or 40 more where that is less: so many find the last pairs of a short list."""
+    return max(2 * outer, outer + SPARE)
+
+
+def default_rounds(recovery: str, outer: int, inner: int, least_columns: int = 1) -> int:
+    """Many small rounds, which leave less error for as many matvecs; each is a wait and a pass.
+
+    A round has about √outer columns, a power of two, at least `least_columns`, and there are at
+    most 32. All rounds but the last ones have as many, as a smaller round loses directions.
+    """
+    recipe = _recipe(recovery)
+    columns = max(least_columns, 1 << int(math.log2(max(1, outer)) / 2), -(-inner // 32))
+    return max(recipe.least, min(max(2, -(-inner // columns)), inner, recipe.most))
+
+
+def check_sizes(recovery: str, rounds: Rounds, outer: int, inner: int, probes: int) -> None:
+    """Refuse what `recovery` cannot do."""
+    recipe = _recipe(recovery)
+    count = rounds if isinstance(rounds, int) else len(rounds)
+    if not recipe.least <= count <= recipe.most:
         raise SkerchError(
-            f"Recovery {recovery!r} does not work in {rounds} rounds; "
-            f"set rounds to {' or '.join(map(str, recipe.rounds))}."
+            f"Recovery {recovery!r} does not work in {count} rounds; set rounds to "
+            f"{recipe.least}{f' to {recipe.most}' if recipe.most > recipe.least else ''}."
         )
     limit = inner // 2 if recovery == "hmt" else inner
     if not 1 <= outer <= limit:
@@ -83,23 +103,37 @@ def check_sizes(recovery: str, rounds: int | None, outer: int, inner: int, probe
             f"outer={outer} eigenpairs cannot be had from inner={inner} matvecs by {recovery!r}; "
             f"outer must lie between 1 and {limit}."
         )
-    if inner < rounds:
+    if inner < count:
         raise SkerchError(
-            f"inner={inner} matvecs are too few for {rounds} rounds; take {rounds}, or rounds=1."
+            f"inner={inner} matvecs are too few for {count} rounds; take {count}, or rounds=1."
+        )
+    if not isinstance(rounds, int) and (
+        sum(rounds) != inner or min(rounds) < 1 or sorted(rounds, reverse=True) != list(rounds)
+    ):
+        raise SkerchError(
+            f"rounds={list(rounds)} must be numbers of matvecs that add up to inner={inner}, each "
+            "at least 1 and none above the one before, in whose products its vectors are found."
         )
     if probes < 2:
         raise SkerchError(
             f"probes={probes} is too few for an error estimate; take 30 (at least 2)."
         )
-    return rounds
 
 
-def check_dimension(size: int, inner: int) -> None:
-    """Refuse more matvecs than the dimension: a dense matrix costs no more than N of them."""
-    if inner > size:
+def _recipe(recovery: str) -> Recovery:
+    if recovery not in RECOVERIES:
+        known = ", ".join(sorted(RECOVERIES))
+        raise SkerchError(f"There is no recovery {recovery!r}; choose one of {known}.")
+    return RECOVERIES[recovery]
+
+
+def check_dimension(size: int, outer: int, inner: int) -> None:
+    """Refuse more eigenpairs than the dimension N, or more matvecs unless they are few."""
+    if outer > size:
+        raise SkerchError(f"outer={outer} eigenpairs are more than the dimension N={size}.")
+    if inner > max(size, default_inner(outer)):
         raise SkerchError(
-            f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size} "
-            "(it is twice outer, unless given)."
+            f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size}."
         )
 
 

@@ -14,6 +14,7 @@ class Core:
 
     values: Tensor  # (k,), sorted by decreasing magnitude
     coefficients: Tensor  # (m, k), the eigenvectors are Y times these
+    unknown: Tensor  # (k,) the norm of each eigenvector's part where H is not known exactly
     health: dict[str, float]  # figures that tell how far to trust it; "asymmetry" of the products
 
 

@@ -6,6 +6,8 @@ Halko, Martinsson and Tropp, "Finding structure with randomness", SIAM Review 53
 
 from __future__ import annotations
 
+import torch
+
 from skerch.decompositions.recoveries.core import Core, asymmetry, largest
 from skerch.measurements.summary import Summary
 
@@ -19,4 +21,4 @@ def recover(summary: Summary, outer: int) -> Core:
     values, U = largest(C, outer)
     coefficients = U.new_zeros(summary.stored, U.shape[1])
     coefficients[:first] = P @ U
-    return Core(values, coefficients, {"asymmetry": asymmetry(C)})
+    return Core(values, coefficients, torch.ones_like(values), {"asymmetry": asymmetry(C)})

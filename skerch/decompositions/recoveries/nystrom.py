@@ -38,25 +38,41 @@ def recover(summary: Summary, outer: int) -> Core:
     relative to the largest eigenvalue of M.
     """
     C, health = _filtered(summary, outer)
+    T = C.new_zeros(len(C), 0)
     if summary.range_map is not None:
-        C = _exact_on_range(C, summary, summary.range_map)
+        C, T = _exact_on_range(C, summary, summary.range_map)
     values, U = largest(C, outer)
-    return Core(values, summary.P @ U, health)
+    unknown = torch.linalg.norm(U - T @ (T.T @ U), dim=0)
+    return Core(values, summary.P @ U, unknown, health)
 
 
 def _filtered(summary: Summary, outer: int) -> tuple[Tensor, dict[str, float]]:
     """R W f(M) WᵀRᵀ, which is the approximation in the basis Q, and the health figures."""
-    scale = _scale(summary)
-    M = scale[:, None] * _test_products(summary) * scale
+    kept = _kept(summary)
+    scale = _scale(summary)[kept]
+    M = scale[:, None] * _test_products(summary)[kept][:, kept] * scale
     m, W = largest(M, len(M))
     W *= scale[:, None]
     fit = _Fit(
-        summary.R @ W, m, summary.epsilon, W.T @ summary.probe_products, summary.projected_probes
+        summary.R[:, kept] @ W,
+        m,
+        summary.epsilon,
+        W.T @ summary.probe_products[kept],
+        summary.projected_probes,
     )
     delta = fit.best_filter(outer)
     top = float(m[0].abs())
     health = {"asymmetry": asymmetry(M), "filter": delta / top if top > 0 else 0.0}
     return (fit.YW * fit.inverse(delta)) @ fit.YW.T, health
+
+
+def _kept(summary: Summary) -> Tensor | slice:
+    """The columns of which XᵀY is known: all but those of fresh vectors."""
+    if summary.fresh is None:
+        return slice(None)
+    kept = torch.ones(summary.stored, dtype=torch.bool, device=summary.gram.device)
+    kept[summary.fresh] = False
+    return kept
 
 
 def _scale(summary: Summary) -> Tensor:
@@ -77,8 +93,11 @@ def _test_products(summary: Summary) -> Tensor:
     return torch.cat([torch.cat([of_omega, of_range[:, :first].T], dim=1), of_range])
 
 
-def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> Tensor:
-    """The symmetric matrix nearest to C that maps T = QᵀX' to QᵀHX', for X' = Y'P orthonormal."""
+def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> tuple[Tensor, Tensor]:
+    """The symmetric matrix nearest to C that maps T to QᵀHX', and T = QᵀX' for X' = Y'P.
+
+    X' is orthonormal.
+    """
     first, earlier = len(summary.norm), len(P)
     norms = torch.diagonal(summary.gram)[:earlier].sqrt()
     cancellation = torch.linalg.norm(norms[:, None] * P, dim=0)  # zero for the zero columns
@@ -88,7 +107,7 @@ def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> Tensor:
     half = (D - T @ (T.T @ D) / 2) @ T.T
     C += half  # in place: these are as large as all else that is small
     C += half.T
-    return C
+    return C, T
 
 
 @dataclass(frozen=True)
@@ -114,7 +133,7 @@ class _Fit:
 
     def best_filter(self, outer: int) -> float:
         """The δ of least misfit around |m_outer|, sought further where an end of the grid wins."""
-        around = max(float(self.m[outer - 1].abs()), self.epsilon * float(self.m[0].abs()))
+        around = max(float(self.m[:outer][-1].abs()), self.epsilon * float(self.m[0].abs()))
         if around == 0:
             return 1.0
         grid = [float(delta) * around for delta in FILTER_GRID]

@@ -23,4 +23,4 @@ def recover(summary: Summary, outer: int) -> Core:
     half = torch.linalg.lstsq(left, summary.inner, driver="gelsd").solution
     C = torch.linalg.lstsq(right, half.T, driver="gelsd").solution.T
     values, U = largest(C, outer)
-    return Core(values, summary.P @ U, {"core_asymmetry": asymmetry(C)})
+    return Core(values, summary.P @ U, torch.ones_like(values), {"core_asymmetry": asymmetry(C)})

@@ -67,10 +67,11 @@ def merged_rounds(folder, op, recovery, rounds, progress=None, **values):
     """Measure all rounds in a folder and merge them into its merged.h5; their arrays."""
     arrays, found = [], None
     with contextlib.ExitStack() as stack:
-        for each in RECOVERIES[recovery].each_round(rounds, OUTER, INNER, PROBES):
+        each_round = RECOVERIES[recovery].each_round(rounds, OUTER, INNER, PROBES)
+        for each in each_round:
             if each.round > 1:
                 path = folder / f"range-{each.round}.h5"
-                find_range(arrays, path, each.columns, found)
+                find_range(arrays, path, each.columns, found, final=each is each_round[-1])
                 found = stack.enter_context(RangeFile(path, list(arrays)))
             changes = dataclasses.asdict(each) | {"range_hash": found and found.hash} | values
             array = MeasurementArray.create(folder / f"round-{each.round}", manifest(**changes))
@@ -117,7 +118,14 @@ def test_a_measured_array_holds_the_products_of_its_test_vectors(tmp_path, H, op
 
 @pytest.mark.parametrize(
     ("recovery", "rounds"),
-    [("nystrom", 1), ("nystrom", 2), ("nystrom", 4), ("oversampled", 1), ("hmt", 2)],
+    [
+        ("nystrom", 1),
+        ("nystrom", 2),
+        ("nystrom", 10),
+        ("nystrom", [21, 10, 10]),
+        ("oversampled", 1),
+        ("hmt", 2),
+    ],
 )
 def test_the_files_give_the_eigenpairs_of_the_in_core_solver(
     tmp_path, monkeypatch, op, recovery, rounds
@@ -346,6 +354,21 @@ def test_the_range_is_that_of_the_largest_singular_values(tmp_path, H, op, colum
         U = torch.linalg.svd(stored(0, N)[:, :INNER], full_matrices=False).U
     cosines = torch.linalg.svdvals(U[:, :columns].T @ Q)
     torch.testing.assert_close(cosines, torch.ones(columns).double(), rtol=0, atol=1e-9)
+
+
+def test_fresh_vectors_go_on_where_a_range_is_at_its_end_through_files_too(tmp_path, monkeypatch):
+    monkeypatch.setattr("skerch.measurements.gram.SLAB_ROWS", 128)
+    H, _ = synthmat.symmetric(torch.cat([torch.full((40,), 2.0), torch.zeros(N - 40)]).double(), 0)
+    op = aslinearoperator(H, self_adjoint=True)
+    merged_rounds(tmp_path, op, "nystrom", 8)
+    with MergedArray(tmp_path / "merged.h5") as merged:
+        solution = solve(merged.summary, "nystrom", OUTER)
+    options = {"rounds": 8, "probes": PROBES, "seed": 3, "block_size": 8}
+    expected = seigh(op, outer=OUTER, inner=INNER, **options)
+    assert len(expected.eigenvalues) > 1.5 * INNER / 8  # which is what one round has
+    torch.testing.assert_close(expected.eigenvalues, torch.full_like(expected.eigenvalues, 2.0))
+    torch.testing.assert_close(solution.eigenvalues, expected.eigenvalues, rtol=0, atol=1e-12)
+    torch.testing.assert_close(solution.residual, expected.residual, rtol=1e-6, atol=1e-9)
 
 
 def test_the_ranges_of_all_rounds_are_orthonormal_together():
