@@ -7,6 +7,7 @@ Products of tall arrays are in float64.
 | stage | operations | numbers |
 | --- | --- | --- |
 | measure, a column | a matvec, and in round 1 its sketch | N written, in later rounds N read |
+| rounds | all measure and range_finder | |
 | range_finder | N (b² - f²) + 2 N b c | 2 N b read, N c written |
 | merge | N (m + q)² - N b² | N (m + q) read and written |
 | decompose | 2 N m k | N m read, N k written |
@@ -17,7 +18,7 @@ Then range_finder solves an eigenproblem of size b, decompose two of size m.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass, replace
 from itertools import accumulate
 
 from skerch.jobs.config import Config
@@ -62,6 +63,14 @@ def workload(task: Task, config: Config, N: int) -> Workload:
     *_, known, before = 0, 0, *accumulate(each.stored for each in rounds[: number - 1])
     m, columns = sum(each.stored for each in rounds), rounds[number - 1].columns
     width, column = m + config.sketch.probes, N * ITEMS[config.hessian.dtype]
+    if task.stage == "rounds":
+        parts = [
+            replace(task, stage=stage, arguments={"round": each.round, "tasks": [0]})
+            for each in rounds
+            for stage in ("measure", "range_finder")[: 1 + (each.round > 1)]
+        ]
+        works = [astuple(workload(part, config, N)) for part in parts]
+        return Workload(*map(sum, zip(*works, strict=True)))
     if task.stage == "measure":
         first = task.arguments["tasks"][0] * config.launcher.blocks_per_task
         blocks = array_manifest(config, rounds[number - 1], N).blocks()

@@ -117,6 +117,12 @@ class Hessian:
             return file.eigenvalues
 
     @property
+    def eigenvalue_bound(self) -> Tensor | None:
+        """How far an eigenvalue of H may be from each λ_i, in 95 of 100, (k,); None if unknown."""
+        with self.context.eigh() as file:
+            return file.eigenvalue_bound
+
+    @property
     def eigenvectors(self) -> Eigenvectors:
         """W (N, k), orthonormal columns, of which slices are read: `h.eigenvectors[:, :10]`."""
         return Eigenvectors(self.context)

@@ -47,7 +47,7 @@ def submit(
     from skerch.jobs.launchers.slurm.submit import dry_run as show
     from skerch.jobs.launchers.slurm.submit import submit
 
-    (show if dry_run else submit)(load(experiment, overrides or []))
+    (show if dry_run else submit)(load(experiment, overrides or [], queued=True))
 
 
 def logs(

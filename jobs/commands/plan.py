@@ -20,9 +20,11 @@ from skerch.jobs.commands.disk import hessian_disk, training_disk
 from skerch.jobs.config import Config, checkpoints
 from skerch.jobs.config.resources import resources
 from skerch.jobs.launchers.preflight import count_parameters
+from skerch.jobs.pipeline.seigh import at_once
 from skerch.jobs.run_dir import RunDir
 from skerch.measurements.gram import SLAB_ROWS
 
+MEASURING = ("measure", "rounds")
 DISK = 2e8  # bytes a second that a shared disk is taken to read and write for one task
 
 
@@ -33,7 +35,7 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
     """
     N, sketch = count_parameters(config), config.sketch
     tasks, hessians = pipeline.tasks(config), _count_hessians(config)
-    measuring = [task for task in tasks if task.stage == "measure"]
+    measuring = [task for task in tasks if task.stage in MEASURING]
 
     table = Table(title=f"{N:,} parameters, {hessians} Hessians")
     for heading in ("", "each", "in all"):
@@ -110,6 +112,8 @@ def _memory_notes(config: Config, N: int) -> Iterator[str]:
         "Python with PyTorch, as this process."
     )
     needs = {"measure": vectors, "range_finder": solver, "merge": solver, "decompose": solver}
+    if at_once(config):
+        needs["measure"] += solver
     for stage, wanted in resources(config).items():
         needed = python + needs.get(stage, 0)
         if wanted.memory and not wanted.gpus and wanted.memory * 2**20 < needed:
@@ -127,10 +131,10 @@ def _add_times(table: Table, config: Config, N: int) -> str:
     tasks = pipeline.tasks(config)[1:]
     for task in tasks[: len(tasks) // hessians]:
         takes = seconds(task, costs(workload(task, config, N), pace.matvec, machine))
-        if task.array is None:
+        if task.stage not in MEASURING:
             rest += takes
         else:
-            arrays[task.array].append(machine.start + takes)
+            arrays[task.array or task.id].append(machine.start + takes)
     measuring = sum(map(sum, arrays.values()))
     longest = max(map(max, arrays.values()))
     table.add_row("time: a matvec", duration(pace.matvec), "")

@@ -97,7 +97,7 @@ def _cells(results: HessianResults) -> list[str]:
     distance = results.distance
     sigmas = "" if distance is None else f", {distance:+.1f} σ"
     return [
-        ", ".join(f"{value:.4g}" for value in results.eigenvalues[:3]),
+        ", ".join(map(results.eigenvalue, range(min(3, len(results.eigenvalues))))),
         f"{results.relative_residual:.2%}",
         f"{results.overlap[-1]:.4f}, {results.multiple:.2f} × k/N{sigmas}",
     ]
@@ -106,11 +106,13 @@ def _cells(results: HessianResults) -> list[str]:
 def _row(results: HessianResults | None) -> dict[str, Any]:
     """The same as numbers; None where there are none."""
     top = [*(results.eigenvalues if results else ()), None, None, None]
+    off = [*(results.eigenvalue_bound if results else ()), None, None, None]
     within, alike = (results and results.tie) or (None, None)
     return {
         "parameters": results and results.parameters,
         "k": results and len(results.overlap),
         **{f"eigenvalue_{i + 1}": top[i] for i in range(3)},
+        **{f"eigenvalue_{i + 1}_bound": off[i] for i in range(3)},
         "relative_residual": results and results.relative_residual,
         "overlap": results and results.overlap[-1],
         "chance": results and results.baseline[-1],

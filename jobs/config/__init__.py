@@ -2,7 +2,7 @@
 
 from skerch.jobs.config.identity import difference, grown, identity
 from skerch.jobs.config.loading import load, load_resolved, run_directory, save
-from skerch.jobs.config.schema import Config
+from skerch.jobs.config.schema import Config, method_name
 from skerch.jobs.errors import ConfigError
 
 __all__ = [
@@ -13,6 +13,7 @@ __all__ = [
     "identity",
     "load",
     "load_resolved",
+    "method_name",
     "run_directory",
     "save",
 ]

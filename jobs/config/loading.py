@@ -14,7 +14,7 @@ import os
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from importlib.resources import files
 from io import StringIO
@@ -26,12 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from skerch.decompositions.recoveries import RECOVERIES
+from skerch.decompositions import recoveries
 from skerch.files import cause, write_atomically
 from skerch.jobs.config import validation
 from skerch.jobs.config.checkpoints import checkpoint_files, matches
 from skerch.jobs.config.resources import written
-from skerch.jobs.config.schema import Config
+from skerch.jobs.config.schema import Config, method_name
 from skerch.jobs.errors import ConfigError, unknown
 
 WRITTEN, CHECKED = "# Written by skerch", "sha256 of what follows"
@@ -40,14 +40,18 @@ GLOB_IN_A_LIST = rf"([\[,]\s*)((?:{GLOB})(?:\[[^\]]*\]|[^\[\],])*)"
 LONGEST_PATH = 3500  # bytes of a folder, so that what lies below it stays within 4096
 
 
-def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
+def load(
+    path_or_name: str | Path, overrides: Iterable[str] = (), *, queued: bool = False
+) -> Config:
     """The checked config of an experiment file, with overrides `key.path=value` applied.
 
     A file that does not exist here may be one that comes with skerch: `digits`, `digits.yaml` and
     `config/experiment/digits.yaml` are the same. A run directory stands for its config. Values of
     overrides are YAML, those of `resources` text as it is written. Relative paths refer to the
     current folder; `training.checkpoints` that match nothing there, and the module of
-    `problem.factory`, to the experiment file's folder.
+    `problem.factory`, to the experiment file's folder. `sketch.rounds: auto` is what the run at
+    `run_dir` has, if there is one; else many small rounds, or two where each round's tasks wait in
+    a queue.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value is of a wrong type or out
@@ -68,6 +72,7 @@ def load(path_or_name: str | Path, overrides: Iterable[str] = ()) -> Config:
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     node = _typed(raw)
     _resolve(node, path, run_dir)
+    _resolve_sketch(node, queued)
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
     validation.check(config)
@@ -278,11 +283,7 @@ def _resolve(node: DictConfig, path: Path, run_dir: Path | None) -> None:
         node.problem_path = _absolute("problem_path", os.path.join(path.parent, folder))
     if node.cluster is not None and os.path.isfile(node.cluster):
         node.cluster = _absolute("cluster", node.cluster)
-    sketch, training = node.sketch, node.training
-    if OmegaConf.is_missing(sketch, "inner"):
-        sketch.inner = 2 * sketch.outer
-    if OmegaConf.is_missing(sketch, "rounds"):
-        sketch.rounds = RECOVERIES[sketch.recovery].default if sketch.recovery in RECOVERIES else 1
+    training = node.training
     asked = [] if OmegaConf.is_missing(training, "record_steps") else list(training.record_steps)
     known = run_dir and asked and os.path.isabs(training.checkpoints or "")
     if training.checkpoints is not None and not known:
@@ -297,6 +298,38 @@ def _resolve(node: DictConfig, path: Path, run_dir: Path | None) -> None:
         training.record_steps = asked or found
     elif OmegaConf.is_missing(training, "record_steps"):
         training.record_steps = sorted({0, training.max_steps})
+
+
+def _resolve_sketch(node: DictConfig, queued: bool) -> None:
+    """Fill in the numbers of matvecs and of rounds: `auto` is what a run that is there has."""
+    sketch, launcher = node.sketch, node.launcher
+    recipe = recoveries.RECOVERIES.get(sketch.recovery)
+    if OmegaConf.is_missing(sketch, "rounds"):
+        sketch.rounds = recipe.default if recipe else 1
+    if OmegaConf.is_missing(sketch, "inner"):
+        each = list(sketch.rounds) if OmegaConf.is_list(sketch.rounds) else []
+        listed = each and all(type(number) is int and number > 0 for number in each)
+        sketch.inner = sum(each) if listed else 2 * sketch.outer
+    if sketch.rounds == "auto" and recipe:
+        there = _sketch_of(node)
+        if there and all(sketch[key] == there[key] for key in ("outer", "recovery", "inner")):
+            sketch.rounds = there["rounds"]
+            return
+        shared = 1 if launcher.workers == 1 else launcher.workers * sketch.block_size
+        columns = sketch.inner if queued else shared
+        sketch.rounds = recoveries.default_rounds(
+            sketch.recovery, sketch.outer, sketch.inner, columns
+        )
+
+
+def _sketch_of(node: DictConfig) -> dict[str, Any] | None:
+    """The section `sketch` of the run at `run_dir`, if it is there."""
+    path = Path(node.run_dir, method_name(node), "hessian_config.yaml")
+    if not path.exists():
+        return None
+    with suppress(ConfigError):  # whoever binds the run says what is wrong
+        return vars(load_resolved(path).sketch)
+    return None
 
 
 def _default_run_dir(path: Path) -> str:

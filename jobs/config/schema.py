@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from omegaconf import MISSING
+from omegaconf import MISSING, DictConfig
 
 from skerch.decompositions.recoveries import RECOVERIES, Round
 from skerch.jobs.config.methods import METHODS
@@ -64,7 +64,7 @@ class Sketch:
 
     kind: str = "sparse_sign"
     recovery: str = _choice("nystrom", "oversampled")
-    rounds: int = _number(MISSING)  # by default the recovery's
+    rounds: Any = MISSING  # by default the recovery's; auto, or the matvecs of each in a list
     outer: int = _number(100)  # eigenpairs
     inner: int = _number(MISSING)  # matvecs; by default twice outer
     probes: int = _number(30, least=2, most=10_000)
@@ -105,3 +105,11 @@ class Config:
     keep_blocks: bool = True
     consolidate: bool = True
     problem_path: str | None = None  # the folder that problem.factory is imported from
+
+
+def method_name(config: Config | DictConfig) -> str:
+    """The method's folder: what the user calls it, or the method and the curvature."""
+    if config.name is not None:
+        return str(config.name)
+    curvature, method = config.hessian.curvature, str(config.method)
+    return method if curvature == "hessian" else f"{method}-{curvature}"

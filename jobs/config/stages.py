@@ -27,6 +27,7 @@ STAGES = {
         Stage("layout", resources_of="measure"),  # which times matvecs for the workers
         Stage("measure", resumes=True, shared=True, array=True),
         Stage("range_finder", shared=True),
+        Stage("rounds", resumes=True, shared=True, resources_of="measure"),  # all of them in one
         Stage("merge", shared=True),
         Stage("decompose", shared=True, result=True),
         Stage("analyze", result=True),

@@ -140,6 +140,12 @@ def _check_blocks(config: Config) -> None:
 
 
 def _check_sketch(sketch: Sketch) -> None:
+    of_rounds = sketch.rounds if isinstance(sketch.rounds, list) else [sketch.rounds]
+    if not of_rounds or not all(type(number) is int and number > 0 for number in of_rounds):
+        raise ConfigError(
+            f"sketch.rounds is {short(sketch.rounds)}; it is auto, a number from 1 on, or a list "
+            "of the matvecs of each round."
+        )
     try:
         sketch_operators.check_kind(sketch.kind)
         recoveries.check_sizes(

@@ -28,7 +28,7 @@ def count_parameters(config: Config, here: bool = True) -> int:
         if here:
             resolve_device(config)
         check_strategy(config.hessian.strategy)
-        check_dimension(N, config.sketch.inner)
+        check_dimension(N, config.sketch.outer, config.sketch.inner)
     except SkerchError as error:
         raise ConfigError(str(error)) from error
     return N

@@ -49,7 +49,7 @@ def main() -> None:
     print_always()
     try:
         with refusals_named():
-            prepare(load(options.experiment, options.overrides))
+            prepare(load(options.experiment, options.overrides, queued=True))
     except SkerchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

@@ -1,15 +1,19 @@
 """The tasks of one Hessian's sketched eigendecomposition.
 
 layout → measure … → (range_finder → layout → measure … →)… merge → decompose → analyze
+
+Where there are more than two rounds, and none has more blocks than one task measures, one task
+`rounds` stands for all before the merge.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
 
+from skerch.decompositions.recoveries import Round
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline.task import Task, refusal
@@ -21,7 +25,6 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
     """The tasks of one Hessian."""
     name = method_name(config)
     directory = run.step(name, step, split)
-    sketch = config.sketch
 
     def task(
         stage: str, outputs: list[Path], needs: list[str], suffix: str = "", **arguments: Any
@@ -34,6 +37,42 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
             tuple(needs),
         )
 
+    tasks_of = _in_one if at_once(config) else _apart
+    measuring = list(tasks_of(config, directory, task))
+    yield from measuring
+
+    def ids(*stages: str) -> list[str]:
+        return [each.id for stage in stages for each in measuring if each.stage == stage]
+
+    blocks = ids("measure", "rounds")
+    merge = task("merge", [directory.merged], [*ids("layout"), *blocks, *ids("range_finder")[-1:]])
+    yield merge
+    columns = [] if config.consolidate else blocks
+    decompose = task("decompose", [directory.eigh], [merge.id, *ids("layout"), *columns])
+    yield decompose
+    figure = run.figure(name, step, split)
+    yield task("analyze", [directory.overlap, figure], ["train", decompose.id])
+
+
+def at_once(config: Config) -> bool:
+    """Whether one task measures all rounds: there are many, and each has no more than a task."""
+    sketch, p = config.sketch, config.launcher.blocks_per_task
+    rounds = sketch.each_round()
+    return len(rounds) > 2 and all(each.count_blocks(sketch.block_size) <= p for each in rounds)
+
+
+def _in_one(config: Config, directory: StepDir, task: Callable[..., Task]) -> Iterator[Task]:
+    rounds = config.sketch.each_round()
+    outputs = [directory.range(len(rounds))]
+    for each in rounds:
+        array = directory.measurements(each.round)
+        outputs += [manifest_path(array), *_blocks(array, each, config.sketch.block_size)]
+    yield task("rounds", outputs, ["train"])
+
+
+def _apart(config: Config, directory: StepDir, task: Callable[..., Task]) -> Iterator[Task]:
+    """The tasks that measure, each round's after the one before."""
+    sketch, p = config.sketch, config.launcher.blocks_per_task
     finders: list[str] = []
     layouts: list[str] = []
     measures: list[str] = []
@@ -61,15 +100,11 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
         )
         layouts.append(layout.id)
         yield layout
-        blocks = each.count_blocks(sketch.block_size)
-        p = config.launcher.blocks_per_task
-        for index in range(-(-blocks // p)):
+        blocks = list(_blocks(array, each, sketch.block_size))
+        for index in range(-(-len(blocks) // p)):
             measure = task(
                 "measure",
-                [
-                    block_path(array, block)
-                    for block in range(index * p, min((index + 1) * p, blocks))
-                ],
+                blocks[index * p : (index + 1) * p],
                 ["train", layout.id, *of_range],
                 f"-{number}.{index}",
                 round=number,
@@ -77,15 +112,11 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
             )
             measures.append(measure.id)
             yield measure
-    arrays = [*layouts, *measures]
-    merge = task("merge", [directory.merged], [*arrays, *finders[-1:]])
-    yield merge
-    decompose = task(
-        "decompose", [directory.eigh], [merge.id, *(layouts if config.consolidate else arrays)]
-    )
-    yield decompose
-    figure = run.figure(name, step, split)
-    yield task("analyze", [directory.overlap, figure], ["train", decompose.id])
+
+
+def _blocks(array: Path, each: Round, block_size: int) -> Iterator[Path]:
+    """The files of a round's blocks."""
+    return (block_path(array, index) for index in range(each.count_blocks(block_size)))
 
 
 def damage(directory: StepDir, outputs: Iterable[Path]) -> Iterator[str]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from skerch.jobs import config as configs
-from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.config import Config, ConfigError, method_name
 from skerch.measurements.manifest import manifest_path, range_path, read
 
 
@@ -23,14 +23,6 @@ def command(verb: str, path: Path, *arguments: str) -> str:
     here = Path.cwd()
     shown = path.relative_to(here) if path.is_relative_to(here) else path
     return shlex.join(["python", "-m", "skerch", verb, str(shown), *arguments])
-
-
-def method_name(config: Config) -> str:
-    """The method's folder: what the user calls it, or the method and the curvature."""
-    if config.name is not None:
-        return config.name
-    curvature = config.hessian.curvature
-    return config.method if curvature == "hessian" else f"{config.method}-{curvature}"
 
 
 @dataclass(frozen=True)

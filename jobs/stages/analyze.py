@@ -23,7 +23,7 @@ def run(context: Context) -> None:
     parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
     with context.eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
-        manifests, asymmetry = file.manifests, file.asymmetry
+        manifests, asymmetry, bound = file.manifests, file.asymmetry, file.eigenvalue_bound
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
     lower, upper = interval(eigenvalues, residual, probes)
     results = HessianResults(
@@ -34,6 +34,7 @@ def run(context: Context) -> None:
         scree_bounds=[bound.tolist() for bound in scree_bounds(eigenvalues, residual)],
         asymmetry=asymmetry,
         rounding=rounding(getattr(torch, config.hessian.dtype)),
+        eigenvalue_bound=() if bound is None else bound.tolist(),
         **{name: values.tolist() for name, values in vars(result).items()},
     )
     figure = hessian_figure(results, _title(context, results))

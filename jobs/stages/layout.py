@@ -38,21 +38,28 @@ def run(context: Context) -> None:
     if manifest_path(directory).exists() or MeasurementArray.restore(directory):
         MeasurementArray(directory)
         return
-    range_hash = None
     if context.round == 1:
-        N, chosen = _choose(context)
-        provenance: Mapping[str, Any] = vars(chosen)
-    else:
-        first = context.array(1)
-        N, provenance = first.manifest.size, first.manifest.provenance
-        with context.range_file(context.round) as range_file:
-            range_hash = range_file.hash if range_file else None
+        N, provenance = _choose(context)
+        lay_out(context, context.which_round(), N, vars(provenance))
+        return
+    first = context.array(1).manifest
+    with context.range_file(context.round) as range_file:
+        range_hash = range_file.hash if range_file else None
+        lay_out(context, context.which_round(), first.size, first.provenance, range_hash)
+
+
+def lay_out(
+    context: Context,
+    each: Round,
+    N: int,
+    provenance: Mapping[str, Any],
+    range_hash: str | None = None,
+) -> MeasurementArray:
+    """Write the manifest of a round of N rows, and the view of it."""
     manifest = replace(
-        array_manifest(context.config, context.which_round(), N),
-        range_hash=range_hash,
-        provenance=provenance,
+        array_manifest(context.config, each, N), range_hash=range_hash, provenance=provenance
     )
-    MeasurementArray.create(directory, manifest)
+    return MeasurementArray.create(context.directory.measurements(each.round), manifest)
 
 
 def array_manifest(config: Config, each: Round, N: int) -> Manifest:
@@ -88,7 +95,7 @@ def _choose(context: Context) -> tuple[int, Provenance]:
             require_same(its, array)
         chosen = Choice(seen.strategy, seen.chunk_size, seen.memory_format)
     op = hessian_operator(config, inputs, chosen)
-    check_dimension(op.shape[0], config.sketch.inner)
+    check_dimension(op.shape[0], config.sketch.outer, config.sketch.inner)
     with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
         op.verify()
         choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))

@@ -22,6 +22,7 @@ from skerch.jobs.stages.program import main
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Block
 from skerch.measurements.measure import Measurer, NonFiniteError
+from skerch.measurements.range_finder import RangeFile
 from skerch.rounding import rounding
 
 
@@ -40,6 +41,14 @@ def run(context: Context) -> None:
     blocks = context.team.share(lambda: array.missing(wanted))
     if not blocks:
         return
+    op = operator(context, array)
+    with op.frozen(), context.range_file(context.round) as range_file:
+        require_same(op, array)
+        measure(op, array, blocks, range_file, context.progress)
+
+
+def operator(context: Context, array: MeasurementArray) -> HessianOperator:
+    """The operator that an array was laid out for, on this worker's device."""
     recorded = Provenance.of(array.manifest)
     device = resolve_device(context.config)
     if device.type != recorded.device:
@@ -47,28 +56,35 @@ def run(context: Context) -> None:
             f"{array.directory} was laid out for {recorded.device}, and this worker has "
             f"{device.type}; set launcher.device={recorded.device}, or delete the folder."
         )
-    inputs = load_inputs(context)
-    op = hessian_operator(context.config, inputs, recorded)
-    with op.frozen(), context.range_file(context.round) as range_file:
-        if range_file and range_file.hash != array.manifest.range_hash:
+    return hessian_operator(context.config, load_inputs(context), recorded)
+
+
+def measure(
+    op: HessianOperator,
+    array: MeasurementArray,
+    blocks: Sequence[Block],
+    range_file: RangeFile | None,
+    progress: Progress = silent,
+) -> None:
+    """Fill blocks of an array whose test vectors, in a later round, are in the range file."""
+    if range_file and range_file.hash != array.manifest.range_hash:
+        raise MeasureError(
+            f"{array.directory} was laid out for another range.h5; delete {array.directory} "
+            "to measure it anew."
+        )
+    op.compare = array.manifest.round == 1 and blocks[0].index == 0  # once an array
+    measurer = Measurer(array.manifest, op.device, range_file.columns if range_file else None)
+
+    def of_block(block: Block) -> dict[str, Tensor]:
+        try:
+            return measurer.measure(op, block)
+        except NonFiniteError as error:
             raise MeasureError(
-                f"{array.directory} was laid out for another range.h5; delete {array.directory} "
-                "to measure it anew."
-            )
-        require_same(op, array)
-        op.compare = array.manifest.round == 1 and blocks[0].index == 0  # once an array
-        measurer = Measurer(array.manifest, device, range_file.columns if range_file else None)
+                f"{error} The loss there is {op.loss()}; a step before training diverged, "
+                "or hessian.dtype=float64, may help."
+            ) from None
 
-        def measure(block: Block) -> dict[str, Tensor]:
-            try:
-                return measurer.measure(op, block)
-            except NonFiniteError as error:
-                raise MeasureError(
-                    f"{error} The loss there is {op.loss()}; a step before training diverged, "
-                    "or hessian.dtype=float64, may help."
-                ) from None
-
-        fill(array, blocks, measure, context.progress)
+    fill(array, blocks, of_block, progress)
 
 
 def require_same(op: HessianOperator, array: MeasurementArray) -> None:
@@ -100,21 +116,21 @@ def require_same(op: HessianOperator, array: MeasurementArray) -> None:
 def fill(
     array: MeasurementArray,
     blocks: Sequence[Block],
-    measure: Callable[[Block], dict[str, Tensor]],
+    of_block: Callable[[Block], dict[str, Tensor]],
     progress: Progress = silent,
 ) -> None:
-    """Write what `measure` says of each block, in a thread while it is at the next one.
+    """Write what `of_block` says of each block, in a thread while it is at the next one.
 
     All are on disk when this returns. When it raises, each that was begun is on disk or absent.
     """
     total = sum(block.stop - block.start for block in blocks)
     done = 0
     with ThreadPoolExecutor(1) as writer:
-        arrays = measure(blocks[0])
+        arrays = of_block(blocks[0])
         for block, following in zip_longest(blocks, blocks[1:]):
             write = writer.submit(array.write, block, arrays)
             if following is not None:
-                arrays = measure(following)
+                arrays = of_block(following)
             write.result()
             done += block.stop - block.start
             progress(done, total, "columns")

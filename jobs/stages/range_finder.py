@@ -14,8 +14,9 @@ def run(context: Context) -> None:
     if number < 2:
         raise ConfigError("--round 1 has random test vectors; the first that has a range is 2.")
     columns, path = context.which_round().columns, context.directory.range(number)
+    final = number == len(context.config.sketch.each_round())
     with context.range_file(number - 1) as before:
-        find_range(context.arrays(number - 1), path, columns, before, context.team)
+        find_range(context.arrays(number - 1), path, columns, before, final, context.team)
 
 
 if __name__ == "__main__":

@@ -48,6 +48,7 @@ def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
         "parameters": 1930,
         "k": 20,
         **{f"eigenvalue_{i + 1}": found["eigenvalues"][i] for i in range(3)},
+        **{f"eigenvalue_{i + 1}_bound": found["eigenvalue_bound"][i] for i in range(3)},
         "relative_residual": found["residual"][-1] / found["residual"][0],
         "overlap": overlap,
         "chance": chance,

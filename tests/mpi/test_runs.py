@@ -90,8 +90,9 @@ def local(experiment):
 def by_ranks(experiment, local, mpiexec, tmp_path):
     """A function that gives the experiment, trained already, for some ranks."""
 
-    def of(ranks):
-        config = experiment(tmp_path, "launcher.name=mpi", f"launcher.workers={ranks}")
+    def of(ranks, *overrides):
+        ranked = "launcher.name=mpi", f"launcher.workers={ranks}"
+        config = experiment(tmp_path, *ranked, *overrides)
         shutil.copytree(RunDir(local.run_dir).training, RunDir(config.run_dir).training)
         return config
 
@@ -159,6 +160,20 @@ def test_a_killed_rank_ends_all_and_the_next_run_goes_on(by_ranks, fault, local,
     assert not complete(config)
     assert kept.items() <= blocks(config).items()
     assert bytes_of(config) == bytes_of(local)
+
+
+def test_ranks_share_the_blocks_of_many_small_rounds(by_ranks, fault, experiment, bytes_of):
+    """And go on where a killed one has left them."""
+    many = ["sketch.rounds=5", "sketch.block_size=4", "launcher.blocks_per_task=10"]
+    alone = experiment("many", *many)
+    assert not complete(alone)
+    config = by_ranks(2, *many)
+    fault("kill", config)
+    with pytest.raises(MpiError, match="The ranks ended early: one was killed"):
+        complete(config)
+    assert 0 < len(blocks(config)) < len(blocks(alone))
+    assert not complete(config)
+    assert bytes_of(config) == bytes_of(alone)
 
 
 def test_what_fails_on_one_rank_fails_its_task_and_hangs_nothing(by_ranks, fault, local, bytes_of):

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 # What a stage that resumes goes on from, and what else shortens the way to the next.
 WRITTEN = {
     "train": ("checkpoint", ", or lower training.eval_samples if evaluations take long"),
+    "rounds": ("block", ", or take a smaller sketch.block_size, under another name"),
     "measure": ("block", ", or take a smaller sketch.block_size, under another name"),
 }
 

@@ -1,0 +1,73 @@
+"""Many small rounds of measurements in one task, with one operator for all of them.
+
+Each leaves what it leaves as tasks of its own, so that either way goes on where the other ended;
+but of the ranges, which together are as large as the array, only the one in use is kept.
+"""
+
+from __future__ import annotations
+
+from contextlib import ExitStack, nullcontext
+from dataclasses import replace
+
+from skerch.curvature.hessian import HessianOperator
+from skerch.jobs.stages import layout
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.measure import measure, operator, require_same
+from skerch.jobs.stages.program import main
+from skerch.measurements.array import MeasurementArray
+from skerch.measurements.manifest import manifest_path
+from skerch.measurements.range_finder import RangeFile, find_range
+
+
+def run(context: Context) -> None:
+    """Measure what is missing of all rounds, and leave the last one's range."""
+    team, directory = context.team, context.directory
+    rounds = context.config.sketch.each_round()
+    total = sum(each.columns + each.probes for each in rounds)
+    arrays: list[MeasurementArray] = []
+    op: HessianOperator | None = None
+    done = 0
+
+    def range_file(number: int) -> RangeFile | nullcontext[None]:
+        """The range of a round; where it is not there, it is found anew, as are those before."""
+        if number == 1:
+            return nullcontext()
+        path, before = directory.range(number), arrays[: number - 1]
+        if not team.one(path.exists):
+            with range_file(number - 1) as earlier:
+                columns, final = rounds[number - 1].columns, number == len(rounds)
+                find_range(before, path, columns, earlier, final, team)
+            team.one(lambda: None)  # it is there for all
+        return RangeFile(path, before)
+
+    def progress(measured: int, _: int, unit: str) -> None:
+        context.progress(done + measured, total, unit)
+
+    with ExitStack() as frozen:
+        for each in rounds:
+            number = each.round
+            there = replace(context, round=number)
+            path = manifest_path(directory.measurements(number))
+            if not team.one(path.exists):
+                with range_file(number):
+                    team.one(lambda: layout.run(there))  # noqa: B023  it is called at once
+            arrays.append(there.array(number))
+            if team.one(arrays[-1].missing):
+                blocks = team.share(arrays[-1].missing)
+                if op is None:
+                    op = operator(context, arrays[0])
+                    frozen.enter_context(op.frozen())
+                    require_same(op, arrays[0])
+                with range_file(number) as test_vectors:
+                    if blocks:
+                        measure(op, arrays[-1], blocks, test_vectors, progress)
+                team.one(lambda: None)  # all have measured
+            done += each.columns + each.probes
+            if number > 2 and team.writes:
+                directory.range(number - 1).unlink(missing_ok=True)
+        with range_file(len(rounds)):
+            pass
+
+
+if __name__ == "__main__":
+    main("rounds")
