@@ -34,15 +34,21 @@ PANEL_INCHES = (4.2, 3.6)  # inches
 LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": False}
 
 
-def eigenvalue_panel(axes: Axes, eigenvalues: Values, exact: Values | None = None) -> None:
+def eigenvalue_panel(
+    axes: Axes, eigenvalues: Values, exact: Values | None = None, bound: Values | None = None
+) -> None:
     """Draw |λ_i| of eigenvalues (k,) against i = 1 … k, on a log scale, signs told apart.
 
     The marker of a positive eigenvalue points up and that of a negative one down, so that neither
     hides the other. Zeros have no place on the scale and are left out. The first k `exact`
-    eigenvalues, sorted by magnitude too, are a line on top.
+    eigenvalues, sorted by magnitude too, are a line on top. The plane is shaded as far as each may
+    be off by its `bound` (k,), if there are such.
     """
     values = _array(eigenvalues)
     index = np.arange(1, len(values) + 1)
+    if bound is not None:
+        off, size = _array(bound), np.abs(values)
+        axes.fill_between(index, size - off, size + off, color=GREY, alpha=0.3, linewidth=0)
     size = float(np.clip(500 / max(1, len(values)), 3.5, 5))
     for name, chosen, colour, marker in (
         ("positive", values > 0, BLUE, CARETUPBASE),
@@ -149,7 +155,8 @@ def hessian_figure(
     replace the bounds of the best residual.
     """
     figure, (first, second, third) = _panels(3, title)
-    eigenvalue_panel(first, results.eigenvalues, exact.eigenvalues if exact else None)
+    exact_values = exact.eigenvalues if exact else None
+    eigenvalue_panel(first, results.eigenvalues, exact_values, results.eigenvalue_bound or None)
     residual = _relative(results.residual)
     if exact is None:
         scree_panel(second, residual, *np.sqrt(results.scree_bounds))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -27,6 +28,18 @@ class HessianResults:
     ties: Sequence[Sequence[int]] = ()  # (2, k)
     asymmetry: float = 0.0  # ‖M - Mᵀ‖ / ‖M‖ of the sketched matrix, which is symmetric …
     rounding: float = 1.0  # … up to this, for the dtype of its products
+    eigenvalue_bound: Sequence[float] = ()  # (k,) how far each may be off, in 95 of 100
+
+    def eigenvalue(self, index: int) -> str:
+        """An eigenvalue with the digits that are known, five at most; four where none can tell."""
+        value = self.eigenvalues[index]
+        if not self.eigenvalue_bound or not value:
+            return f"{value:.4g}"
+        bound = self.eigenvalue_bound[index]
+        known = math.floor(math.log10(abs(value))) - math.ceil(math.log10(bound)) + 1
+        if known < 1:
+            return f"{value:.1g} ± {bound:.1g}"
+        return f"{value:#.{min(known, 5)}g}".removesuffix(".")
 
     @property
     def relative_residual(self) -> float:

@@ -87,6 +87,11 @@ def test_exact_eigenvalues_are_laid_over_up_to_the_same_rank(axes):
     assert lines(axes)["exact"] == ([1, 2, 3, 4, 5, 6], [20.0, 19.0, 18.0, 17.0, 16.0, 15.0])
 
 
+def test_eigenvalues_are_shaded_as_far_as_they_may_be_off(axes):
+    eigenvalue_panel(axes, [9.0, -4.0], bound=[1.0, 0.5])
+    assert edges(axes) == ({1: 8.0, 2: 3.5}, {1: 10.0, 2: 4.5})
+
+
 def test_a_definite_spectrum_has_no_negative_entry(axes):
     eigenvalue_panel(axes, EIGENVALUES.abs())
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["positive"]
