@@ -33,6 +33,7 @@ from skerch.jobs.commands.costs import workload
 from skerch.jobs.commands.disk import hessian_disk
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline import Task
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray, StoredColumns
 from skerch.measurements.gram import gram
 from skerch.measurements.summary import Summary
@@ -215,7 +216,7 @@ def accuracy(folder: str, dtypes: Sequence[str]) -> Iterator[str | Figure]:
         begin(config, first=-1)
         pairs = load(config.run_dir)[0, "test"]
         found = residual(H, pairs.eigenvectors[:].double(), pairs.eigenvalues)
-        with pairs.context.merged() as merged:
+        with SketchFiles(pairs.context).merged() as merged:
             assert merged.rows is not None
             Y = merged.rows(0, len(H)).double()
             W, values = by_qr(Y, merged.summary, 100)

@@ -129,7 +129,7 @@ def anatomy(run_dir: str) -> dict[str, float]:
     from skerch.curvature.strategies import Choice
     from skerch.jobs import pipeline
     from skerch.jobs.run_dir import RunDir
-    from skerch.jobs.stages import context, inputs, measure, operator
+    from skerch.jobs.stages import context, inputs, measure, operator, sketch
     from skerch.measurements.array import MeasurementArray
 
     lap("other imports")
@@ -139,7 +139,7 @@ def anatomy(run_dir: str) -> dict[str, float]:
     pipeline.tasks(config)
     lap("config and list of tasks")
     of_step = context.Context(run, config, "seigh", 0, "test")
-    manifest = of_step.array(1).manifest
+    manifest = sketch.SketchFiles(of_step).array(1).manifest
     op = operator.hessian_operator(config, inputs.load_inputs(of_step), Choice("loop", 1))
     measurer = measure.Measurer(manifest, "cpu")
     blocks = manifest.blocks()

@@ -22,6 +22,7 @@ from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.layout import array_manifest
 from skerch.jobs.stages.operator import hessian_operator
 from skerch.jobs.stages.program import omp_threads, settle
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.manifest import manifest_path, read
 from skerch.measurements.measure import Measurer
 
@@ -63,7 +64,7 @@ def measure_pace(config: Config) -> Pace:
     with user_code("A block cannot be measured"):
         op = hessian_operator(config, inputs, recorded)
     with user_code("A block cannot be measured"), op.frozen():
-        manifest = array_manifest(config, context.which_round(), op.shape[0])
+        manifest = array_manifest(config, SketchFiles(context).which_round(), op.shape[0])
         block = manifest.blocks()[0]
         columns = block.stop - block.start
         op.verify()

@@ -40,6 +40,7 @@ from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import Inputs, load_inputs
 from skerch.jobs.stages.operator import hessian_operator
 from skerch.jobs.stages.program import settle
+from skerch.jobs.stages.sketch import SketchFiles
 
 LARGEST = 20_000  # parameters: their Hessian takes 3.2 GB, and its eigenvectors an hour
 MATRICES = 4  # (N, N) at once: the Hessian, its eigenvectors, and twice that as LAPACK's workspace
@@ -158,13 +159,13 @@ def compare(context: Context) -> Comparison:
     """The exact decomposition of a context's Hessian, made once, beside the sketched one."""
     inputs, config = load_inputs(context), context.config
     theta = params_to_vector(select_parameters(inputs.model, config.hessian.param_filter))
-    with context.eigh() as file:
+    with SketchFiles(context).eigh() as file:
         W, values, manifests = file.eigenvectors[:].double(), file.eigenvalues, file.manifests
     if not context.directory.exact.exists():
         exact_file.write(
             context.directory.exact, *_decompose(context, inputs, values, W), manifests
         )
-    with context.exact() as file:
+    with SketchFiles(context).exact() as file:
         vectors, achieved = file.eigenvectors[:], file.achieved
         exact = ExactResults(
             eigenvalues=file.eigenvalues.tolist(),

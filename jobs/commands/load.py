@@ -21,12 +21,11 @@ from skerch.errors import ShapeError, SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name, overlap_file
-from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import load_model
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.operator import hessian_operator
-from skerch.measurements.manifest import manifest_path
+from skerch.jobs.stages.sketch import SketchFiles
 
 
 class NoHessianError(SkerchError):
@@ -113,13 +112,13 @@ class Hessian:
     @property
     def eigenvalues(self) -> Tensor:
         """λ (k,), float64, by decreasing magnitude."""
-        with self.context.eigh() as file:
+        with SketchFiles(self.context).eigh() as file:
             return file.eigenvalues
 
     @property
     def eigenvalue_bound(self) -> Tensor | None:
         """How far an eigenvalue of H may be from each λ_i, in 95 of 100, (k,); None if unknown."""
-        with self.context.eigh() as file:
+        with SketchFiles(self.context).eigh() as file:
             return file.eigenvalue_bound
 
     @property
@@ -134,7 +133,7 @@ class Hessian:
     @property
     def residual(self) -> Tensor:
         """Estimated ‖H - H_r‖_F for r = 0 … k, (k + 1,), float64; the first is ‖H‖_F."""
-        with self.context.eigh() as file:
+        with SketchFiles(self.context).eigh() as file:
             return file.residual
 
     @property
@@ -169,8 +168,7 @@ class Hessian:
 
     def operator(self) -> HessianOperator:
         """The Hessian itself, as it was measured: `h.operator() @ v` for v (N,) or (N, b)."""
-        measured = manifest_path(self.context.directory.measurements(1)).exists()
-        recorded = Provenance.of(self.context.array(1).manifest) if measured else None
+        recorded = self.context.provenance
         return hessian_operator(self.context.config, load_inputs(self.context), recorded)
 
     def __repr__(self) -> str:
@@ -188,7 +186,7 @@ class Eigenvectors:
 
     def __init__(self, context: Context):
         self._context = context
-        with context.eigh() as file:
+        with SketchFiles(context).eigh() as file:
             self.shape, self.dtype = file.eigenvectors.shape, file.eigenvectors.dtype
 
     def __getitem__(self, key: Any) -> Tensor:
@@ -201,7 +199,7 @@ class Eigenvectors:
         torch.empty((), device="meta").expand(self.shape)[
             key
         ]  # raises what a tensor of this shape would
-        with self._context.eigh() as file:
+        with SketchFiles(self._context).eigh() as file:
             return file.eigenvectors[key]
 
     def __repr__(self) -> str:

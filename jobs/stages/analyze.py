@@ -13,6 +13,7 @@ from skerch.jobs.run_dir import overlap_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.rounding import rounding
 
 
@@ -21,7 +22,7 @@ def run(context: Context) -> None:
     config, directory = context.config, context.directory
     model = load_inputs(context).model
     parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
-    with context.eigh() as file:
+    with SketchFiles(context).eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
         manifests, asymmetry, bound = file.manifests, file.asymmetry, file.eigenvalue_bound
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)

@@ -6,14 +6,15 @@ from skerch.decompositions.eigh_file import write_eigh
 from skerch.decompositions.solve import solve
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import StoredColumns
 from skerch.measurements.merge import MergeError
 
 
 def run(context: Context) -> None:
     """Write eigh.h5 from merged.h5 (and from the blocks, if it has no columns)."""
-    sketch, directory = context.config.sketch, context.directory
-    with context.merged() as merged, StoredColumns(context.arrays(), probes=False) as columns:
+    sketch, directory, files = context.config.sketch, context.directory, SketchFiles(context)
+    with files.merged() as merged, StoredColumns(files.arrays(), probes=False) as columns:
         summary = merged.summary
         solution = context.team.one(lambda: solve(summary, sketch.recovery, sketch.outer))
         if not len(solution.eigenvalues):

@@ -11,7 +11,6 @@ from skerch.jobs import problems
 from skerch.jobs.config import difference, identity
 from skerch.jobs.config.schema import Hessian
 from skerch.jobs.errors import ConfigError
-from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import (
     RecordedError,
     column,
@@ -20,7 +19,6 @@ from skerch.jobs.run_dir.training_files import (
     load_model,
 )
 from skerch.jobs.stages.context import Context
-from skerch.measurements.manifest import manifest_path
 
 
 @dataclass(frozen=True)
@@ -78,12 +76,9 @@ def in_mode(model: torch.nn.Module, hessian: Hessian) -> torch.nn.Module:
 
 
 def _check_measured(context: Context, inputs: Inputs) -> None:
-    """Refuse inputs other than those that the measurements, if there are any, are of."""
-    directory = context.directory.measurements(1)
-    if not manifest_path(directory).exists():
-        return
-    measured = Provenance.of(context.array(1).manifest)
-    for name in ("parameters", "datapoints"):
+    """Refuse inputs other than those that the method's files, if there are any, are of."""
+    measured = context.provenance
+    for name in ("parameters", "datapoints") if measured else ():
         if getattr(inputs, f"{name}_hash") != getattr(measured, f"{name}_hash"):
             raise RecordedError(
                 f"{context.directory.path} is of other {name} than {context.run.training} has now; "

@@ -25,8 +25,9 @@ from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.measure import require_same
 from skerch.jobs.stages.operator import hessian_operator, resolve_device
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
-from skerch.measurements.manifest import Manifest, manifest_path, read
+from skerch.measurements.manifest import Manifest, manifest_path
 
 
 def run(context: Context) -> None:
@@ -38,14 +39,16 @@ def run(context: Context) -> None:
     if manifest_path(directory).exists() or MeasurementArray.restore(directory):
         MeasurementArray(directory)
         return
-    if context.round == 1:
+    files = SketchFiles(context)
+    each = files.which_round()
+    if each.round == 1:
         N, provenance = _choose(context)
-        lay_out(context, context.which_round(), N, vars(provenance))
+        lay_out(context, each, N, vars(provenance))
         return
-    first = context.array(1).manifest
-    with context.range_file(context.round) as range_file:
+    first = files.array(1).manifest
+    with files.range_file(each.round) as range_file:
         range_hash = range_file.hash if range_file else None
-        lay_out(context, context.which_round(), first.size, first.provenance, range_hash)
+        lay_out(context, each, first.size, first.provenance, range_hash)
 
 
 def lay_out(
@@ -88,7 +91,7 @@ def _choose(context: Context) -> tuple[int, Provenance]:
     }
     chosen = None
     if sibling := _laid_out_before(context, kind):
-        array = sibling.array(1)
+        array = SketchFiles(sibling).array(1)
         seen = Provenance.of(array.manifest)
         its = hessian_operator(config, load_inputs(sibling), replace(seen, strategy="loop"))
         with its.frozen():
@@ -117,11 +120,9 @@ def _laid_out_before(context: Context, kind: dict[str, Any]) -> Context | None:
     """Another Hessian of this run, laid out on this kind of machine; None for the first."""
     for step, split in context.run.hessians(context.config):
         sibling = replace(context, step=step, split=split, round=1)
-        path = manifest_path(sibling.directory.measurements(1))
-        if path.exists():
-            found = Provenance.of(read(path))
-            if found == replace(found, **kind):
-                return sibling
+        found = sibling.provenance
+        if found is not None and found == replace(found, **kind):
+            return sibling
     return None
 
 

@@ -19,6 +19,7 @@ from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.operator import hessian_operator, resolve_device
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Block
 from skerch.measurements.measure import Measurer, NonFiniteError
@@ -35,14 +36,14 @@ def run(context: Context) -> None:
 
     Measurement task t is blocks [t p, (t + 1) p) with p = launcher.blocks_per_task.
     """
-    context.which_round()
-    array = context.array(context.round)
+    files = SketchFiles(context)
+    array = files.array(files.which_round().round)
     wanted = _indices(context, len(array.manifest.blocks()))
     blocks = context.team.share(lambda: array.missing(wanted))
     if not blocks:
         return
     op = operator(context, array)
-    with op.frozen(), context.range_file(context.round) as range_file:
+    with op.frozen(), files.range_file(context.round) as range_file:
         require_same(op, array)
         measure(op, array, blocks, range_file, context.progress)
 

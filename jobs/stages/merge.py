@@ -5,14 +5,16 @@ from __future__ import annotations
 from skerch.hdf5 import verify
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.merge import merge
 
 
 def run(context: Context) -> None:
     """Write merged.h5; with keep_blocks=false remove the blocks once it is verified."""
     config, path = context.config, context.directory.merged
-    arrays = context.arrays()
-    with context.range_file(len(arrays)) as range_file:
+    files = SketchFiles(context)
+    arrays = files.arrays()
+    with files.range_file(len(arrays)) as range_file:
         merge(
             arrays,
             path,

@@ -19,9 +19,7 @@ from skerch.files import print_always, refusals_named
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.pipeline.ranges import parse_ranges
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
-from skerch.measurements.manifest import manifest_path, read
 
 
 def execute(stage: str, context: Context) -> None:
@@ -87,17 +85,16 @@ def _hessians(
 
 
 def _threads(stage: str, context: Context) -> int:
-    """What the first round's manifest says; before there is one, `launcher.threads`.
+    """What the method's files say; before there is one, `launcher.threads`.
 
     By default they are OMP_NUM_THREADS; where that is not set, the training, which runs alone, gets
     all usable cores, and a worker an equal share.
     """
     launcher = context.config.launcher
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    if context.step is not None:
-        path = manifest_path(context.directory.measurements(1))
-        if path.exists():
-            return Provenance.of(read(path)).threads
+    recorded = None if context.step is None else context.provenance
+    if recorded is not None:
+        return recorded.threads
     share = max(1, (cores or 1) // (1 if stage == "train" else launcher.workers))
     return launcher.threads or omp_threads() or share
 

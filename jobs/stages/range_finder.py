@@ -5,6 +5,7 @@ from __future__ import annotations
 from skerch.jobs.config import ConfigError
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.range_finder import find_range
 
 
@@ -13,10 +14,11 @@ def run(context: Context) -> None:
     number = context.round
     if number < 2:
         raise ConfigError("--round 1 has random test vectors; the first that has a range is 2.")
-    columns, path = context.which_round().columns, context.directory.range(number)
+    files = SketchFiles(context)
+    columns, path = files.which_round().columns, context.directory.range(number)
     final = number == len(context.config.sketch.each_round())
-    with context.range_file(number - 1) as before:
-        find_range(context.arrays(number - 1), path, columns, before, final, context.team)
+    with files.range_file(number - 1) as before:
+        find_range(files.arrays(number - 1), path, columns, before, final, context.team)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from skerch.jobs.stages import layout
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.measure import measure, operator, require_same
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import manifest_path
 from skerch.measurements.range_finder import RangeFile, find_range
@@ -51,7 +52,7 @@ def run(context: Context) -> None:
             if not team.one(path.exists):
                 with range_file(number):
                     team.one(lambda: layout.run(there))  # noqa: B023  it is called at once
-            arrays.append(there.array(number))
+            arrays.append(SketchFiles(there).array(number))
             if team.one(arrays[-1].missing):
                 blocks = team.share(arrays[-1].missing)
                 if op is None:
