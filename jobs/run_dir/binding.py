@@ -82,6 +82,7 @@ def bind(run: RunDir, config: Config) -> None:
 
 def check_bound(run: RunDir, config: Config) -> None:
     """Raise what `bind` raises where results are of something else; change nothing."""
+    _check_method(run, config)
     _check(run, "training", _training_identity(run), config)
     _check(run, "method", _method_identity(run, config), config)
     if run.parameters.exists() and config.training.checkpoints is not None:
@@ -104,6 +105,21 @@ def _grown(run: RunDir, config: Config) -> Config:
         return config
     there = describe(run)
     return configs.grown(config, there.steps, there.datapoints)
+
+
+def _check_method(run: RunDir, config: Config) -> None:
+    """Refuse a folder that has results of another method."""
+    name = method_name(config)
+    folder, path = run.method(name), run.hessian_config(name)
+    if not path.exists() or not any(folder.glob("step-*/*")):
+        return
+    with suppress(ConfigError):  # it is damaged; what it says is not needed where there are results
+        there = configs.load_resolved(path).method
+        if there != config.method:
+            raise RunDirError(
+                f"{folder} has results of method {there}, and {config.method} is asked for; set "
+                f"another name (as in name={config.method}-2), or another run_dir."
+            )
 
 
 def _check_measurements(run: RunDir, config: Config) -> None:

@@ -1,5 +1,6 @@
 """What a run directory is bound to."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -34,6 +35,17 @@ def test_another_sketch_needs_another_name_only(load):
     bind(run, load("sketch.outer=50", "name=narrow"))
     assert configs.load_resolved(run.hessian_config("narrow")).sketch.outer == 50
     assert configs.load_resolved(run.hessian_config("seigh")) == config
+
+
+def test_another_method_needs_another_name(load):
+    config = load("name=mine")
+    run = RunDir(config.run_dir)
+    bind(run, config)
+    other = replace(config, method="lanczos")
+    run.step("mine", 0, "test").measurements(1).mkdir(parents=True)
+    with pytest.raises(RunDirError, match=r"mine has results of method seigh.*name=lanczos-2"):
+        bind(run, other)
+    assert configs.load_resolved(run.hessian_config("mine")) == config
 
 
 def test_another_training_needs_another_run_dir(load):
