@@ -148,13 +148,14 @@ def apart(work: Callable[..., T], *arguments: Any, launcher: Sequence[str] = ())
     None.
     """
     call = f"from {work.__module__} import {work.__name__} as work; answer = work(*{arguments!r})"
+    tell = "answer is None or print(json.dumps(answer))"  # a line of None could fall within another
     done = subprocess.run(
-        [*launcher, sys.executable, "-c", f"import json; {call}; print(json.dumps(answer))"],
+        [*launcher, sys.executable, "-c", f"import json; {call}; {tell}"],
         check=True,
         stdout=subprocess.PIPE,
         text=True,
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1"},
     )
-    found: T = next(answer for answer in map(json.loads, done.stdout.splitlines()) if answer)
+    found: T = json.loads(done.stdout)
     return found
