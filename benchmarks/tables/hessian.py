@@ -74,7 +74,8 @@ class Bench:
 
         def work() -> None:
             op = self.case.operator(*how)
-            pairs = seigh(op, outer=inner // 2, inner=inner, probes=PROBES, recovery=recovery)
+            sizes = {"outer": inner // 2, "inner": inner, "probes": PROBES}
+            pairs = seigh(op, rounds=2, recovery=recovery, **sizes)
             overlap(pairs.eigenvectors, params_to_vector(op.params), random_masks=0)
             found[:] = pairs.eigenvalues, pairs.eigenvectors
 
