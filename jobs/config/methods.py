@@ -6,7 +6,9 @@ of its name in `skerch.jobs.pipeline`.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -15,7 +17,11 @@ class Method:
 
     name: str
     sections: tuple[str, ...]  # of a config: what gives results their value besides the training
-    manifests: str  # below a step's folder, the files that hold the identity of what is there
+    manifests: str | None = None  # below a step's folder: files that hold the identity of its files
+
+    def manifests_in(self, folder: Path, steps: str = "") -> Iterator[Path]:
+        """The manifests in a step's folder, or in those of the method's folder that are `steps`."""
+        return iter(()) if self.manifests is None else folder.glob(steps + self.manifests)
 
 
 METHODS = {

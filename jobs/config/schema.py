@@ -94,7 +94,7 @@ class Config:
 
     problem: dict[str, Any] = field(default_factory=dict)  # name or factory, and its arguments
     run_dir: str = ""  # by default runs/<the experiment file's name>
-    method: str = _choice(*METHODS)
+    method: str = field(default=next(iter(METHODS)), metadata={"choices": METHODS})
     name: str | None = None  # of the method's folder
     training: Training = field(default_factory=Training)
     hessian: Hessian = field(default_factory=Hessian)

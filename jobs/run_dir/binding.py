@@ -132,7 +132,7 @@ def _check_measurements(run: RunDir, config: Config) -> None:
         parameters = None
         for split in filter(datapoints.__contains__, config.hessian.splits):
             directory = run.step(method_name(config), step, split)
-            for path in sorted(directory.path.glob(METHODS[config.method].manifests)):
+            for path in sorted(METHODS[config.method].manifests_in(directory.path)):
                 if parameters is None:
                     parameters = load_column(run, step).hash()
                 found = Provenance.of(manifest.read(path))
@@ -167,7 +167,7 @@ def _method_identity(run: RunDir, config: Config) -> dict[str, Any] | None:
     """The identity that a method's results were made for; None where there are none."""
     name = method_name(config)
     folder, path = run.method(name), run.hessian_config(name)
-    found = next(folder.glob(f"step-*/{METHODS[config.method].manifests}"), None)
+    found = next(METHODS[config.method].manifests_in(folder, "step-*/"), None)
     if found is not None:
         return dict(Provenance.of(manifest.read(found)).identity)
     if not any(folder.glob("step-*/*")):
@@ -185,7 +185,7 @@ def _check(run: RunDir, part: str, old: dict[str, Any] | None, new: Config) -> N
     changes = configs.difference(old or {}, configs.identity(new, part))
     if old is None or not changes:
         return
-    way_out = "another name (as in name=seigh-2) or " if part == "method" else ""
+    way_out = f"another name (as in name={new.method}-2) or " if part == "method" else ""
     raise ConfigError(
         f"{run.path} holds results of other settings, which stay as they are:\n  "
         + "\n  ".join(changes)

@@ -44,6 +44,6 @@ class Context:
     @property
     def provenance(self) -> Provenance | None:
         """Of what the method's files of this Hessian are; None before there are any."""
-        pattern = METHODS[self.config.method].manifests
-        found = min(self.directory.path.glob(pattern), default=None)
+        method = METHODS[self.config.method]
+        found = min(method.manifests_in(self.directory.path), default=None)
         return None if found is None else Provenance.of(read(found))

@@ -1,0 +1,56 @@
+"""A method of a row and modules of its own, through what takes any method."""
+
+import json
+import sys
+from types import SimpleNamespace
+
+import pytest
+
+from skerch.jobs.config.methods import METHODS, Method
+from skerch.jobs.config.stages import STAGES, Stage
+from skerch.jobs.pipeline import Task
+from skerch.jobs.run_dir import RunDir
+
+OPTIONS = ["method=toy", "training.max_steps=20", "training.record_steps=[0,20]"]
+
+
+@pytest.fixture
+def toy(monkeypatch, tmp_path):
+    """A method that measures nothing and has no manifests: one stage, which writes step.json."""
+
+    def hessian_tasks(config, run, step, split):
+        where = {"name": "toy", "step": step, "split": split}
+        path = run.step(**where).path
+        yield Task(f"toy.{path.name}.note", "note", where, (path / "step.json",), ("train",))
+
+    def damage(directory, outputs):
+        return (
+            f"{path} is damaged" for path in outputs if path.exists() and not path.stat().st_size
+        )
+
+    def run(context):
+        context.directory.path.mkdir()
+        (context.directory.path / "step.json").write_text(str(context.step))
+
+    graph = SimpleNamespace(hessian_tasks=hessian_tasks, damage=damage)
+    monkeypatch.setitem(METHODS, "toy", Method("toy", ("hessian",)))
+    monkeypatch.setitem(STAGES, "note", Stage("note", result=True))
+    monkeypatch.setitem(sys.modules, "skerch.jobs.pipeline.toy", graph)
+    monkeypatch.setitem(sys.modules, "skerch.jobs.stages.note", SimpleNamespace(run=run))
+    monkeypatch.chdir(tmp_path)
+    return RunDir("runs/digits")
+
+
+def test_a_method_without_manifests_runs_and_runs_again(toy, skerch):
+    for said in ("[5/5] toy.step-000020-test.note", "5 of 5 tasks are done"):
+        status, out, err = skerch("run", "digits", *OPTIONS)
+        assert (status, err) == (0, "")
+        assert said in out
+    counts = json.loads(skerch("status", toy.path, "--json")[1])["methods"][0]["stages"]["note"]
+    assert counts["tasks"] == counts["done"] == 4
+    assert skerch("status", toy.path, "--verify")[0] == 0
+    (toy.step("toy", 20, "test").path / "step.json").write_text("")
+    assert "step.json is damaged" in skerch("status", toy.path, "--verify")[1]
+    refused = skerch("run", "digits", *OPTIONS, "hessian.dtype=float64")[2]
+    assert "dtype: float32 -> float64" in refused
+    assert "name=toy-2" in refused
