@@ -44,23 +44,26 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
     def row(name: str, each: float, text: Callable[[int], str] = "{:,}".format) -> None:
         table.add_row(name, text(round(each)), text(round(each * hessians)))
 
-    row("Hessian matvecs", sketch.inner + sketch.probes)
-    row("measurement tasks", len(measuring) / hessians)
+    if measuring:
+        row("Hessian matvecs", sketch.inner + sketch.probes)
+        row("measurement tasks", len(measuring) / hessians)
     table.add_row("tasks, and the training", f"{(len(tasks) - 1) // hessians:,}", f"{len(tasks):,}")
     if RunDir(config.run_dir).config.exists():
         table.add_row("tasks, already done", "", f"{len(tasks) - len(pipeline.missing(tasks)):,}")
     row("files", sum(len(task.outputs) for task in tasks[1:]) / hessians)
-    each = hessian_disk(config, N)
-    until = "" if config.keep_blocks else ", until merged"
-    row(f"disk: blocks{until}", each.blocks, decimal)
-    row("disk: merged", each.merged, decimal)
-    row("disk: eigenvectors", each.eigenvectors, decimal)
-    stays, peak = run_disk(config, N)
-    table.add_row("disk: at most", decimal(each.peak), decimal(peak))
-    table.add_row("disk: what stays", decimal(each.stays), decimal(stays))
-    notes = [_disk_note(config, N), *_memory_notes(config, N)]
+    notes = []
+    if measuring:
+        each = hessian_disk(config, N)
+        until = "" if config.keep_blocks else ", until merged"
+        row(f"disk: blocks{until}", each.blocks, decimal)
+        row("disk: merged", each.merged, decimal)
+        row("disk: eigenvectors", each.eigenvectors, decimal)
+        stays, peak = run_disk(config, N)
+        table.add_row("disk: at most", decimal(each.peak), decimal(peak))
+        table.add_row("disk: what stays", decimal(each.stays), decimal(stays))
+        notes += [_disk_note(config, N), *_memory_notes(config, N)]
     notes += checkpoints.listing(config.training)
-    if calibrate:
+    if calibrate and measuring:
         notes.append(_add_times(table, config, N))
     output = Console()
     output.print(table)

@@ -8,6 +8,7 @@ from skerch.decompositions.recoveries import check_dimension
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.stages.operator import resolve_device
 from skerch.jobs.training.optimizer import make_optimizer
 
@@ -28,7 +29,8 @@ def count_parameters(config: Config, here: bool = True) -> int:
         if here:
             resolve_device(config)
         check_strategy(config.hessian.strategy)
-        check_dimension(N, config.sketch.outer, config.sketch.inner)
+        if "sketch" in METHODS[config.method].sections:
+            check_dimension(N, config.sketch.outer, config.sketch.inner)
     except SkerchError as error:
         raise ConfigError(str(error)) from error
     return N

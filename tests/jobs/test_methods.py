@@ -41,6 +41,14 @@ def toy(monkeypatch, tmp_path):
     return RunDir("runs/digits")
 
 
+def test_a_plan_tells_of_no_sketch_where_none_is_made(toy, skerch):
+    status, out, err = skerch("plan", "digits", *OPTIONS, "sketch.outer=2000", "--calibrate")
+    assert (status, err) == (0, "")
+    assert "files" in out
+    assert "matvec" not in out
+    assert "disk" not in out
+
+
 def test_a_method_without_manifests_runs_and_runs_again(toy, skerch):
     for said in ("[5/5] toy.step-000020-test.note", "5 of 5 tasks are done"):
         status, out, err = skerch("run", "digits", *OPTIONS)
