@@ -8,6 +8,7 @@ import pytest
 
 from skerch.jobs.config.methods import METHODS, Method
 from skerch.jobs.config.stages import STAGES, Stage
+from skerch.jobs.launchers.slurm.task import _stuck
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
 
@@ -39,6 +40,11 @@ def toy(monkeypatch, tmp_path):
     monkeypatch.setitem(sys.modules, "skerch.jobs.stages.note", SimpleNamespace(run=run))
     monkeypatch.chdir(tmp_path)
     return RunDir("runs/digits")
+
+
+def test_a_stage_that_resumes_and_gets_no_further_is_told_of(toy):
+    told = _stuck(toy, Task("toy.note", "note", {}, (), ()), [])
+    assert told.startswith("toy.note wrote no file from one time limit to the next")
 
 
 def test_a_plan_tells_of_no_sketch_where_none_is_made(toy, skerch):

@@ -109,7 +109,7 @@ def _stuck(run: RunDir, task: Task, before: list[tuple[Path, int, int]]) -> str 
     """A sentence on a task that has only `before` to go on from, as it had when it began."""
     if _kept(run, task) != before:
         return None
-    wrote, other = WRITTEN[task.stage]
+    wrote, other = WRITTEN.get(task.stage, ("file", ""))
     return (
         f"{task.id} wrote no {wrote} from one time limit to the next, and would never end; raise "
         f"resources.{task.stage}.time{other}."
