@@ -16,6 +16,7 @@ from rich.table import Table
 from skerch.analysis.results import HessianResults
 from skerch.jobs import pipeline
 from skerch.jobs.config import Config
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.pipeline import task_log
 from skerch.jobs.run_dir import RunDir, command, method_name, overlap_file
 
@@ -62,7 +63,7 @@ def print_table(config: Config, every: bool = False) -> None:
     It is of those that the config asks for, or of `every` one that the run has.
     """
     run, name = RunDir(config.run_dir), method_name(config)
-    sketch = config.sketch
+    method, sketch = METHODS[config.method], config.sketch
     hessians = found(run, config, every)
     ks = sorted({len(results.overlap) for results in hessians.values() if results})
     overlap = f"overlap (k = {' or '.join(map(str, ks))})"
@@ -79,12 +80,14 @@ def print_table(config: Config, every: bool = False) -> None:
     lines = [
         *_asymmetric(hessians),
         *_ties(hessians),
-        *_missing(run, hessians),
+        *_missing(run, config, hessians),
         *_times(config, run),
         f"files    {run.method(name)}",
         f"figures  {run.figures}",
     ]
-    title = f"{name}: {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
+    title = name
+    if "sketch" in method.sections:
+        title += f": {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
     output.print(title, markup=False, highlight=False, soft_wrap=True)
     if table.row_count:
         output.print(table)
@@ -145,9 +148,11 @@ def _ties(hessians: Hessians) -> Iterator[str]:
             )
 
 
-def _missing(run: RunDir, hessians: Hessians) -> Iterator[str]:
+def _missing(run: RunDir, config: Config, hessians: Hessians) -> Iterator[str]:
     """A line on what is not there, if anything is not."""
-    missing = [f"step {step} {split}" for (step, split), there in hessians.items() if not there]
+    name, result = method_name(config), METHODS[config.method].result
+    there = {each: (run.step(name, *each).path / result).exists() for each in hessians}
+    missing = [f"step {step} {split}" for (step, split), is_there in there.items() if not is_there]
     if missing:
         yield (
             f"missing  {len(missing)} of {len(hessians)} Hessians: {', '.join(missing)}; see: "

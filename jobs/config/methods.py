@@ -17,6 +17,7 @@ class Method:
 
     name: str
     sections: tuple[str, ...]  # of a config: what gives results their value besides the training
+    result: str  # below a step's folder, the file that is there once all is done
     manifests: str | None = None  # below a step's folder: files that hold the identity of its files
 
     def manifests_in(self, folder: Path, steps: str = "") -> Iterator[Path]:
@@ -26,5 +27,9 @@ class Method:
 
 METHODS = {
     method.name: method
-    for method in (Method("seigh", ("hessian", "sketch"), "measurements/round-*/manifest.json"),)
+    for method in (
+        Method(
+            "seigh", ("hessian", "sketch"), "overlap.json", "measurements/round-*/manifest.json"
+        ),
+    )
 }

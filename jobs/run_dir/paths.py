@@ -15,6 +15,7 @@ from pathlib import Path
 
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError, method_name
+from skerch.jobs.config.methods import METHODS
 from skerch.measurements.manifest import manifest_path, range_path, read
 
 
@@ -171,13 +172,14 @@ class RunDir:
     def hessians(self, config: Config) -> list[tuple[int, str]]:
         """The steps and splits that a method's latest run is of, and others that have results."""
         name, asked = method_name(config), config.training.record_steps
+        result = METHODS[config.method].result
         whole = self.grown(config)
         return [
             (step, split)
             for step in whole.training.record_steps
             for split in whole.hessian.splits
             if (step in asked and split in config.hessian.splits)
-            or self.step(name, step, split).overlap.exists()
+            or (self.step(name, step, split).path / result).exists()
         ]
 
     def step(self, name: str, step: int, split: str) -> StepDir:

@@ -34,7 +34,7 @@ def toy(monkeypatch, tmp_path):
         (context.directory.path / "step.json").write_text(str(context.step))
 
     graph = SimpleNamespace(hessian_tasks=hessian_tasks, damage=damage)
-    monkeypatch.setitem(METHODS, "toy", Method("toy", ("hessian",)))
+    monkeypatch.setitem(METHODS, "toy", Method("toy", ("hessian",), "step.json"))
     monkeypatch.setitem(STAGES, "note", Stage("note", result=True))
     monkeypatch.setitem(sys.modules, "skerch.jobs.pipeline.toy", graph)
     monkeypatch.setitem(sys.modules, "skerch.jobs.stages.note", SimpleNamespace(run=run))
@@ -60,6 +60,9 @@ def test_a_method_without_manifests_runs_and_runs_again(toy, skerch):
         status, out, err = skerch("run", "digits", *OPTIONS)
         assert (status, err) == (0, "")
         assert said in out
+        assert out.count("\ntoy\n") == 1
+        assert "missing" not in out
+    assert skerch("run", "digits", *OPTIONS, "hessian.splits=[test]")[0] == 0
     counts = json.loads(skerch("status", toy.path, "--json")[1])["methods"][0]["stages"]["note"]
     assert counts["tasks"] == counts["done"] == 4
     assert skerch("status", toy.path, "--verify")[0] == 0
