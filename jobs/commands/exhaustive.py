@@ -95,7 +95,8 @@ def prepare(config: Config, step: int | None, split: str | None) -> Context:
     """The Hessian that is to be compared; refused, before anything runs, where that cannot be.
 
     Raises:
-        ConfigError: there is no such step or split, or the loss does not work in float64.
+        ConfigError: there is no such step or split, the config is of no sketched Hessian, or the
+            loss does not work in float64.
         ExhaustiveError: the network or its Hessian is too large.
     """
     steps, splits = config.training.record_steps, config.hessian.splits
@@ -103,6 +104,11 @@ def prepare(config: Config, step: int | None, split: str | None) -> Context:
     if step not in steps or split not in splits:
         raise ConfigError(
             f"There is no step {step} of split {split}; recorded are {steps} of {splits}."
+        )
+    if (config.method, config.hessian.curvature) != ("seigh", "hessian"):
+        raise ConfigError(
+            "exhaustive compares a sketched Hessian with the exact one, and this is of method="
+            f"{config.method}, hessian.curvature={config.hessian.curvature}."
         )
     context = Context(RunDir(config.run_dir), config, method_name(config), step, split)
     if not context.directory.exact.exists():

@@ -55,6 +55,12 @@ def test_a_plan_tells_of_no_sketch_where_none_is_made(toy, skerch):
     assert "disk" not in out
 
 
+def test_only_a_sketched_hessian_is_compared_with_the_exact_one(toy, skerch):
+    status, _, err = skerch("exhaustive", "digits", *OPTIONS)
+    assert (status, toy.path.exists()) == (2, False)
+    assert "method=toy" in err
+
+
 def test_a_method_without_manifests_runs_and_runs_again(toy, skerch):
     for said in ("[5/5] toy.step-000020-test.note", "5 of 5 tasks are done"):
         status, out, err = skerch("run", "digits", *OPTIONS)
