@@ -15,7 +15,7 @@ from collections import Counter, defaultdict
 from skerch.errors import SkerchError
 from skerch.files import print_always, refusals_named
 from skerch.jobs import pipeline
-from skerch.jobs.config import Config, load
+from skerch.jobs.config import Config, ConfigError, load
 from skerch.jobs.launchers.preflight import count_parameters
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.run_dir.binding import bind, locked
@@ -28,13 +28,18 @@ def prepare(config: Config) -> None:
     """
     run = RunDir(config.run_dir)
     count_parameters(config, here=False)
-    with locked(run):
-        bind(run, config)
-        run.logs.mkdir(parents=True, exist_ok=True)
     tasks: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)  # by Hessian and round
     for task in pipeline.tasks(config):
         if task.array:
             tasks[task.arguments["step"], task.arguments["split"]][task.arguments["round"]] += 1
+    if not tasks:
+        raise ConfigError(
+            "Stages are started by hand where there are measurement arrays, and this run has "
+            "none (many small rounds are one task); take: python -m skerch submit"
+        )
+    with locked(run):
+        bind(run, config)
+        run.logs.mkdir(parents=True, exist_ok=True)
     print(run.path, method_name(config), sep="\n")
     for (step, split), arrays in tasks.items():
         print(step, split, *arrays.values())

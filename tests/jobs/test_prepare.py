@@ -31,9 +31,16 @@ def test_a_run_directory_is_made_and_its_arrays_are_counted(prepare, small_overr
     assert run.logs.is_dir()
 
 
-def test_what_cannot_be_planned_is_refused(prepare, capsys, tmp_path):
+@pytest.mark.parametrize(
+    ("override", "reason"),
+    [
+        ("sketch.outer=9999", "more than the dimension N=1930"),
+        ("sketch.rounds=5", "many small rounds are one task"),
+    ],
+)
+def test_what_cannot_be_planned_is_refused(override, reason, prepare, capsys, tmp_path):
     with pytest.raises(SystemExit) as end:
-        prepare("digits", "sketch.outer=9999", f"run_dir={tmp_path / 'run'}")
+        prepare("digits", override, f"run_dir={tmp_path / 'run'}")
     assert end.value.code == 2
-    assert "more than the dimension N=1930" in capsys.readouterr().err
+    assert reason in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
