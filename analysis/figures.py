@@ -48,7 +48,8 @@ def eigenvalue_panel(
     index = np.arange(1, len(values) + 1)
     if bound is not None:
         off, size = _array(bound), np.abs(values)
-        look = {"color": GREY, "alpha": 0.3, "linewidth": 0, "label": "may be off by, 95 %"}
+        look: dict[str, Any] = {"color": GREY, "alpha": 0.3, "linewidth": 0}
+        look["label"] = "may be off by, 95 %"
         axes.fill_between(index, size - off, size + off, **look)
     size = float(np.clip(500 / max(1, len(values)), 3.5, 5))
     for name, chosen, colour, marker in (

@@ -22,7 +22,7 @@ from skerch.jobs.commands.check import sample_inputs
 from skerch.jobs.config import Config, load
 from skerch.jobs.stages.layout import array_manifest
 from skerch.jobs.stages.measure import fill
-from skerch.jobs.stages.operator import hessian_operator
+from skerch.jobs.stages.operator import curvature_operator
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.measure import Measurer
 from skerch.sketch_operators import KINDS
@@ -67,7 +67,7 @@ def measure(options: Options) -> Iterator[str | Figure]:
                 "problem.synthetic=true", "launcher.device=cpu",
             )  # fmt: skip
             config = load(name, fixed)
-            op = hessian_operator(config, sample_inputs(config))
+            op = curvature_operator(config, sample_inputs(config))
             N, rows, maps = op.shape[0], [], 0.0
             floor = 1e3 * 4 * N * (2 / memory + 1 / disk)
             yield (

@@ -37,7 +37,7 @@ from skerch.jobs.config import Config
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.stages.layout import array_manifest
-from skerch.jobs.stages.operator import hessian_operator
+from skerch.jobs.stages.operator import curvature_operator
 from skerch.measurements.measure import Measurer
 
 BENCHMARK = Benchmark("docs/performance.md", make="bench", quick=True)
@@ -176,7 +176,7 @@ def at_points(folder: str) -> Generator[str | Figure, None, Machine]:
         here = measure_machine(folder)
         say(f"N = {N:,}, inner {inner}")
         wanted = of_size(N, inner, 1, f"run_dir={folder}/run", "launcher.threads=null")
-        op = hessian_operator(wanted, sample_inputs(wanted))
+        op = curvature_operator(wanted, sample_inputs(wanted))
         X = torch.randn(N, wanted.sketch.block_size)
         matvec = least_seconds(lambda op=op, X=X: op @ X, 3) / X.shape[1]
         run, tasks = begin(wanted)

@@ -140,7 +140,7 @@ def anatomy(run_dir: str) -> dict[str, float]:
     lap("config and list of tasks")
     of_step = context.Context(run, config, "seigh", 0, "test")
     manifest = sketch.SketchFiles(of_step).array(1).manifest
-    op = operator.hessian_operator(config, inputs.load_inputs(of_step), Choice("loop", 1))
+    op = operator.curvature_operator(config, inputs.load_inputs(of_step), Choice("loop", 1))
     measurer = measure.Measurer(manifest, "cpu")
     blocks = manifest.blocks()
     X = measurer.test_vectors(blocks[0])

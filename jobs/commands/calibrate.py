@@ -20,7 +20,7 @@ from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.layout import array_manifest
-from skerch.jobs.stages.operator import hessian_operator
+from skerch.jobs.stages.operator import curvature_operator
 from skerch.jobs.stages.program import omp_threads, settle
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.manifest import manifest_path, read
@@ -62,7 +62,7 @@ def measure_pace(config: Config) -> Pace:
     path = manifest_path(context.directory.measurements(1))
     recorded = Provenance.of(read(path)) if path.exists() else None
     with user_code("A block cannot be measured"):
-        op = hessian_operator(config, inputs, recorded)
+        op = curvature_operator(config, inputs, recorded)
     with user_code("A block cannot be measured"), op.frozen():
         manifest = array_manifest(config, SketchFiles(context).which_round(), op.shape[0])
         block = manifest.blocks()[0]

@@ -10,7 +10,7 @@ from rich.console import Console
 
 from skerch.curvature import checks
 from skerch.curvature.checks import CheckError
-from skerch.curvature.hessian import HessianOperator
+from skerch.curvature.operator import CurvatureOperator
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.config.checkpoints import files_of
@@ -19,7 +19,7 @@ from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.run_dir.training_files import describe
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import Inputs, in_mode, load_inputs
-from skerch.jobs.stages.operator import hessian_operator
+from skerch.jobs.stages.operator import curvature_operator
 from skerch.jobs.training.datapoints import hessian_batch
 from skerch.jobs.training.session import initial_model
 from skerch.jobs.training.state_dicts import load_into
@@ -31,14 +31,14 @@ def print_check(config: Config) -> bool:
     output = Console()
     fit, inputs = True, sample_inputs(config)
     output.print(f"of    {inputs.origin}", markup=False, highlight=False, soft_wrap=True)
-    for passed, finding in findings(hessian_operator(config, inputs)):
+    for passed, finding in findings(curvature_operator(config, inputs)):
         fit = fit and passed
         output.print("[green]ok[/green]    " if passed else "[red]unfit[/red] ", end="")
         output.print(finding, markup=False, highlight=False, soft_wrap=True)
     return fit
 
 
-def findings(op: HessianOperator) -> Iterator[tuple[bool, str]]:
+def findings(op: CurvatureOperator) -> Iterator[tuple[bool, str]]:
     """Whether each property holds, and a sentence on it; the first, a fixed loss, is for all."""
     op.check = False
     for guard in (*op.checks, _zero_rows):
@@ -52,7 +52,7 @@ def findings(op: HessianOperator) -> Iterator[tuple[bool, str]]:
             return
 
 
-def _zero_rows(op: HessianOperator) -> str:
+def _zero_rows(op: CurvatureOperator) -> str:
     """How many parameters there are, and by which strategy products would be computed."""
     strategy = op.resolve(64).strategy
     generator = stream(0, "synthetic", 0)

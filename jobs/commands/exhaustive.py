@@ -38,7 +38,7 @@ from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir import RunDir, exact_file, method_name, overlap_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import Inputs, load_inputs
-from skerch.jobs.stages.operator import hessian_operator
+from skerch.jobs.stages.operator import curvature_operator
 from skerch.jobs.stages.program import settle
 from skerch.jobs.stages.sketch import SketchFiles
 
@@ -115,7 +115,7 @@ def prepare(config: Config, step: int | None, split: str | None) -> Context:
         _check_size(count_parameters(config))
         inputs = sample_inputs(config)
         with user_code("The loss cannot be computed"):
-            hessian_operator(config, inputs).loss()
+            curvature_operator(config, inputs).loss()
         with user_code(
             "The loss cannot be differentiated twice in float64, as exhaustive does (what it makes "
             "must have the dtype of the parameters or the batch)"

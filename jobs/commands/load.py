@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from skerch.analysis.results import HessianResults
-from skerch.curvature.hessian import HessianOperator
+from skerch.curvature.operator import CurvatureOperator
 from skerch.curvature.parameters import select_parameters
 from skerch.errors import ShapeError, SkerchError
 from skerch.jobs import problems
@@ -24,7 +24,7 @@ from skerch.jobs.run_dir import RunDir, method_name, overlap_file
 from skerch.jobs.run_dir.training_files import load_model
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
-from skerch.jobs.stages.operator import hessian_operator
+from skerch.jobs.stages.operator import curvature_operator
 from skerch.jobs.stages.sketch import SketchFiles
 
 
@@ -166,10 +166,10 @@ class Hessian:
         parts = zip(self.parameters.items(), torch.split(vector, list(sizes.values())), strict=True)
         return {name: part.view(parameter.shape) for (name, parameter), part in parts}
 
-    def operator(self) -> HessianOperator:
+    def operator(self) -> CurvatureOperator:
         """The Hessian itself, as it was measured: `h.operator() @ v` for v (N,) or (N, b)."""
         recorded = self.context.provenance
-        return hessian_operator(self.context.config, load_inputs(self.context), recorded)
+        return curvature_operator(self.context.config, load_inputs(self.context), recorded)
 
     def __repr__(self) -> str:
         context = self.context

@@ -11,6 +11,7 @@ from typing import Any
 from omegaconf import MISSING, DictConfig
 
 from skerch.decompositions.recoveries import RECOVERIES, Round
+from skerch.jobs.config.curvatures import CURVATURES
 from skerch.jobs.config.methods import METHODS
 
 LARGEST = 2**31 - 1
@@ -45,7 +46,7 @@ class Training:
 class Hessian:
     """Which curvature, of which data, and how its matvecs are computed."""
 
-    curvature: str = _choice("hessian")
+    curvature: str = _choice(*CURVATURES)
     splits: list[str] = field(default_factory=lambda: ["train", "test"])
     datapoints: int = _number(500)
     subset: str = _choice("balanced", "first")

@@ -23,7 +23,7 @@ from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.measure import require_same
-from skerch.jobs.stages.operator import hessian_operator, resolve_device
+from skerch.jobs.stages.operator import curvature_operator, resolve_device
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
@@ -93,11 +93,11 @@ def _choose(context: Context) -> tuple[int, Provenance]:
     if sibling := _laid_out_before(context, kind):
         array = SketchFiles(sibling).array(1)
         seen = Provenance.of(array.manifest)
-        its = hessian_operator(config, load_inputs(sibling), replace(seen, strategy="loop"))
+        its = curvature_operator(config, load_inputs(sibling), replace(seen, strategy="loop"))
         with its.frozen():
             require_same(its, array)
         chosen = Choice(seen.strategy, seen.chunk_size, seen.memory_format)
-    op = hessian_operator(config, inputs, chosen)
+    op = curvature_operator(config, inputs, chosen)
     check_dimension(op.shape[0], config.sketch.outer, config.sketch.inner)
     with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
         op.verify()

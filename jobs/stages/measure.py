@@ -11,13 +11,13 @@ from torch import Tensor
 
 import skerch
 from skerch.curvature.checks import fingerprint
-from skerch.curvature.hessian import HessianOperator
+from skerch.curvature.operator import CurvatureOperator
 from skerch.errors import SkerchError
 from skerch.jobs.pipeline.task_log import Progress, silent
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
-from skerch.jobs.stages.operator import hessian_operator, resolve_device
+from skerch.jobs.stages.operator import curvature_operator, resolve_device
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
@@ -48,7 +48,7 @@ def run(context: Context) -> None:
         measure(op, array, blocks, range_file, context.progress)
 
 
-def operator(context: Context, array: MeasurementArray) -> HessianOperator:
+def operator(context: Context, array: MeasurementArray) -> CurvatureOperator:
     """The operator that an array was laid out for, on this worker's device."""
     recorded = Provenance.of(array.manifest)
     device = resolve_device(context.config)
@@ -57,11 +57,11 @@ def operator(context: Context, array: MeasurementArray) -> HessianOperator:
             f"{array.directory} was laid out for {recorded.device}, and this worker has "
             f"{device.type}; set launcher.device={recorded.device}, or delete the folder."
         )
-    return hessian_operator(context.config, load_inputs(context), recorded)
+    return curvature_operator(context.config, load_inputs(context), recorded)
 
 
 def measure(
-    op: HessianOperator,
+    op: CurvatureOperator,
     array: MeasurementArray,
     blocks: Sequence[Block],
     range_file: RangeFile | None,
@@ -88,7 +88,7 @@ def measure(
     fill(array, blocks, of_block, progress)
 
 
-def require_same(op: HessianOperator, array: MeasurementArray) -> None:
+def require_same(op: CurvatureOperator, array: MeasurementArray) -> None:
     """Refuse an operator that is not the one which the array was laid out for."""
     recorded = Provenance.of(array.manifest)
     laid_out = recorded.fingerprint

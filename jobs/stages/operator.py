@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from importlib import import_module
+
 import torch
 
 from skerch.curvature.batching import split_batch, to_device
-from skerch.curvature.hessian import HessianOperator
+from skerch.curvature.operator import CurvatureOperator
 from skerch.curvature.parameters import as_precision
 from skerch.curvature.strategies import Choice
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
+from skerch.jobs.config.curvatures import CURVATURES
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.inputs import Inputs
 
@@ -40,9 +43,9 @@ def resolve_device(config: Config) -> torch.device:
     return torch.device(name)
 
 
-def hessian_operator(
+def curvature_operator(
     config: Config, inputs: Inputs, recorded: Provenance | Choice | None = None
-) -> HessianOperator:
+) -> CurvatureOperator:
     """The operator on the device and in the dtype of a config.
 
     Strategy, chunk size and memory format are those `recorded`, if given, and else the config's.
@@ -56,7 +59,9 @@ def hessian_operator(
     model = inputs.model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = as_precision(tensor.data, dtype)
-    return HessianOperator(
+    name = hessian.curvature
+    curvature = getattr(import_module(f"skerch.curvature.{name}"), CURVATURES[name])
+    operator: CurvatureOperator = curvature(
         model,
         split_batch(data, hessian.batch_size) if hessian.batch_size else [data],
         inputs.problem.loss_fn,
@@ -67,3 +72,4 @@ def hessian_operator(
         memory_format=how.memory_format,
         check=not (isinstance(how, Provenance) and how.fingerprint),
     )
+    return operator

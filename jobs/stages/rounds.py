@@ -9,7 +9,7 @@ from __future__ import annotations
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
-from skerch.curvature.hessian import HessianOperator
+from skerch.curvature.operator import CurvatureOperator
 from skerch.jobs.stages import layout
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.measure import measure, operator, require_same
@@ -26,7 +26,7 @@ def run(context: Context) -> None:
     rounds = context.config.sketch.each_round()
     total = sum(each.columns + each.probes for each in rounds)
     arrays: list[MeasurementArray] = []
-    op: HessianOperator | None = None
+    op: CurvatureOperator | None = None
     done = 0
 
     def range_file(number: int) -> RangeFile | nullcontext[None]:

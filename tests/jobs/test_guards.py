@@ -14,7 +14,7 @@ from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import Problem
 from skerch.jobs.run_dir import RunDir
 from skerch.jobs.stages.inputs import Inputs, in_mode
-from skerch.jobs.stages.operator import hessian_operator
+from skerch.jobs.stages.operator import curvature_operator
 
 CROSS_ENTROPY = supervised_loss(nn.functional.cross_entropy)
 
@@ -109,7 +109,7 @@ def test_batch_norm_takes_running_statistics_or_those_of_the_data(small, mode):
     config = small("hessian.dtype=float64", f"hessian.mode={mode}")
     model, batch = Normalised(), (torch.randn(20, 4), torch.arange(20) % 3)
     problem = Problem(Normalised, lambda split: None, CROSS_ENTROPY)
-    op = hessian_operator(config, Inputs(problem, in_mode(model, config.hessian), batch))
+    op = curvature_operator(config, Inputs(problem, in_mode(model, config.hessian), batch))
     H = op @ torch.eye(op.shape[0]).double()
 
     def loss(vector):
