@@ -3,4 +3,4 @@
 A curvature is a `CurvatureOperator` of this class in the module of its name in `skerch.curvature`.
 """
 
-CURVATURES = {"hessian": "CurvatureOperator"}
+CURVATURES = {"hessian": "HessianOperator"}

@@ -86,7 +86,7 @@ TYPES = {
 def typed(hint, choices=None):
     """Values of a type, within bounds and beyond."""
     if choices:
-        return mostly(st.sampled_from(choices), TYPES[str])
+        return mostly(st.sampled_from(list(choices)), TYPES[str])
     if hint in TYPES:
         return TYPES[hint]
     if get_origin(hint) is list:
