@@ -128,10 +128,10 @@ def _recipe(recovery: str) -> Recovery:
 
 
 def check_dimension(size: int, outer: int, inner: int) -> None:
-    """Refuse more eigenpairs than the dimension N, or more matvecs unless they are few."""
+    """Refuse more eigenpairs than the dimension N, or more matvecs unless that is a default."""
     if outer > size:
         raise SkerchError(f"outer={outer} eigenpairs are more than the dimension N={size}.")
-    if inner > max(size, default_inner(outer)):
+    if inner > max(size, 2 * outer):
         raise SkerchError(
             f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size}."
         )
