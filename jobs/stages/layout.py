@@ -91,7 +91,7 @@ def _choose(context: Context) -> tuple[int, Provenance]:
     }
     chosen = None
     if sibling := _laid_out_before(context, kind):
-        array = SketchFiles(sibling).array(1)
+        array = SketchFiles(sibling).any_array()
         seen = Provenance.of(array.manifest)
         its = curvature_operator(config, load_inputs(sibling), replace(seen, strategy="loop"))
         with its.frozen():

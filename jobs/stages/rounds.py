@@ -39,7 +39,13 @@ def run(context: Context) -> None:
                 columns, final = rounds[number - 1].columns, number == len(rounds)
                 find_range(before, path, columns, earlier, final, team)
             team.one(lambda: None)  # it is there for all
+            forget(number - 1)
         return RangeFile(path, before)
+
+    def forget(number: int) -> None:
+        """Delete a range that is no longer in use, if the round has one."""
+        if number > 1 and team.writes:
+            directory.range(number).unlink(missing_ok=True)
 
     def progress(measured: int, _: int, unit: str) -> None:
         context.progress(done + measured, total, unit)
@@ -64,8 +70,7 @@ def run(context: Context) -> None:
                         measure(op, arrays[-1], blocks, test_vectors, progress)
                 team.one(lambda: None)  # all have measured
             done += each.columns + each.probes
-            if number > 2 and team.writes:
-                directory.range(number - 1).unlink(missing_ok=True)
+            forget(number - 1)
         with range_file(len(rounds)):
             pass
 

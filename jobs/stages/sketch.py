@@ -12,6 +12,7 @@ from skerch.errors import SkerchError
 from skerch.jobs.config import ConfigError
 from skerch.jobs.run_dir import command
 from skerch.jobs.stages.context import Context
+from skerch.measurements.manifest import manifest_path
 
 if TYPE_CHECKING:
     from skerch.decompositions.eigh_file import EighFile
@@ -46,6 +47,12 @@ class SketchFiles:
         from skerch.measurements.array import MeasurementArray
 
         return MeasurementArray(self.context.directory.measurements(round_number))
+
+    def any_array(self) -> MeasurementArray:
+        """The measurement array of the first round that is there; all have one provenance."""
+        measurements = self.context.directory.measurements
+        numbers = range(1, len(self.context.config.sketch.each_round()) + 1)
+        return self.array(next((n for n in numbers if manifest_path(measurements(n)).exists()), 1))
 
     def arrays(self, rounds: int | None = None) -> list[MeasurementArray]:
         """The measurement arrays of the first rounds, by default of all."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+
 import pytest
 
 from skerch.jobs import pipeline
@@ -53,6 +55,19 @@ def test_what_is_lost_of_some_rounds_is_measured_again(whole, small, results_of)
     assert results_of(config.run_dir) == results_of(whole.run_dir)
     again = (directory.measurements(7) / "blocks" / "block-000000.h5").stat()
     assert again.st_mtime_ns == kept.st_mtime_ns
+
+
+@pytest.mark.parametrize("lost", [1, 4])
+def test_a_whole_round_may_be_lost(whole, small, results_of, lost):
+    config = small(*MANY)
+    shutil.copytree(whole.run_dir, config.run_dir, dirs_exist_ok=True)
+    directory = RunDir(config.run_dir).step("seigh", 60, "test")
+    shutil.rmtree(directory.measurements(lost))
+    for later in (directory.merged, directory.eigh):
+        later.unlink()
+    assert not complete(config)
+    assert results_of(config.run_dir) == results_of(whole.run_dir)
+    assert [n for n in range(2, 9) if directory.range(n).exists()] == [8]
 
 
 def test_blocks_may_go_once_they_are_merged(whole, small):
