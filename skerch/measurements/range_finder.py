@@ -125,7 +125,8 @@ def with_fresh(
         B[:m] = -P @ (P.T @ whole[:m, -count:])
         B[-count:] = torch.eye(count, dtype=G.dtype, device=G.device)
         values, vectors = torch.linalg.eigh(B.T @ whole @ B)
-        there = values > LEAST_NEW * values[-1]  # not all of them, where Y' spans nearly all
+        drawn_sq_norms = torch.diagonal(whole)[-count:]
+        there = values > LEAST_NEW * drawn_sq_norms.max()  # few or none, where Y' spans nearly all
         B = B @ torch.where(there, vectors / values.abs().sqrt(), 0.0)
         factor = pad(new, (0, 0, 0, len(whole) - m))
         factor[:, lacking] = B
