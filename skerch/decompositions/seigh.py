@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import asdict, dataclass
+from operator import index
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from skerch.linops.adapters import as_operand
 from skerch.linops.base import LinearOperator
 from skerch.measurements.gram import gram, multiply
 from skerch.measurements.manifest import Manifest
-from skerch.measurements.measure import Measurer
+from skerch.measurements.measure import Measurer, NonFiniteError
 from skerch.measurements.range_finder import range_map, with_fresh
 from skerch.measurements.summary import summarise
 from skerch.measurements.team import Rows
@@ -32,7 +33,7 @@ class EighResult:
     """Eigenpairs of a symmetric operator, sorted by decreasing magnitude: H ≈ W diag(λ) Wᵀ."""
 
     eigenvalues: Tensor  # (k,), float64
-    eigenvectors: Tensor  # (N, k), orthonormal columns, of the operator's dtype
+    eigenvectors: Tensor  # (N, k), orthonormal columns, of the operator's dtype or `dtype`
     residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
     pair_residual: Tensor  # (k,) estimated ‖H w_i - λ_i w_i‖
     eigenvalue_bound: Tensor  # (k,) how far an eigenvalue of H may be from λ_i, in 95 of 100
@@ -75,6 +76,7 @@ def seigh(
     """
     op = _symmetric(op)
     size = op.shape[0]
+    outer = index(outer)  # NumPy's integers, too
     if block_size < 1:
         raise SkerchError(f"block_size={block_size} must be at least 1; 64 is usual.")
     if inner is None:
@@ -86,7 +88,7 @@ def seigh(
     recoveries.check_sizes(recovery, planned, outer, inner, probes)
     recoveries.check_dimension(size, outer, inner)
     if rounds is None and inner == size:
-        return _of_all(op, outer, block_size)
+        return _of_all(op, outer, block_size, dtype or op.dtype)
     all_rounds = recoveries.RECOVERIES[recovery].each_round(planned, outer, inner, probes)
     stored = sum(each.stored for each in all_rounds)
     stored_dtype = op.dtype if dtype is None else dtype
@@ -143,12 +145,15 @@ def seigh(
     )
 
 
-def _of_all(op: LinearOperator, outer: int, block_size: int) -> EighResult:
-    """From the whole matrix, in float64."""
+def _of_all(op: LinearOperator, outer: int, block_size: int, dtype: torch.dtype) -> EighResult:
+    """From the whole matrix, in float64; the eigenvectors in `dtype`."""
     unit = torch.eye(op.shape[0], dtype=op.dtype, device=op.device)
     with op.frozen():
         H = torch.cat([(op @ part).detach() for part in unit.split(block_size, dim=1)], dim=1)  # type: ignore[no-untyped-call]
     H = H.double().cpu()
+    wrong = torch.nonzero(~H.isfinite().all(dim=0))[:, 0]
+    if len(wrong):
+        raise NonFiniteError(f"Column {int(wrong[0])} of the matrix is not finite.")
     health = {"asymmetry": asymmetry(H)}
     _warn_of_asymmetry(op, health)
     values, vectors = largest(H, len(H))
@@ -158,7 +163,7 @@ def _of_all(op: LinearOperator, outer: int, block_size: int) -> EighResult:
     values, vectors = values[:there], vectors[:, :there]
     pair_residual = torch.linalg.norm(H @ vectors - vectors * values, dim=0)
     bound = pair_residual + 10 * torch.finfo(op.dtype).eps * float(tail[0])
-    vectors = vectors.to(op.device, op.dtype)
+    vectors = vectors.to(op.device, dtype)
     return EighResult(values, vectors, residual[: there + 1], pair_residual, bound, health)
 
 

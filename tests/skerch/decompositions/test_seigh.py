@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,6 +11,7 @@ from skerch.decompositions.recoveries import RECOVERIES
 from skerch.decompositions.seigh import seigh
 from skerch.errors import ShapeError, SkerchError
 from skerch.linops import aslinearoperator
+from skerch.measurements.measure import NonFiniteError
 
 N, OUTER, INNER = 400, 40, 80
 METHODS = [
@@ -278,6 +280,32 @@ def test_all_products_are_all_of_it():
     order = exact.abs().argsort(descending=True)[:20]
     torch.testing.assert_close(result.eigenvalues, exact[order], rtol=1e-12, atol=0)
     assert float(result.residual[-1]) == pytest.approx(residual(H, result, 20), rel=1e-9)
+
+
+@pytest.mark.parametrize("inner", [40, 60])
+def test_a_matrix_that_is_not_finite_is_refused(inner):
+    H = matrix(SPECTRA["polynomial"])[0][:60, :60].clone()
+    H[3, 7] = H[7, 3] = float("inf")
+    with pytest.raises(NonFiniteError, match=r"Column \d+ .*is not finite"):
+        seigh(H, outer=10, inner=inner)
+
+
+@pytest.mark.parametrize("size", [60, N])
+def test_sizes_of_numpy_are_sizes_and_the_dtype_holds_for_all_products_too(size):
+    H = matrix(SPECTRA["polynomial"])[0][:size, :size]
+    result = seigh(H, outer=np.int32(20), dtype=torch.float32)
+    assert torch.equal(result.eigenvectors, seigh(H, outer=20, dtype=torch.float32).eigenvectors)
+    assert result.eigenvectors.dtype == torch.float32
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_no_fresh_vector_is_made_of_rounding_where_none_is_left(seed):
+    value = 0.3 * seed - 1.9
+    H = torch.tensor([[value]], dtype=torch.float64)
+    result = seigh(H, outer=1, inner=41, seed=seed)
+    assert result.eigenvalues.tolist() == pytest.approx([value], rel=1e-12)
+    assert float(result.eigenvalue_bound[0]) < 1e-9
+    assert float(result.residual[-1]) < 1e-6 < 0.3 * abs(value) < float(result.residual[0])
 
 
 def test_a_definite_operator_far_from_zero_loses_digits_and_says_how_many():
