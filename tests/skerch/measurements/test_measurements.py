@@ -27,7 +27,13 @@ from skerch.measurements.array import BlockError, MeasurementArray, StoredColumn
 from skerch.measurements.manifest import Manifest, ManifestError
 from skerch.measurements.measure import Measurer, NonFiniteError
 from skerch.measurements.merge import MergedArray, MergeError, merge
-from skerch.measurements.range_finder import RangeError, RangeFile, find_range, range_map
+from skerch.measurements.range_finder import (
+    RangeError,
+    RangeFile,
+    find_range,
+    range_map,
+    with_fresh,
+)
 
 N, OUTER, INNER, PROBES = 300, 20, 41, 5
 
@@ -471,3 +477,14 @@ while True:
                 with array.open(block) as file:
                     assert (file["leftouter"][...] == block.index).all()
     assert not array.missing()
+
+
+@pytest.mark.parametrize("size", [1, 4])
+def test_no_fresh_vector_is_made_of_rounding_where_none_is_left(size):
+    rows = torch.randn(size, size + 2, generator=torch.manual_seed(0), dtype=torch.float64)
+    Y = rows[:, :size]
+    lacking = torch.zeros(size, 3, dtype=torch.float64)
+    fresh, _, B = with_fresh(lacking, Y.T @ Y, lambda a, b: rows[a:b], size, Y.dtype, 0, None)
+    assert fresh is not None
+    assert not fresh.products.any()
+    assert not B.any()
