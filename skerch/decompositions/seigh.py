@@ -68,7 +68,8 @@ def seigh(
     as such.
 
     A round's test vectors are found in the products of those before, which loses digits where H is
-    definite with a spectrum far from 0, such as [1, 2]: shift it then, by `op - c * identity`.
+    definite with a spectrum far from 0, such as [1, 2]: more products then hardly help, as the
+    bounds show. Shift it, by `op - c * identity`, or take SciPy's eigsh.
 
     Warns where products are less symmetric than their dtype explains. Raises ShapeError for an
     operator that is not square, SkerchError for one that is not symmetric or not declared so, and
@@ -85,8 +86,8 @@ def seigh(
         else:
             inner = sum(rounds)
     planned = recoveries.default_rounds(recovery, outer, inner) if rounds is None else rounds
-    recoveries.check_sizes(recovery, planned, outer, inner, probes)
     recoveries.check_dimension(size, outer, inner)
+    recoveries.check_sizes(recovery, planned, outer, inner, probes)
     if rounds is None and inner == size:
         return _of_all(op, outer, block_size, dtype or op.dtype)
     all_rounds = recoveries.RECOVERIES[recovery].each_round(planned, outer, inner, probes)
