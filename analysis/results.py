@@ -31,15 +31,19 @@ class HessianResults:
     eigenvalue_bound: Sequence[float] = ()  # (k,) how far each may be off, in 95 of 100
 
     def eigenvalue(self, index: int) -> str:
-        """An eigenvalue with the digits that are known, five at most; four where none can tell."""
+        """An eigenvalue with the digits that are known, five at most; four where none can tell.
+
+        What is printed is within one unit of its last digit, if the bound holds.
+        """
         value = self.eigenvalues[index]
         if not self.eigenvalue_bound or not value:
             return f"{value:.4g}"
-        bound = self.eigenvalue_bound[index]
-        known = math.floor(math.log10(abs(value))) - math.ceil(math.log10(bound)) + 1
-        if known < 1:
-            return f"{value:.1g} ± {bound:.1g}"
-        return f"{value:#.{min(known, 5)}g}".removesuffix(".")
+        bound, first = self.eigenvalue_bound[index], math.floor(math.log10(abs(value)))
+        for known in range(5, 0, -1):
+            text = f"{value:#.{known}g}".removesuffix(".")
+            if abs(float(text) - value) + bound <= 10.0 ** (first - known + 1):
+                return text
+        return f"{value:.2g} ± {bound:.2g}"
 
     @property
     def relative_residual(self) -> float:

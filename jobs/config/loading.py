@@ -50,8 +50,8 @@ def load(
     overrides are YAML, those of `resources` text as it is written. Relative paths refer to the
     current folder; `training.checkpoints` that match nothing there, and the module of
     `problem.factory`, to the experiment file's folder. `sketch.rounds: auto` is what the run at
-    `run_dir` has, if there is one; else many small rounds, or two where each round's tasks wait in
-    a queue.
+    `run_dir` has, if there is one; else many small rounds, with a block for each of several
+    workers, or two where each round's tasks wait in a queue.
 
     Raises:
         ConfigError: the file cannot be read, a key is unknown, a value is of a wrong type or out
