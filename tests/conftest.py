@@ -111,6 +111,8 @@ def small_overrides():
         "hessian.datapoints=100",
         "hessian.strategy=batched",
         "sketch.outer=20",
+        "sketch.inner=40",
+        "sketch.rounds=2",
         "sketch.block_size=8",
         "launcher.blocks_per_task=2",
         "launcher.threads=1",

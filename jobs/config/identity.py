@@ -14,11 +14,14 @@ LATER_KEYS = {  # and their defaults
     "hessian.memory_format": "auto",
     "hessian.mode": "eval",
 }
-GROWING = (  # what may change as a run grows: results say of which step and split they are
+GROWING = (  # what may change as a run grows: results say of what they are
     "training.max_steps",
     "training.record_steps",
     "training.eval_samples",
     "hessian.splits",
+    "sketch.outer",
+    "sketch.inner",
+    "sketch.rounds",
 )
 STATE_DICTS = "state dicts"  # what an identity has for a training done elsewhere
 
@@ -27,7 +30,8 @@ def identity(config: Config, part: str) -> dict[str, Any]:
     """What gives the numbers of a part ("training" or "method") their value, as from JSON.
 
     Never part of it: where data, modules and results lie, how the numbers are computed (launcher,
-    cluster, resources, keep_blocks, consolidate), and of which steps and splits there are any.
+    cluster, resources, keep_blocks, consolidate), and what grows: steps and splits, and the
+    numbers of rounds, matvecs and eigenpairs.
     """
     whole = asdict(config)
     for section, key in (growing.split(".") for growing in GROWING):

@@ -26,12 +26,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from skerch.decompositions import recoveries
 from skerch.files import cause, write_atomically
 from skerch.jobs.config import validation
 from skerch.jobs.config.checkpoints import checkpoint_files, matches
 from skerch.jobs.config.resources import written
-from skerch.jobs.config.schema import Config, method_name
+from skerch.jobs.config.rounds import resolve_rounds
+from skerch.jobs.config.schema import Config, Sketch, method_name
 from skerch.jobs.errors import ConfigError, unknown
 
 WRITTEN, CHECKED = "# Written by skerch", "sha256 of what follows"
@@ -72,7 +72,7 @@ def load(
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     node = _typed(raw)
     _resolve(node, path, run_dir)
-    _resolve_sketch(node, queued)
+    resolve_rounds(node.sketch, node.launcher, _sketch_there(node), queued)
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
     validation.check(config)
@@ -300,35 +300,12 @@ def _resolve(node: DictConfig, path: Path, run_dir: Path | None) -> None:
         training.record_steps = sorted({0, training.max_steps})
 
 
-def _resolve_sketch(node: DictConfig, queued: bool) -> None:
-    """Fill in the numbers of matvecs and of rounds: `auto` is what a run that is there has."""
-    sketch, launcher = node.sketch, node.launcher
-    recipe = recoveries.RECOVERIES.get(sketch.recovery)
-    if OmegaConf.is_missing(sketch, "rounds"):
-        sketch.rounds = recipe.default if recipe else 1
-    if OmegaConf.is_missing(sketch, "inner"):
-        each = list(sketch.rounds) if OmegaConf.is_list(sketch.rounds) else []
-        listed = each and all(type(number) is int and number > 0 for number in each)
-        sketch.inner = sum(each) if listed else 2 * sketch.outer
-    if sketch.rounds == "auto" and recipe:
-        there = _sketch_of(node)
-        if there and all(sketch[key] == there[key] for key in ("outer", "recovery", "inner")):
-            sketch.rounds = there["rounds"]
-            return
-        shared = 1 if launcher.workers == 1 else launcher.workers * sketch.block_size
-        columns = sketch.inner if queued else shared
-        sketch.rounds = recoveries.default_rounds(
-            sketch.recovery, sketch.outer, sketch.inner, columns
-        )
-
-
-def _sketch_of(node: DictConfig) -> dict[str, Any] | None:
-    """The section `sketch` of the run at `run_dir`, if it is there."""
+def _sketch_there(node: DictConfig) -> Sketch | None:
+    """The section `sketch` of the run at `run_dir`, if there is one of the same recovery."""
     path = Path(node.run_dir, method_name(node), "hessian_config.yaml")
-    if not path.exists():
-        return None
-    with suppress(ConfigError):  # whoever binds the run says what is wrong
-        return vars(load_resolved(path).sketch)
+    with suppress(ConfigError):  # there is none, or whoever binds the run says what is wrong
+        there = load_resolved(path).sketch
+        return there if there.recovery == node.sketch.recovery else None
     return None
 
 

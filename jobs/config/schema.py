@@ -65,9 +65,9 @@ class Sketch:
 
     kind: str = "sparse_sign"
     recovery: str = _choice("nystrom", "oversampled")
-    rounds: Any = MISSING  # by default the recovery's; auto, or the matvecs of each in a list
+    rounds: Any = "auto"  # a number, or the matvecs of each in a list
     outer: int = _number(100)  # eigenpairs
-    inner: int = _number(MISSING)  # matvecs; by default twice outer
+    inner: int = _number(MISSING)  # matvecs; by default twice outer, at least 40 more
     probes: int = _number(30, least=2, most=10_000)
     block_size: int = _number(64)
     seed: int = _number(12345, least=0)

@@ -8,6 +8,7 @@ Where there are more than two rounds, and none has more blocks than one task mea
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from pathlib import Path
@@ -27,7 +28,12 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
     directory = run.step(name, step, split)
 
     def task(
-        stage: str, outputs: list[Path], needs: list[str], suffix: str = "", **arguments: Any
+        stage: str,
+        outputs: list[Path],
+        needs: list[str],
+        suffix: str = "",
+        current: Callable[[], bool] | None = None,
+        **arguments: Any,
     ) -> Task:
         return Task(
             f"{name}.{directory.path.name}.{stage}{suffix}",
@@ -35,6 +41,7 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
             {"name": name, "step": step, "split": split, **arguments},
             tuple(outputs),
             tuple(needs),
+            current=current,
         )
 
     tasks_of = _in_one if at_once(config) else _apart
@@ -44,14 +51,39 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
     def ids(*stages: str) -> list[str]:
         return [each.id for stage in stages for each in measuring if each.stage == stage]
 
+    def current(path: Path, outer: int | None = config.sketch.outer) -> Callable[[], bool]:
+        return partial(_is_current, path, len(config.sketch.each_round()), outer)
+
     blocks = ids("measure", "rounds")
-    merge = task("merge", [directory.merged], [*ids("layout"), *blocks, *ids("range_finder")[-1:]])
+    needs = [*ids("layout"), *blocks, *ids("range_finder")[-1:]]
+    merge = task("merge", [directory.merged], needs, current=current(directory.merged, None))
     yield merge
-    columns = [] if config.consolidate else blocks
-    decompose = task("decompose", [directory.eigh], [merge.id, *ids("layout"), *columns])
+    needs = [merge.id, *ids("layout"), *([] if config.consolidate else blocks)]
+    decompose = task("decompose", [directory.eigh], needs, current=current(directory.eigh))
     yield decompose
-    figure = run.figure(name, step, split)
-    yield task("analyze", [directory.overlap, figure], ["train", decompose.id])
+    outputs = [directory.overlap, run.figure(name, step, split)]
+    needs = ["train", decompose.id]
+    yield task("analyze", outputs, needs, current=current(directory.overlap))
+
+
+def _is_current(path: Path, rounds: int, outer: int | None) -> bool:
+    """Whether a file is of so many rounds, and has what could be had of `outer` eigenpairs.
+
+    A damaged file counts as such: who reads it refuses it by name.
+    """
+    try:
+        if path.suffix == ".json":
+            content = json.loads(path.read_text(encoding="utf-8"))
+            manifests, found = content["manifests"], content.get("outer", len(content["overlap"]))
+        else:
+            from skerch.hdf5 import open_hdf5  # h5py takes a tenth of a second
+
+            with open_hdf5(path) as file:
+                manifests = str(file.attrs["manifests"]).split()
+                found = outer and file.attrs.get("outer", len(file["eigenvalues"]))
+    except (OSError, RuntimeError, ValueError, LookupError, TypeError, AttributeError):
+        return True
+    return len(manifests) == rounds and found == outer
 
 
 def at_once(config: Config) -> bool:

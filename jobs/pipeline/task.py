@@ -27,6 +27,7 @@ class Task:
     outputs: tuple[Path, ...]
     needs: tuple[str, ...]  # ids of the tasks whose outputs it reads
     records: tuple[int | str, ...] = ()  # the steps and splits that a training's outputs must have
+    current: Callable[[], bool] | None = None  # whether outputs that exist are as large as asked
 
     @property
     def array(self) -> str | None:
@@ -36,8 +37,10 @@ class Task:
     @property
     def made(self) -> bool:
         """Whether its outputs exist, with all that they must have."""
-        return all(map(os.path.exists, self.outputs)) and (
-            not self.records or _has(self.outputs[0], self.records)
+        return (
+            all(map(os.path.exists, self.outputs))
+            and (not self.records or _has(self.outputs[0], self.records))
+            and (self.current is None or self.current())
         )
 
     @property

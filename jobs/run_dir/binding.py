@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import asdict, fields, replace
 from typing import Any
 
+from skerch.decompositions.recoveries import Round
 from skerch.errors import SkerchError
 from skerch.files import cause
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.config.checkpoints import checkpoint_files
 from skerch.jobs.config.methods import METHODS
-from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.run_dir import RunDir, StepDir, method_name
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import check_checkpoints, describe, load_column
 from skerch.measurements import manifest
+from skerch.measurements.manifest import Manifest
 
 
 class RunDirError(SkerchError):
@@ -132,10 +134,15 @@ def _check_measurements(run: RunDir, config: Config) -> None:
         parameters = None
         for split in filter(datapoints.__contains__, config.hessian.splits):
             directory = run.step(method_name(config), step, split)
-            for path in sorted(METHODS[config.method].manifests_in(directory.path)):
+            arrays = {
+                path: manifest.read(path)
+                for path in METHODS[config.method].manifests_in(directory.path)
+            }
+            _check_rounds(directory, arrays.values(), config)
+            for path, array in arrays.items():
                 if parameters is None:
                     parameters = load_column(run, step).hash()
-                found = Provenance.of(manifest.read(path))
+                found = Provenance.of(array)
                 ours = replace(
                     found,
                     step=step,
@@ -149,6 +156,33 @@ def _check_measurements(run: RunDir, config: Config) -> None:
                         f"{path} is of other measurements than this run's; delete "
                         f"{directory.path} to measure anew."
                     )
+
+
+def _check_rounds(directory: StepDir, arrays: Collection[Manifest], config: Config) -> None:
+    """Refuse a plan of rounds that does not begin with those that are measured."""
+    plan = config.sketch.each_round()
+    for array in arrays:
+        asked = plan[array.round - 1 : array.round]
+        if [asdict(each) for each in asked] != [
+            {f.name: getattr(array, f.name) for f in fields(Round)}
+        ]:
+            measured = [each.columns for each in sorted(arrays, key=lambda array: array.round)]
+            raise RunDirError(
+                f"{directory.path} has rounds of {measured} matvecs, and sketch asks for "
+                f"{[each.columns for each in plan]} (recovery={config.sketch.recovery}, "
+                f"outer={config.sketch.outer}): a run grows by further rounds of at most as many, "
+                "and loses none. Leave sketch.inner and sketch.rounds away, or set another "
+                f"name (as in name={config.method}-2)."
+            )
+    if (
+        len(arrays) < len(plan)
+        and directory.merged.exists()
+        and not any(directory.path.glob("measurements/round-*/blocks/*.h5"))
+    ):
+        raise RunDirError(
+            f"{directory.path} has no blocks any more (keep_blocks=false), in which further rounds "
+            f"would be found; set another name (as in name={config.method}-2)."
+        )
 
 
 def _unusable(run: RunDir, error: OSError) -> RunDirError:

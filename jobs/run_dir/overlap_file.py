@@ -15,9 +15,9 @@ from skerch.files import write_atomically
 from skerch.jobs.run_dir import StepDir, command
 
 
-def write(path: Path, results: HessianResults, manifests: Sequence[str]) -> None:
-    """Write results, and the hashes of the manifests of their measurements, atomically."""
-    content = {"manifests": list(manifests), **asdict(results)}
+def write(path: Path, results: HessianResults, manifests: Sequence[str], outer: int) -> None:
+    """Write results, the hashes of the manifests of their measurements, and what was asked for."""
+    content = {"manifests": list(manifests), "outer": outer, **asdict(results)}
     whole = json.dumps(content | {"hash": _hash(content)})
     write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
 

@@ -40,7 +40,7 @@ def run(context: Context) -> None:
     )
     figure = hessian_figure(results, _title(context, results))
     save(figure, context.run.figure(context.name, *context.hessian))
-    overlap_file.write(directory.overlap, results, manifests)
+    overlap_file.write(directory.overlap, results, manifests, config.sketch.outer)
 
 
 def _title(context: Context, results: HessianResults) -> str:

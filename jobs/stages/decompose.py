@@ -32,6 +32,7 @@ def run(context: Context) -> None:
                 "manifests": " ".join(merged.manifests),
                 "recovery": sketch.recovery,
                 "probes": summary.probes,
+                "outer": sketch.outer,
             },
             lambda done, total: context.progress(done, total, "rows"),
             context.team,

@@ -17,7 +17,7 @@ import skerch
 from skerch.curvature.checks import fingerprint
 from skerch.curvature.strategies import Choice
 from skerch.decompositions.recoveries import Round, check_dimension
-from skerch.jobs.config import Config, identity
+from skerch.jobs.config import Config, difference, identity
 from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
@@ -121,7 +121,9 @@ def _laid_out_before(context: Context, kind: dict[str, Any]) -> Context | None:
     for step, split in context.run.hessians(context.config):
         sibling = replace(context, step=step, split=split, round=1)
         found = sibling.provenance
-        if found is not None and found == replace(found, **kind):
+        if found is None or difference(found.identity, kind["identity"]):
+            continue
+        if found == replace(found, **kind | {"identity": found.identity}):
             return sibling
     return None
 

@@ -106,7 +106,7 @@ def seigh(
                 A, B = _rows(Y), P[:, -each.columns :]
                 if each is not all_rounds[-1]:
                     probed = _joined(Y, columns[:, stored:])
-                    fresh, A, B = with_fresh(B, G, probed, size, stored_dtype, seed, fresh)
+                    fresh, A, B = with_fresh(B, G, A, probed, size, stored_dtype, seed, fresh)
                 Q = _product(A, Y, B, op.dtype)
             manifest = Manifest(
                 size=size,

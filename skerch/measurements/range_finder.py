@@ -96,6 +96,7 @@ def with_fresh(
     new: Tensor,
     G: Tensor,
     rows: Rows,
+    probed: Rows,
     size: int,
     dtype: torch.dtype,
     seed: int,
@@ -104,8 +105,8 @@ def with_fresh(
 ) -> tuple[Fresh | None, Rows, Tensor]:
     """All fresh columns so far, and A and B of Q_r = A B with fresh columns where Q_r lacks some.
 
-    `new` (m', c) are the columns of P that are Q_r's, zero where it lacks one, G is Y'ᵀY', and
-    `rows` gives those of [Y', HZ], to which A joins random vectors.
+    `new` (m', c) are the columns of P that are Q_r's, zero where it lacks one, G is Y'ᵀY'. `rows`
+    gives those of Y', and `probed` those of [Y', HZ], to which A joins random vectors.
     """
     lacking = torch.nonzero((new == 0).all(dim=0))[:, 0]
     m, count = len(G), len(lacking)
@@ -114,7 +115,7 @@ def with_fresh(
     drawn = Gaussian((m + count, size), seed=seed, role="fresh").rows(m, m + count)
 
     def joined(start: int, stop: int) -> Tensor:
-        slab = rows(start, stop)
+        slab = probed(start, stop)
         return torch.cat([slab, drawn[:, start:stop].T.to(slab)], dim=1)
 
     whole = gram(joined, size, known=G, team=team)
@@ -168,7 +169,9 @@ def find_range(
         fresh, B = before.fresh if before else None, P[:, -columns:]
         A: Rows = rows
         if not final:
-            fresh, A, B = with_fresh(B, G, probed, rows.size, rows.dtype, last.seed, fresh, team)
+            fresh, A, B = with_fresh(
+                B, G, rows, probed, rows.size, rows.dtype, last.seed, fresh, team
+            )
 
         def fill(file: h5py.File | None) -> None:
             digest = hashlib.sha256(P.contiguous().numpy().data)

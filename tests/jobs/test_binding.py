@@ -25,15 +25,15 @@ def test_another_sketch_needs_another_name_only(load):
     config = load()
     run = RunDir(config.run_dir)
     bind(run, config)
-    bind(run, load("sketch.outer=50"))
+    bind(run, load("sketch.seed=50"))
     bind(run, config)
     run.step("seigh", 0, "test").measurements(1).mkdir(parents=True)
-    with pytest.raises(ConfigError, match=r"sketch\.outer: 100 -> 50") as caught:
-        bind(run, load("sketch.outer=50", "sketch.inner=200"))
+    with pytest.raises(ConfigError, match=r"sketch\.seed: 12345 -> 50") as caught:
+        bind(run, load("sketch.seed=50", "sketch.inner=200"))
     assert "another name" in str(caught.value)
     assert "sketch.inner" not in str(caught.value)
-    bind(run, load("sketch.outer=50", "name=narrow"))
-    assert configs.load_resolved(run.hessian_config("narrow")).sketch.outer == 50
+    bind(run, load("sketch.seed=50", "name=narrow"))
+    assert configs.load_resolved(run.hessian_config("narrow")).sketch.seed == 50
     assert configs.load_resolved(run.hessian_config("seigh")) == config
 
 

@@ -194,10 +194,10 @@ def test_what_was_written_before_a_key_was_there_counts_as_having_its_default():
 
 
 def test_differences_are_lines_of_leaves():
-    old = {"sketch": {"outer": 1, "kind": "a"}, "gone": [1]}
-    new = {"sketch": {"outer": 2, "kind": "a"}, "more": None}
+    old = {"sketch": {"seed": 1, "kind": "a"}, "gone": [1]}
+    new = {"sketch": {"seed": 2, "kind": "a"}, "more": None}
     assert configs.difference(old, new) == [
-        "sketch.outer: 1 -> 2",
+        "sketch.seed: 1 -> 2",
         "gone: [1] -> (not set)",
         "more: (not set) -> None",
     ]

@@ -14,6 +14,7 @@ from skerch.jobs.commands.status import status
 from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import load_problem
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.binding import RunDirError
 from skerch.jobs.run_dir.training_files import load_model
 from skerch.jobs.training import session as train
 
@@ -65,6 +66,82 @@ def test_a_run_that_grows_becomes_that_of_all_at_once(first, workers, small, ref
     if "hessian.splits=[train]" in first:  # which the other does not have
         del expected["training/parameters.h5"]
     assert {name: found[name] for name in expected} == expected
+
+
+COLUMNS = {  # first, then what is raised, and the same asked for at once
+    "auto": (
+        [],
+        ["sketch.inner=55", "sketch.rounds=auto"],
+        ["sketch.inner=55", "sketch.rounds=[20,20,4,4,4,3]"],
+    ),
+    "inner": ([], ["sketch.inner=65"], ["sketch.inner=65", "sketch.rounds=[20,20,20,5]"]),
+    "one round": (
+        ["sketch.rounds=1", "sketch.inner=20"],
+        ["sketch.rounds=3", "sketch.inner=45"],
+        ["sketch.rounds=[20,13,12]", "sketch.inner=45"],
+    ),
+    "in one task": (
+        ["sketch.rounds=5", "launcher.blocks_per_task=8"],
+        ["sketch.rounds=auto", "sketch.inner=70", "sketch.outer=30"],
+        ["sketch.rounds=[8,8,8,8,8,4,4,4,4,4,4,4,2]", "sketch.inner=70", "sketch.outer=30"],
+    ),
+    "pairs": ([], ["sketch.outer=30"], ["sketch.outer=30"]),
+}
+
+
+@pytest.mark.parametrize(("first", "more", "at_once"), COLUMNS.values(), ids=COLUMNS)
+def test_a_run_that_grows_in_columns_measures_what_is_new_only(
+    first, more, at_once, small, results_of, tmp_path
+):
+    few = ["training.record_steps=[60]", *first]
+    assert not complete(small(*few))
+    run = RunDir(small().run_dir)
+    before = {
+        path: (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in run.path.rglob("round-*/**/*")
+        if path.suffix in (".h5", ".json") and path.name != "range.h5"
+    }
+    assert before
+    grown = small(*few, *more)
+    missing = [task.stage for task in pipeline.missing(pipeline.tasks(grown))]
+    assert missing[-3:] == ["merge", "decompose", "analyze"][-len(missing) :]
+    assert not complete(grown)
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in before} == before
+    assert not pipeline.missing(pipeline.tasks(small(*few, *more)))
+    whole = small(*few, *at_once, f"run_dir={tmp_path / 'whole'}")
+    assert not complete(whole)
+    assert results_of(grown.run_dir) == results_of(whole.run_dir)
+
+
+@pytest.mark.parametrize(
+    ("first", "more", "words"),
+    [
+        ([], ["sketch.inner=30"], r"rounds of \[20, 20\] matvecs, and sketch asks for \[15, 15\]"),
+        ([], ["sketch.rounds=4"], r"grows by further rounds of at most as many"),
+        (
+            [],
+            ["sketch.inner=200", "sketch.rounds=3"],
+            r"grows by further rounds of at most as many",
+        ),
+        (
+            ["keep_blocks=false"],
+            ["sketch.inner=50", "sketch.rounds=auto"],
+            r"has no blocks any more",
+        ),
+        (
+            ["sketch.recovery=oversampled", "sketch.rounds=1"],
+            ["sketch.outer=10"],
+            r"recovery=overs",
+        ),
+    ],
+)
+def test_a_run_does_not_grow_where_what_is_there_would_be_lost(first, more, words, small):
+    few = ["training.record_steps=[60]", *first]
+    assert not complete(small(*few))
+    before = files(RunDir(small().run_dir))
+    with pytest.raises(RunDirError, match=words):
+        complete(small(*few, *more))
+    assert files(RunDir(small().run_dir)) == before
 
 
 def test_a_run_grows_by_state_dicts(small, reference):

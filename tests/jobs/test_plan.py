@@ -39,7 +39,7 @@ EXPERIMENT = """
 problem: {factory: "sleeping:make"}
 training: {max_steps: 0, record_steps: [0], batch_size: 8}
 hessian: {splits: [test], datapoints: 8, batch_size: 4, subset: first, strategy: loop}
-sketch: {outer: 8, inner: 16, probes: 4, block_size: 4}
+sketch: {outer: 8, inner: 16, rounds: 2, probes: 4, block_size: 4}
 launcher: {threads: 1, blocks_per_task: 1}
 """
 
@@ -104,7 +104,7 @@ def test_times_are_those_of_the_plans_tasks(tmp_path, monkeypatch, skerch):
     monkeypatch.chdir(tmp_path)
     pace = Pace(1.0, 10.0, "cpu", 4, "loop", math.inf, 0.0)
     monkeypatch.setattr(plan, "measure_pace", lambda _: pace)
-    options = ("launcher.blocks_per_task=1", "resources.measure.throttle=2")
+    options = ("sketch.rounds=2", "launcher.blocks_per_task=1", "resources.measure.throttle=2")
     _, out, _ = skerch("plan", "digits", "--calibrate", *options)
     rows = cells(out)
     assert rows["time: a matvec"] == ["1 s", ""]
@@ -134,7 +134,7 @@ def test_what_stays_is_what_a_run_has_on_disk(reference):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ["sketch.recovery=oversampled", "hessian.dtype=float64"],
+        ["sketch.recovery=oversampled", "sketch.rounds=1", "hessian.dtype=float64"],
         ["sketch.rounds=3", "sketch.block_size=7"],
     ],
 )

@@ -35,7 +35,7 @@ def write(run, step, **changes):
     """Write a step's results anew with changes."""
     path = run.step("seigh", step, "test").overlap
     manifests = content(run, step)["manifests"]
-    overlap_file.write(path, replace(overlap_file.read(path), **changes), manifests)
+    overlap_file.write(path, replace(overlap_file.read(path), **changes), manifests, 20)
 
 
 def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
@@ -80,7 +80,7 @@ def test_what_is_missing_is_said_and_the_rest_is_shown(copy, skerch):
 def test_every_method_is_shown_or_the_one_that_is_asked_for(copy, small, skerch):
     bind(copy, small("name=narrow", "sketch.outer=7"))
     both = skerch("results", copy.path)[1]
-    assert "narrow: 7 eigenpairs from 14" in both
+    assert "narrow: 7 eigenpairs from 40" in both
     assert "missing  2 of 2 Hessians: step 20 test, step 60 test" in both
     assert "seigh: 20 eigenpairs from 40" in both
     one = json.loads(skerch("results", copy.path, "--name", "seigh", "--json")[1])

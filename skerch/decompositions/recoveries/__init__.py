@@ -45,14 +45,13 @@ class Recovery:
 
     least: int  # the fewest rounds that it can do
     most: int  # the most
-    default: int  # the number of rounds of an experiment where none is asked for
     stores_all: bool  # whether every column is stored, or only the first `outer`
     compresses: bool  # whether columns are also compressed by the second sketch operator Ψ
 
     def each_round(self, rounds: Rounds, outer: int, inner: int, probes: int) -> list[Round]:
         """The rounds in order, `inner` matvecs (and `probes` in the first) in all."""
         if isinstance(rounds, int):
-            rounds = [(inner + index) // rounds for index in reversed(range(rounds))]
+            rounds = split(inner, rounds)
         return [
             Round(
                 number,
@@ -66,10 +65,15 @@ class Recovery:
 
 
 RECOVERIES = {
-    "nystrom": Recovery(least=1, most=1000, default=2, stores_all=True, compresses=False),
-    "oversampled": Recovery(least=1, most=1, default=1, stores_all=False, compresses=True),
-    "hmt": Recovery(least=2, most=2, default=2, stores_all=True, compresses=False),
+    "nystrom": Recovery(least=1, most=1000, stores_all=True, compresses=False),
+    "oversampled": Recovery(least=1, most=1, stores_all=False, compresses=True),
+    "hmt": Recovery(least=2, most=2, stores_all=True, compresses=False),
 }
+
+
+def split(inner: int, rounds: int) -> list[int]:
+    """The matvecs of each round, as equal as can be, the first ones have more."""
+    return [(inner + index) // rounds for index in reversed(range(rounds))]
 
 
 def default_inner(outer: int) -> int:
@@ -86,6 +90,16 @@ def default_rounds(recovery: str, outer: int, inner: int, least_columns: int = 1
     recipe = _recipe(recovery)
     columns = max(least_columns, 1 << int(math.log2(max(1, outer)) / 2), -(-inner // 32))
     return max(recipe.least, min(max(2, -(-inner // columns)), inner, recipe.most))
+
+
+def further_rounds(measured: Sequence[int], inner: int, columns: int) -> list[int]:
+    """The matvecs of each round of `inner` in all, of which the first rounds are `measured`.
+
+    Further rounds have `columns` each, or as many as the last one that is measured.
+    """
+    most = min(columns, measured[-1])
+    more = inner - sum(measured)
+    return [*measured, *[most] * (more // most), *([more % most] if more % most else [])]
 
 
 def check_sizes(recovery: str, rounds: Rounds, outer: int, inner: int, probes: int) -> None:
@@ -128,10 +142,10 @@ def _recipe(recovery: str) -> Recovery:
 
 
 def check_dimension(size: int, outer: int, inner: int) -> None:
-    """Refuse more eigenpairs than the dimension N, or more matvecs unless that is a default."""
+    """Refuse more eigenpairs than the dimension N, or more matvecs than that and the default."""
     if outer > size:
         raise SkerchError(f"outer={outer} eigenpairs are more than the dimension N={size}.")
-    if inner > max(size, 2 * outer):
+    if inner > max(size, default_inner(outer)):
         raise SkerchError(
             f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size}."
         )

@@ -484,7 +484,9 @@ def test_no_fresh_vector_is_made_of_rounding_where_none_is_left(size):
     rows = torch.randn(size, size + 2, generator=torch.manual_seed(0), dtype=torch.float64)
     Y = rows[:, :size]
     lacking = torch.zeros(size, 3, dtype=torch.float64)
-    fresh, _, B = with_fresh(lacking, Y.T @ Y, lambda a, b: rows[a:b], size, Y.dtype, 0, None)
+    of = rows.__getitem__
+    both = (lambda a, b: of(slice(a, b)),) * 2
+    fresh, _, B = with_fresh(lacking, Y.T @ Y, *both, size, Y.dtype, 0, None)
     assert fresh is not None
     assert not fresh.products.any()
     assert not B.any()
