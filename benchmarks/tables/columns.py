@@ -66,7 +66,7 @@ def measure(options: Options) -> Iterator[str | Figure]:
                 f"sketch.outer={outer}", f"sketch.inner={2 * outer}", f"sketch.block_size={size}",
                 "problem.synthetic=true", "launcher.device=cpu",
             )  # fmt: skip
-            config = load(name, fixed)
+            config = load(name, [*fixed, "sketch.rounds=1"])
             op = curvature_operator(config, sample_inputs(config))
             N, rows, maps = op.shape[0], [], 0.0
             floor = 1e3 * 4 * N * (2 / memory + 1 / disk)
@@ -80,7 +80,11 @@ def measure(options: Options) -> Iterator[str | Figure]:
                 op.resolve(size)
                 for kind, recovery in cases:
                     say(f"{name}, {kind}, {recovery}")
-                    sketch = f"sketch.kind={kind}", f"sketch.recovery={recovery}"
+                    rounds = 1 if recovery == "oversampled" else 2
+                    sketch = (
+                        f"sketch.kind={kind}", f"sketch.recovery={recovery}",
+                        f"sketch.rounds={rounds}",
+                    )  # fmt: skip
                     number = turns if kind == DEFAULT else 1
                     config = load(name, [*fixed, *sketch])
                     parts, (wall, thread, cpu), took = costs(config, op, blocks, number)

@@ -26,7 +26,7 @@ COMMON = (
     "training.max_steps=0", "training.record_steps=[0]", "training.eval_samples=10",
     "training.batch_size=10", "hessian.splits=[test]", "hessian.strategy=loop",
     "hessian.memory_format=preserve", "launcher.device=cpu", "launcher.threads=1",
-    "problem.synthetic=true",
+    "problem.synthetic=true", "sketch.rounds=2",
 )  # fmt: skip
 EXPERIMENTS = {
     "mnist_mini": [],

@@ -9,7 +9,6 @@ from skerch.decompositions.eigh_file import CHUNK_COLUMNS
 from skerch.hdf5 import even_width, stored_size
 from skerch.jobs.commands.costs import ITEMS
 from skerch.jobs.config import Config
-from skerch.jobs.pipeline.seigh import at_once
 from skerch.jobs.stages.layout import array_manifest
 
 HEADER = 4096  # bytes of an HDF5 file besides its numbers, the manifest in a block among them
@@ -60,7 +59,7 @@ def hessian_disk(config: Config, N: int) -> Disk:
             Q = stored_size((N, each.columns), item, sketch.block_size)
             new = sum(each.columns for each in rounds[1 : number + 1])
             ranges.append(HEADER + Q + 8 * before[number] * (before[number] + new))
-    blocks += sum(sorted(ranges)[-2:] if at_once(config) else ranges)
+    blocks += sum(sorted(ranges)[-2:])
 
     small = (m + q) ** 2 + 2 * m**2 + first * (rounds[0].stored + q) + inner * first
     merged = HEADER + 8 * (small + before[-2] * found)

@@ -13,6 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, fields, replace
 from typing import Any
 
+from skerch import hdf5
 from skerch.decompositions.recoveries import Round
 from skerch.errors import SkerchError
 from skerch.files import cause
@@ -174,11 +175,11 @@ def _check_rounds(directory: StepDir, arrays: Collection[Manifest], config: Conf
                 "and loses none. Leave sketch.inner and sketch.rounds away, or set another "
                 f"name (as in name={config.method}-2)."
             )
-    if (
-        len(arrays) < len(plan)
-        and directory.merged.exists()
-        and not any(directory.path.glob("measurements/round-*/blocks/*.h5"))
-    ):
+    merged = 0
+    with suppress(SkerchError), hdf5.open_for_reading(directory.merged) as file:
+        merged = len(hdf5.attribute(file, "manifests").split())
+    blocks = directory.path.glob("measurements/round-*/blocks/*.h5")
+    if 0 < merged < len(plan) and not any(blocks):
         raise RunDirError(
             f"{directory.path} has no blocks any more (keep_blocks=false), in which further rounds "
             f"would be found; set another name (as in name={config.method}-2)."

@@ -28,6 +28,7 @@ from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Manifest, manifest_path
+from skerch.measurements.range_finder import RangeFile
 
 
 def run(context: Context) -> None:
@@ -35,20 +36,33 @@ def run(context: Context) -> None:
 
     A later round takes over the choices of the first one.
     """
-    directory = context.directory.measurements(context.round)
-    if manifest_path(directory).exists() or MeasurementArray.restore(directory):
-        MeasurementArray(directory)
-        return
     files = SketchFiles(context)
     each = files.which_round()
+    if is_laid_out(context, each):
+        return
     if each.round == 1:
         N, provenance = _choose(context)
         lay_out(context, each, N, vars(provenance))
         return
-    first = files.array(1).manifest
     with files.range_file(each.round) as range_file:
-        range_hash = range_file.hash if range_file else None
-        lay_out(context, each, first.size, first.provenance, range_hash)
+        assert range_file is not None
+        lay_out_later(context, each, files.array(1), range_file)
+
+
+def is_laid_out(context: Context, each: Round) -> bool:
+    """Whether a round has a manifest, which is written again where blocks alone hold it."""
+    directory = context.directory.measurements(each.round)
+    if manifest_path(directory).exists():
+        MeasurementArray(directory)
+        return True
+    return MeasurementArray.restore(directory)
+
+
+def lay_out_later(
+    context: Context, each: Round, first: MeasurementArray, range_file: RangeFile
+) -> None:
+    """Lay out a round whose test vectors are in the range file, by the choices of the first."""
+    lay_out(context, each, first.manifest.size, first.manifest.provenance, range_file.hash)
 
 
 def lay_out(

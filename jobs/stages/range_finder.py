@@ -10,7 +10,10 @@ from skerch.measurements.range_finder import find_range
 
 
 def run(context: Context) -> None:
-    """Write range.h5 of `context.round`, whose columns are that round's test vectors."""
+    """Write range.h5 of `context.round`, whose columns are that round's test vectors.
+
+    The one before is no longer in use then: all ranges together are as large as the array.
+    """
     number = context.round
     if number < 2:
         raise ConfigError("--round 1 has random test vectors; the first that has a range is 2.")
@@ -19,6 +22,8 @@ def run(context: Context) -> None:
     final = number == len(context.config.sketch.each_round())
     with files.range_file(number - 1) as before:
         find_range(files.arrays(number - 1), path, columns, before, final, context.team)
+    if number > 2 and context.team.writes:
+        context.directory.range(number - 1).unlink(missing_ok=True)
 
 
 if __name__ == "__main__":

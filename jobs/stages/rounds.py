@@ -9,15 +9,18 @@ from __future__ import annotations
 from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 
+import torch
+
 from skerch.curvature.operator import CurvatureOperator
+from skerch.decompositions.recoveries import Round
 from skerch.jobs.stages import layout
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.measure import measure, operator, require_same
 from skerch.jobs.stages.program import main
-from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
-from skerch.measurements.manifest import manifest_path
 from skerch.measurements.range_finder import RangeFile, find_range
+
+HELD = 2**26  # bytes of all columns that are held in memory between two passes over them
 
 
 def run(context: Context) -> None:
@@ -47,28 +50,41 @@ def run(context: Context) -> None:
         if number > 1 and team.writes:
             directory.range(number).unlink(missing_ok=True)
 
+    def lay_out(each: Round, range_file: RangeFile | None) -> None:
+        if range_file is None:
+            layout.run(replace(context, round=each.round))
+        else:
+            layout.lay_out_later(context, each, arrays[0], range_file)
+
     def progress(measured: int, _: int, unit: str) -> None:
         context.progress(done + measured, total, unit)
+
+    def array(number: int) -> MeasurementArray:
+        """The array of a round; its columns are held, as every round reads them, if all are few."""
+        found = MeasurementArray(directory.measurements(number))
+        if found.manifest.size * total * getattr(torch, found.manifest.dtype).itemsize <= HELD:
+            found.hold()
+        return found
 
     with ExitStack() as frozen:
         for each in rounds:
             number = each.round
-            there = replace(context, round=number)
-            path = manifest_path(directory.measurements(number))
-            if not team.one(path.exists):
-                with range_file(number):
-                    team.one(lambda: layout.run(there))  # noqa: B023  it is called at once
-            arrays.append(SketchFiles(there).array(number))
-            if team.one(arrays[-1].missing):
-                blocks = team.share(arrays[-1].missing)
-                if op is None:
-                    op = operator(context, arrays[0])
-                    frozen.enter_context(op.frozen())
-                    require_same(op, arrays[0])
+            there = team.one(lambda: layout.is_laid_out(context, each))  # noqa: B023  at once
+            if not there or team.one(array(number).missing):
                 with range_file(number) as test_vectors:
+                    if not there:
+                        team.one(lambda: lay_out(each, test_vectors))  # noqa: B023
+                    arrays.append(array(number))
+                    blocks = team.share(arrays[-1].missing)
+                    if op is None:
+                        op = operator(context, arrays[0])
+                        frozen.enter_context(op.frozen())
+                        require_same(op, arrays[0])
                     if blocks:
                         measure(op, arrays[-1], blocks, test_vectors, progress)
                 team.one(lambda: None)  # all have measured
+            else:
+                arrays.append(array(number))
             done += each.columns + each.probes
             forget(number - 1)
         with range_file(len(rounds)):

@@ -39,6 +39,7 @@ class MeasurementArray:
         self.directory = Path(directory)
         self.manifest = manifests.read(manifest_path(self.directory))
         self.hash = self.manifest.hash()
+        self._held: dict[int, Tensor] | None = None
 
     @classmethod
     def create(cls, directory: Path, manifest: Manifest) -> MeasurementArray:
@@ -101,6 +102,19 @@ class MeasurementArray:
         """Open a block for reading, refused unless it belongs to this manifest."""
         return _open_block(self.path(block.index), self.hash, block.index)
 
+    def hold(self) -> None:
+        """Hold columns in memory once they are read, for who reads them again and again."""
+        self._held = {}
+
+    def held(self, block: Block, name: str) -> Tensor | None:
+        """The dataset `name` of a block, if columns are held in memory."""
+        if self._held is None:
+            return None
+        if block.index not in self._held:
+            with self.open(block) as file:
+                self._held[block.index] = Dataset(file, name)[...]
+        return self._held[block.index]
+
     def small(self, name: str) -> Tensor:
         """The blocks' small arrays `name`, (rows, b) or (b,) each, joined to one in float64.
 
@@ -161,9 +175,14 @@ class StoredColumns:
         slab = self._buffers(stop - start, self.width)
         column = 0
         for array, block, name in self.sources:
-            with self._opened(array, block, name) as dataset:
-                dataset.read_into(slab, start, column)
-            column += block.stop - block.start
+            end = column + block.stop - block.start
+            held = array.held(block, name)
+            if held is not None:
+                slab[:, column:end] = held[start:stop]
+            else:
+                with self._opened(array, block, name) as dataset:
+                    dataset.read_into(slab, start, column)
+            column = end
         return slab
 
     @contextmanager

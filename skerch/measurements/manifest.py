@@ -9,6 +9,7 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +70,10 @@ class Manifest:
 
     def hash(self) -> str:
         """SHA-256 of the manifest as canonical JSON."""
+        return self._hash
+
+    @cached_property
+    def _hash(self) -> str:
         canonical = json.dumps(asdict(self), sort_keys=True, separators=(",", ":"))
         return hashlib.sha256(canonical.encode()).hexdigest()
 

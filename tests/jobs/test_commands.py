@@ -59,7 +59,7 @@ def test_a_users_own_model_in_one_file(tmp_path, blocks):
     (folder / "experiment.yaml").write_text(experiment)
     done = program("run", "mine/experiment.yaml", "launcher.workers=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert "20 eigenpairs from 40 matvecs" in done.stdout
+    assert "20 eigenpairs from 60 matvecs" in done.stdout
     assert (tmp_path / "runs" / "experiment" / "seigh").is_dir()
     fit = program("check", "mine/experiment.yaml", cwd=tmp_path)
     assert fit.returncode == 0, fit.stdout

@@ -68,7 +68,7 @@ BAD_CONFIGS = [
     ("sketch.outr=1", 2, "no key sketch.outr; did you mean sketch.outer?"),
     ("sketch.outer=many", 2, "sketch.outer expects a whole number, not 'many'"),
     ("sketch.outer=5", 2, "outer=5 eigenpairs cannot be had from inner=4 matvecs; 1 and 4"),
-    ("sketch.inner=6", 2, "inner=6 matvecs are more than the dimension N=5; take inner ≤ 5"),
+    ("sketch.inner=60", 2, "inner=60 matvecs are more than the dimension N=5; take inner ≤ 5"),
     ("sketch.probes=2000000000", 2, "sketch.probes is 2000000000; between 2 and 10000"),
     ("sketch={inner: 2000000000, block_size: 1}", 2, "sketch.inner=2000000000; in larger blocks"),
     ("training.record_steps=[0,3]", 2, "training.record_steps is [0, 3]; training.max_steps=2"),

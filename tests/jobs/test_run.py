@@ -293,13 +293,13 @@ def make():
     assert "is zero" in failures["seigh.step-000000-train.decompose"]
 
 
-def test_another_outer_under_another_name_needs_no_training(small, reference):
-    config = small("name=wide", "sketch.outer=25")
+def test_another_sketch_under_another_name_needs_no_training(small, reference):
+    config = small("name=wide", "sketch.seed=25")
     shutil.copytree(reference.run_dir, config.run_dir)
     assert "train" not in stages(config)
     assert not complete(config)
-    with pytest.raises(ConfigError, match=r"sketch\.outer: 25 -> 26"):
-        complete(small("name=wide", "sketch.outer=26"))
+    with pytest.raises(ConfigError, match=r"sketch\.seed: 25 -> 26"):
+        complete(small("name=wide", "sketch.seed=26"))
 
 
 def test_a_failing_task_takes_down_what_needs_it_and_nothing_else(small, reference, capsys):

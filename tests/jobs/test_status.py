@@ -37,7 +37,7 @@ EXPERIMENT = """
 problem: {factory: "linear:make", loss: short}
 training: {max_steps: 1, batch_size: 10}
 hessian: {datapoints: 10, subset: first, splits: [test]}
-sketch: {outer: 1, inner: 4}
+sketch: {outer: 1, inner: 4, rounds: 2}
 """
 
 
