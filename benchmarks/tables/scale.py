@@ -101,9 +101,10 @@ def forecasts(
     return one
 
 
-def submitted(path: str, nodes: int) -> Run:
+def submitted(path: str, nodes: int, *overrides: str, nodes_in_all: int = NODES) -> Run:
     """A run on the first nodes of the devcluster, and when each task ran."""
-    others = (f"resources.all.exclude=n[{nodes + 1}-{NODES}]",) if nodes < NODES else ()
+    exclude = f"resources.all.exclude=n[{nodes + 1}-{nodes_in_all}]"
+    others = (*overrides, exclude) if nodes < nodes_in_all else overrides
     skerch("submit", str(QUADRATIC), f"run_dir={path}", f"problem.seconds={ASLEEP}", *others)
     wait_for_all()
     run = RunDir(Path(path))
