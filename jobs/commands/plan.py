@@ -13,8 +13,10 @@ from rich.console import Console
 from rich.filesize import decimal
 from rich.table import Table
 
+from skerch.a_priori import ROUNDS, expected_residual
+from skerch.decompositions.recoveries import RECOVERIES
 from skerch.jobs import pipeline
-from skerch.jobs.commands.calibrate import measure_pace
+from skerch.jobs.commands.calibrate import Pace, measure_pace
 from skerch.jobs.commands.costs import ITEMS, Machine, costs, seconds, workload
 from skerch.jobs.commands.disk import hessian_disk, training_disk
 from skerch.jobs.config import Config, checkpoints
@@ -63,10 +65,13 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
         table.add_row("disk: what stays", decimal(each.stays), decimal(stays))
         notes += [_disk_note(config, N), *_memory_notes(config, N)]
     notes += checkpoints.listing(config.training)
-    if calibrate and measuring:
-        notes.append(_add_times(table, config, N))
+    pace = measure_pace(config) if calibrate and measuring else None
+    if pace:
+        notes.append(_add_times(table, config, N, pace))
     output = Console()
     output.print(table)
+    if measuring:
+        output.print(_rounds_table(config, N, pace))
     for note in notes:
         output.print(note, markup=False, highlight=False, soft_wrap=True)
 
@@ -126,18 +131,60 @@ def _memory_notes(config: Config, N: int) -> Iterator[str]:
             )
 
 
-def _add_times(table: Table, config: Config, N: int) -> str:
-    """Add rows on the time of a run; a sentence on what they hold."""
-    pace, hessians = measure_pace(config), _count_hessians(config)
+def _times(config: Config, N: int, pace: Pace) -> tuple[dict[str, list[float]], float]:
+    """The seconds of a Hessian's measurement tasks, by array, and of all its other tasks."""
     machine = Machine(pace.gemm, DISK, DISK, pace.eigh, 0.0, 0.0, pace.start)
-    rest, arrays = 0.0, defaultdict[str, list[float]](list)  # of the first Hessian
+    rest, arrays = 0.0, defaultdict[str, list[float]](list)
     tasks = pipeline.tasks(config)[1:]
-    for task in tasks[: len(tasks) // hessians]:
+    for task in tasks[: len(tasks) // _count_hessians(config)]:
         takes = seconds(task, costs(workload(task, config, N), pace.matvec, machine))
         if task.stage not in MEASURING:
             rest += takes
         else:
             arrays[task.array or task.id].append(machine.start + takes)
+    return arrays, rest
+
+
+def _at_once(config: Config) -> float:
+    """How many measurement tasks run side by side."""
+    throttle = resources(config)["measure"].throttle
+    if config.cluster is not None or throttle is not None:
+        return throttle or math.inf
+    return config.launcher.workers
+
+
+def _waves(arrays: dict[str, list[float]], at_once: float) -> float:
+    """The seconds of arrays one after another, so many of whose tasks run side by side."""
+    return sum(math.ceil(len(a) / at_once) * max(a) for a in arrays.values())
+
+
+def _rounds_table(config: Config, N: int, pace: Pace | None) -> Table:
+    """What other numbers of rounds would bring and cost."""
+    sketch = config.sketch
+    table = Table(title=f"{sketch.outer} eigenpairs from {sketch.inner} matvecs")
+    for heading in ("rounds", "residual / best", "jobs in a row", *["time"] * bool(pace)):
+        table.add_column(heading, justify="right")
+    number = len(sketch.each_round())
+    recipe = RECOVERIES[sketch.recovery]
+    for rounds in sorted({number, *(n for n in ROUNDS if n <= min(recipe.most, sketch.inner))}):
+        as_is = rounds == number
+        other = config if as_is else replace(config, sketch=replace(sketch, rounds=rounds))
+        expected = expected_residual(sketch.outer, sketch.inner, rounds)
+        known = expected is not None and sketch.recovery == "nystrom"
+        in_a_row = {task.array or task.id for task in pipeline.tasks(other)[1:]}
+        cells = [f"{rounds}", f"about {expected:.3f}" if known else "-"]
+        cells.append(f"{len(in_a_row) // _count_hessians(config)}")
+        if pace:
+            arrays, rest = _times(other, N, pace)
+            cells.append(duration(_waves(arrays, _at_once(other)) + rest))
+        table.add_row(*cells, style="bold" if as_is else None)
+    return table
+
+
+def _add_times(table: Table, config: Config, N: int, pace: Pace) -> str:
+    """Add rows on the time of a run; a sentence on what they hold."""
+    hessians = _count_hessians(config)
+    arrays, rest = _times(config, N, pace)
     measuring = sum(map(sum, arrays.values()))
     longest = max(map(max, arrays.values()))
     table.add_row("time: a matvec", duration(pace.matvec), "")
@@ -148,9 +195,7 @@ def _add_times(table: Table, config: Config, N: int) -> str:
     throttle, workers = resources(config)["measure"].throttle, config.launcher.workers
     on_slurm = config.cluster is not None or throttle is not None
     if on_slurm or workers > 1:
-        at_once = throttle or math.inf if on_slurm else workers
-        waves = sum(math.ceil(len(a) / at_once) * max(a) for a in arrays.values())
-        each = waves + rest
+        each = _waves(arrays, _at_once(config)) + rest
         whole = each if on_slurm else max(each, hessians * (measuring + rest) / workers)
         limit = f"throttle {throttle}" if throttle else "no throttle"
         how = limit if on_slurm else f"{workers} workers"

@@ -1,6 +1,9 @@
+import math
+
 import pytest
 
-from skerch.a_priori import sketch_sizes
+from skerch import seigh, synthmat
+from skerch.a_priori import expected_residual, sketch_sizes
 from skerch.errors import ShapeError, SkerchError
 
 
@@ -47,3 +50,19 @@ def test_impossible_shapes_are_refused():
         sketch_sizes((1, 9), 100)
     with pytest.raises(ShapeError, match=r"\(8, 9\) is not square"):
         sketch_sizes((8, 9), 100, sym=True)
+
+
+@pytest.mark.parametrize(("each", "rounds"), [(1.25, 4), (1.4, 2), (1.75, 3), (2, 1), (2, 5)])
+def test_the_expected_residual_is_about_that_of_another_spectrum(each, rounds):
+    k, spectrum = 60, synthmat.polynomial_decay(500, 1, 1)
+    H, _ = synthmat.symmetric(spectrum, seed=0, signs="alternate")
+    pairs = seigh(H, outer=k, inner=round(each * k), rounds=rounds)
+    W, values = pairs.eigenvectors, pairs.eigenvalues
+    found = float((H - (W * values) @ W.T).norm() / spectrum[k:].norm())
+    expected = expected_residual(k, round(each * k), rounds)
+    assert abs(math.log((found - 1) / (expected - 1))) < math.log(1.6)
+
+
+def test_nothing_is_expected_where_nothing_was_measured():
+    assert expected_residual(100, 120, 2) is None
+    assert expected_residual(100, 300, 40) == expected_residual(100, 200, 20)
