@@ -42,6 +42,7 @@ from skerch.jobs.stages import (  # noqa: F401
     measure,
     merge,
     range_finder,
+    rounds,
     train,
 )
 from skerch.jobs.training import session
@@ -54,6 +55,7 @@ SIZES = [
     "hessian.datapoints=200",
     "hessian.strategy=batched",
     "sketch.outer=100",
+    "sketch.rounds=2",
     "sketch.block_size=16",
     "launcher.blocks_per_task=2",
     "launcher.workers=2",
@@ -172,8 +174,8 @@ def _work(arguments: list[str], output: Path, cold: bool) -> None:
 class Chaos:
     """Runs of one experiment, killed and resumed, and what was seen."""
 
-    def __init__(self, folder: Path, arguments: list[str], cold: bool, seed: int):
-        self.folder, self.arguments, self.cold = folder, arguments, cold
+    def __init__(self, folder: Path, arguments: list[str], cold: bool, seed: int, first: list[str]):
+        self.folder, self.arguments, self.cold, self.first = folder, arguments, cold, first
         self.random = random.Random(seed)
         self.kills = self.aimed = self.runs = 0
         self.struck: Counter[str] = Counter()
@@ -196,13 +198,13 @@ class Chaos:
         """The experiment in a folder of its own."""
         return load(self.arguments[0], [*self.arguments[1:], f"run_dir={self.folder / name}"])
 
-    def start(self, config: Config, cold: bool) -> Victim:
-        return Victim(config, [*self.arguments, f"run_dir={config.run_dir}"], cold)
+    def start(self, config: Config, cold: bool, *others: str) -> Victim:
+        return Victim(config, [*self.arguments, *others, f"run_dir={config.run_dir}"], cold)
 
-    def undisturbed(self, config: Config, cold: bool) -> float:
+    def undisturbed(self, config: Config, cold: bool, *others: str) -> float:
         """Run without a fault; the seconds that it took."""
         begin = time.monotonic()
-        victim = self.start(config, cold)
+        victim = self.start(config, cold, *others)
         status = victim.wait(PATIENCE)
         if status != 0:
             victim.kill()
@@ -221,6 +223,9 @@ class Chaos:
         """A run that is killed some times, resumed each time, and completed."""
         config = self.config(f"run-{self.runs:03d}")
         run, tasks = RunDir(config.run_dir), pipeline.tasks(config)
+        if self.first:
+            self.undisturbed(config, self.cold, *self.first)
+            self.stages = list(dict.fromkeys(map(stage, pipeline.missing(tasks))))
         kept: Marks = {}
         for _ in range(KILLS_PER_RUN):
             missing = pipeline.missing(tasks)
@@ -289,7 +294,7 @@ class Chaos:
                 missing = "" if name in found else ", which is missing"
                 self.fault("files with other bytes", f"{folder / name}{missing}")
         for path, mark in kept.items():
-            if now.get(path) != mark:
+            if now.get(path, mark) != mark:  # a range goes once it is no longer in use
                 self.fault("finished files made again", path)
         if self.faults == before:
             shutil.rmtree(folder)
@@ -323,6 +328,9 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--experiment", default="digits")
+    parser.add_argument(
+        "--first", action="append", default=[], metavar="KEY=VALUE", help="then the run grows"
+    )
     parser.add_argument("--cold", action="store_true", help="each run imports everything anew")
     options = parser.parse_intermixed_args()
     if ctypes.CDLL(None).prctl(PR_SET_CHILD_SUBREAPER, 1):
@@ -330,7 +338,7 @@ def main() -> None:
     torch.set_num_threads(1)
     folder = Path(tempfile.mkdtemp(prefix="skerch-chaos-"))
     arguments = [options.experiment, *SIZES, *options.overrides]
-    chaos = Chaos(folder, arguments, options.cold, options.seed)
+    chaos = Chaos(folder, arguments, options.cold, options.seed, options.first)
     while chaos.kills < options.kills or (
         chaos.unstruck() and chaos.kills < options.kills + MORE_KILLS
     ):

@@ -12,9 +12,20 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("kills", "experiment"), [(20, "digits"), (10, "mnist_mini")])
-def test_killed_runs_end_with_the_same_bytes_whatever_stage_is_struck(kills, experiment, request):
-    options = [f"--kills={kills}", f"--experiment={experiment}"]
+@pytest.mark.parametrize(
+    ("kills", "experiment", "options"),
+    [
+        (20, "digits", []),
+        (10, "mnist_mini", []),
+        (10, "digits", ["sketch.rounds=8", "launcher.workers=1", "launcher.blocks_per_task=8"]),
+        (8, "digits", ["--first=sketch.rounds=2", "--first=sketch.inner=100", "sketch.rounds=4"]),
+    ],
+    ids=["digits", "mnist_mini", "many rounds", "grows"],
+)
+def test_killed_runs_end_with_the_same_bytes_whatever_stage_is_struck(
+    kills, experiment, options, request
+):
+    options = [f"--kills={kills}", f"--experiment={experiment}", *options]
     if experiment == "mnist_mini":
         root = request.getfixturevalue("mnist")
         options += [f"problem.root={root}", "training.record_steps=[1000]", "sketch.rounds=3"]

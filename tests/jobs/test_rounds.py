@@ -70,6 +70,22 @@ def test_a_whole_round_may_be_lost(whole, small, results_of, lost):
     assert [n for n in range(2, 9) if directory.range(n).exists()] == [8]
 
 
+def test_a_damaged_round_is_named_and_made_again(whole, small, results_of):
+    config = small(*MANY)
+    shutil.copytree(whole.run_dir, config.run_dir, dirs_exist_ok=True)
+    directory = RunDir(config.run_dir).step("seigh", 60, "test")
+    block = directory.measurements(3) / "blocks" / "block-000000.h5"
+    content = bytearray(block.read_bytes())
+    content[len(content) // 2] ^= 255
+    block.write_bytes(content)
+    for later in (directory.range(8), directory.merged, directory.eigh):
+        later.unlink()
+    assert str(block) in complete(config)["seigh.step-000060-test.rounds"]
+    block.unlink()
+    assert not complete(config)
+    assert results_of(config.run_dir) == results_of(whole.run_dir)
+
+
 def test_blocks_may_go_once_they_are_merged(whole, small):
     config = small(*MANY, "keep_blocks=false")
     assert not complete(config)
