@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+
+from skerch.estimate import Estimate, extremes
 
 
 @dataclass(frozen=True)
 class HessianResults:
     """Eigenvalues, residual and overlap of one Hessian, from k of its eigenpairs.
 
-    The last five have their defaults where an older version wrote the file.
+    Those from `grid` on have their defaults where an older version wrote the file.
     """
 
     parameters: int  # N
@@ -29,21 +30,26 @@ class HessianResults:
     asymmetry: float = 0.0  # ‖M - Mᵀ‖ / ‖M‖ of the sketched matrix, which is symmetric …
     rounding: float = 1.0  # … up to this, for the dtype of its products
     eigenvalue_bound: Sequence[float] = ()  # (k,) how far each may be off, in 95 of 100
+    trace: Sequence[float] = ()  # of all of the Hessian, and how far it may be off
+    norm: Sequence[float] = ()  # ‖H‖_F, likewise
 
     def eigenvalue(self, index: int) -> str:
-        """An eigenvalue with the digits that are known, five at most; four where none can tell.
-
-        What is printed is within one unit of its last digit, if the bound holds.
-        """
+        """An eigenvalue with the digits that are known, five at most; four where none can tell."""
         value = self.eigenvalues[index]
         if not self.eigenvalue_bound or not value:
             return f"{value:.4g}"
-        bound, first = self.eigenvalue_bound[index], math.floor(math.log10(abs(value)))
-        for known in range(5, 0, -1):
-            text = f"{value:#.{known}g}".removesuffix(".")
-            if abs(float(text) - value) + bound <= 10.0 ** (first - known + 1):
-                return text
-        return f"{value:.2g} ± {bound:.2g}"
+        return Estimate(value, self.eigenvalue_bound[index]).digits
+
+    @property
+    def extremes(self) -> tuple[Estimate, Estimate] | None:
+        """λ_max and λ_min, see `skerch.estimate.extremes`; None where bounds are not known."""
+        known = len(self.eigenvalue_bound)
+        return extremes(self.eigenvalues, self.eigenvalue_bound) if known else None
+
+    @property
+    def negative(self) -> int:
+        """How many of the k eigenvalues are negative."""
+        return sum(value < 0 for value in self.eigenvalues)
 
     @property
     def relative_residual(self) -> float:

@@ -1,5 +1,7 @@
 """How good an approximation is, judged after the fact from a few held-out Gaussian probes.
 
+The trace and the norm of all of H follow, too.
+
 An approximation Ĥ = Σ_j λ_j w_j w_jᵀ of H, computed without the probes g_1, …, g_q, has the
 residual E = H - Ĥ, and E[‖E g‖²] = ‖E‖_F². Written for eigenpairs; for A ≈ Σ_j σ_j u_j v_jᵀ read
 a = Vᵀg, c = UᵀAg.
@@ -11,12 +13,14 @@ scientific simulation", SIAM J. Sci. Comput. 41(4), 2019 (TYUC), section 6.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
-from scipy.special import gammaincinv, lambertw
+from scipy.special import gammainc, gammaincinv, lambertw
 from torch import Tensor
 
 from skerch.errors import ShapeError, SkerchError
+from skerch.estimate import Estimate
 
 SQUARE_ROUNDING = 1e-10  # error of e² over ‖H‖², as e² is a difference of terms of that size
 
@@ -107,6 +111,85 @@ def eigenvalue_bounds(
     return torch.minimum(rho, sharp + rounding)
 
 
+def trace(
+    values: Tensor,
+    a: Tensor,
+    quadratic: Tensor,
+    residual: Tensor,
+    rounding: float = 0.0,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """The trace of H, deflated by Ĥ, from gᵀHg for each probe: `quadratic`, (q,).
+
+        tr H = Σ λ_i + tr E ≈ Σ λ_i + mean (gᵀHg - Σ λ_i a_i²).
+
+    values and a as for `residuals`, residual as from it; rounding: of the products, absolute. With
+    no pairs this is the estimator of Hutchinson ("A stochastic estimator of the trace", Commun.
+    Stat. Simul. Comput. 18(3), 1989) for Gaussian probes; that of E alone is the idea of Hutch++
+    (Meyer, Musco, Musco and Woodruff, SOSA 2021), at no further product. It is unbiased, with the
+    standard error (2/q)^½ ‖E‖_F, and e, the last entry of `residual`, estimates ‖E‖_F.
+
+    The error is κ e, such that it holds with `confidence` for E of rank one. Then the estimate of
+    tr E is Y tr E and e² = Y ‖E‖_F², for Y of the law χ²_q / q, so that κ solves
+    P{|Y - 1| ≤ κ Y^½} = confidence. Any other E is easier (tried on many, for 2 to 30 probes),
+    while Student's t over the probes holds in 81 to 91 of 100 for rank one, as χ² is skewed.
+
+    Raises `SkerchError` for a confidence outside (0, 1) or no probe.
+    """
+    _check_confidence(confidence)
+    _check_probes(q := len(quadratic))
+    values = values.double()
+    of_error = quadratic.double() - values @ a.double().square()
+
+    def share(kappa: float) -> float:
+        root = math.sqrt(kappa**2 + 4)
+        return _within(q, ((root - kappa) / 2) ** 2, ((root + kappa) / 2) ** 2)
+
+    square = float(residual[-1]) ** 2 + SQUARE_ROUNDING * float(residual[0]) ** 2
+    error = _reaching((1 + confidence) / 2, share) * math.sqrt(square) + rounding
+    return Estimate(float(values.sum() + of_error.mean()), error)
+
+
+def norm(
+    values: Tensor,
+    a: Tensor,
+    products: Tensor,
+    residual: Tensor,
+    rounding: float = 0.0,
+    *,
+    confidence: float = 0.95,
+) -> Estimate:
+    """‖H‖_F, which is the first entry of `residual`, with its error.
+
+    products: (Hg)ᵀ(Hg') of all pairs of probes, (q, q); the rest as for `trace`. ‖H‖_F² is the
+    trace of H², deflated by Ĥ². With S = H² - Ĥ² and F = ZᵀSZ (q, q), for the probes Z,
+
+        ‖H‖_F² = Σ λ_i² + tr S,   F = (HZ)ᵀ(HZ) - aᵀ diag(λ²) a,   tr S ≈ mean F_ii,
+
+    and s² = ‖F - mean F_ii I‖_F² / (q (q - 1)) estimates (1 + 2/q) ‖S‖_F²: all products of two
+    probes tell of the error, not only the q squares. The error of tr S is κ s. For S of rank one
+    the estimate is Y tr S and s is Y |tr S|, so that κ solves P{|Y - 1| ≤ κ Y} =
+    (1 + confidence) / 2; any other S is easier, as for `trace`.
+
+    Raises `SkerchError` for a confidence outside (0, 1) or fewer than two probes.
+    """
+    _check_confidence(confidence)
+    q = len(products)
+    if q < 2:
+        raise SkerchError(f"{q} probes say nothing of their scatter; use at least 2, usually 30.")
+
+    def share(kappa: float) -> float:
+        return _within(q, 1 / (1 + kappa), 1 / max(1 - kappa, 1e-300))
+
+    F = products.double() - (values.double().square() * a.double().T) @ a.double()
+    F.diagonal().sub_(F.diagonal().mean().clone())
+    value = float(residual[0])
+    scatter = float(torch.linalg.norm(F)) / math.sqrt(q * (q - 1))
+    off = _reaching((1 + confidence) / 2, share) * scatter + SQUARE_ROUNDING * value**2
+    return Estimate(value, value - math.sqrt(max(value**2 - off, 0.0)) + rounding)
+
+
 def probability_bounds(num_probes: int, error: float) -> tuple[float, float]:
     """Bounds on the probability that q probes misjudge a squared residual by a factor 1 ∓ ε.
 
@@ -185,6 +268,23 @@ def scree_bounds(values: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
 def _tail_sums(terms: Tensor) -> Tensor:
     """Σ_{j>r} terms_j for r = 0, …, k: (k,) to (k + 1,), the small ones added first."""
     return torch.cat([terms.new_zeros(1), terms.flip(0).cumsum(0)]).flip(0)
+
+
+def _within(num_probes: int, low: float, high: float) -> float:
+    """The probability that χ²_q / q lies between two values."""
+    half = num_probes / 2
+    return float(gammainc(half, half * high) - gammainc(half, half * low))
+
+
+def _reaching(probability: float, share: Callable[[float], float]) -> float:
+    """The κ at which an increasing function of it reaches a probability, by bisection."""
+    low, high = 0.0, 1.0
+    while share(high) < probability:
+        low, high = high, 2 * high
+    while high - low > 1e-12 * high:
+        middle = (low + high) / 2
+        low, high = (middle, high) if share(middle) < probability else (low, middle)
+    return high
 
 
 def _check_probes(num_probes: int) -> None:

@@ -18,6 +18,7 @@ from skerch.analysis.results import HessianResults
 from skerch.curvature.operator import CurvatureOperator
 from skerch.curvature.parameters import select_parameters
 from skerch.errors import ShapeError, SkerchError
+from skerch.estimate import Estimate
 from skerch.jobs import problems
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import RunDir, method_name, overlap_file
@@ -135,6 +136,18 @@ class Hessian:
         """Estimated ‖H - H_r‖_F for r = 0 … k, (k + 1,), float64; the first is ‖H‖_F."""
         with SketchFiles(self.context).eigh() as file:
             return file.residual
+
+    @property
+    def trace(self) -> Estimate | None:
+        """The trace of H: `value` and `error`, which holds in 95 of 100; None if unknown."""
+        with SketchFiles(self.context).eigh() as file:
+            return file.trace
+
+    @property
+    def norm(self) -> Estimate | None:
+        """‖H‖_F, likewise."""
+        with SketchFiles(self.context).eigh() as file:
+            return file.norm
 
     @property
     def results(self) -> HessianResults:

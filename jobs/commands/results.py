@@ -14,6 +14,7 @@ from rich.console import Console
 from rich.table import Table
 
 from skerch.analysis.results import HessianResults
+from skerch.estimate import Estimate
 from skerch.jobs import pipeline
 from skerch.jobs.config import Config
 from skerch.jobs.config.methods import METHODS
@@ -68,9 +69,7 @@ def print_table(config: Config, every: bool = False) -> None:
     ks = sorted({len(results.overlap) for results in hessians.values() if results})
     overlap = f"overlap (k = {' or '.join(map(str, ks))})"
     headings = ("step", "split", "top eigenvalues", "relative\nresidual", overlap)
-    table = Table(*headings, pad_edge=False)  # so that it fits into 80 columns
-    for column in table.columns:
-        column.justify = "left" if column.header == "split" else "right"
+    table = _table(*headings)
     for (step, split), results in hessians.items():
         if results:
             table.add_row(str(step), split, *_cells(results))
@@ -89,10 +88,29 @@ def print_table(config: Config, every: bool = False) -> None:
     if "sketch" in method.sections:
         title += f": {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
     output.print(title, markup=False, highlight=False, soft_wrap=True)
-    if table.row_count:
-        output.print(table)
+    for each in filter(lambda each: each.row_count, (table, _whole(hessians))):
+        output.print(each)
     for line in lines:
         output.print(line, markup=False, highlight=False, soft_wrap=True)
+
+
+def _table(*headings: str) -> Table:
+    table = Table(*headings, pad_edge=False)  # so that it fits into 80 columns
+    for column in table.columns:
+        column.justify = "left" if column.header == "split" else "right"
+    return table
+
+
+def _whole(hessians: Hessians) -> Table:
+    """The ends of each spectrum, and figures of all of the Hessian, where they are known."""
+    table = _table("step", "split", "λ_max", "λ_min", "negative", "trace", "‖H‖_F")
+    for (step, split), results in hessians.items():
+        if results and results.extremes and results.norm:
+            ends = (end.digits for end in results.extremes)
+            negative = f"{results.negative} of {len(results.eigenvalues)}"
+            trace = str(Estimate(*results.trace)) if results.trace else "-"
+            table.add_row(str(step), split, *ends, negative, trace, Estimate(*results.norm).digits)
+    return table
 
 
 def _cells(results: HessianResults) -> list[str]:
@@ -111,11 +129,23 @@ def _row(results: HessianResults | None) -> dict[str, Any]:
     top = [*(results.eigenvalues if results else ()), None, None, None]
     off = [*(results.eigenvalue_bound if results else ()), None, None, None]
     within, alike = (results and results.tie) or (None, None)
+    unknown = None, None
+    largest, least = (results and results.extremes) or (unknown, unknown)
+    trace, norm = (results and results.trace) or unknown, (results and results.norm) or unknown
     return {
         "parameters": results and results.parameters,
         "k": results and len(results.overlap),
         **{f"eigenvalue_{i + 1}": top[i] for i in range(3)},
         **{f"eigenvalue_{i + 1}_bound": off[i] for i in range(3)},
+        "eigenvalue_max": largest[0],
+        "eigenvalue_max_bound": largest[1],
+        "eigenvalue_min": least[0],
+        "eigenvalue_min_bound": least[1],
+        "negative": results and results.negative,
+        "trace": trace[0],
+        "trace_error": trace[1],
+        "norm": norm[0],
+        "norm_error": norm[1],
         "relative_residual": results and results.relative_residual,
         "overlap": results and results.overlap[-1],
         "chance": results and results.baseline[-1],

@@ -9,6 +9,7 @@ from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.overlap import overlap
 from skerch.analysis.results import HessianResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
+from skerch.estimate import Estimate
 from skerch.jobs.run_dir import overlap_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
@@ -25,6 +26,7 @@ def run(context: Context) -> None:
     with SketchFiles(context).eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
         manifests, asymmetry, bound = file.manifests, file.asymmetry, file.eigenvalue_bound
+        trace, norm = file.trace or (), file.norm or ()
         result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
     lower, upper = interval(eigenvalues, residual, probes)
     results = HessianResults(
@@ -36,6 +38,8 @@ def run(context: Context) -> None:
         asymmetry=asymmetry,
         rounding=rounding(getattr(torch, config.hessian.dtype)),
         eigenvalue_bound=() if bound is None else bound.tolist(),
+        trace=trace,
+        norm=norm,
         **{name: values.tolist() for name, values in vars(result).items()},
     )
     figure = hessian_figure(results, _title(context, results))
@@ -44,12 +48,15 @@ def run(context: Context) -> None:
 
 
 def _title(context: Context, results: HessianResults) -> str:
-    """Which Hessian it is, and what was spent on it."""
+    """Which Hessian it is, what was spent on it, and figures of all of it."""
+    whole = [f"{results.negative} of {len(results.eigenvalues)} negative"]
+    whole += [f"trace {Estimate(*results.trace)}"] if results.trace else []
+    whole += [f"‖H‖ {Estimate(*results.norm).digits}"] if results.norm else []
     problem = context.config.problem.get("name") or context.config.problem["factory"]
     return (
         f"{problem}, step {context.step}, {context.split} split\n"
         f"{context.name}: {len(results.eigenvalues)} eigenpairs of N = {results.parameters:,} "
-        f"from {context.config.sketch.inner} matvecs"
+        f"from {context.config.sketch.inner} matvecs\n" + "; ".join(whole)
     )
 
 

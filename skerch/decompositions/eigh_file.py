@@ -1,9 +1,10 @@
 """The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
 
 Datasets `eigenvalues` (k,), `eigenvectors` (N, k), `residual` (k + 1,), the estimated ‖H - H_r‖_F,
-`pair_residual` (k,), the estimated ‖H w_i - λ_i w_i‖, and `eigenvalue_bound` (k,), how far an
-eigenvalue of H may be from λ_i; attributes `manifests` (the hashes of the measured rounds'
-manifests), `probes`, `recovery` and the recovery's health figures.
+`pair_residual` (k,), the estimated ‖H w_i - λ_i w_i‖, `eigenvalue_bound` (k,), how far an
+eigenvalue of H may be from λ_i, and `trace` and `norm` (2,), of H, each with its error; attributes
+`manifests` (the hashes of the measured rounds' manifests), `probes`, `recovery` and the recovery's
+health figures.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from skerch.decompositions.solve import Solution
+from skerch.estimate import Estimate
 from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even_width, write_arrays
 from skerch.measurements.gram import Progress, multiply
 from skerch.measurements.team import ALONE, Rows, Team, write_together
@@ -45,7 +47,10 @@ def write_eigh(
                 "residual": solution.residual,
                 "pair_residual": solution.pair_residual,
                 "eigenvalue_bound": solution.eigenvalue_bound,
+                "norm": torch.tensor(solution.norm, dtype=torch.float64, device="cpu"),
             }
+            if solution.trace:
+                small["trace"] = torch.tensor(solution.trace, dtype=torch.float64, device="cpu")
             health = {f"health_{name}": value for name, value in solution.health.items()}
             write_arrays(file, small, attributes | health)
             shape = size, B.shape[1]
@@ -90,6 +95,20 @@ class EighFile(Reader):
     def eigenvalue_bound(self) -> Tensor | None:
         """How far an eigenvalue of H may be from λ_i, in 95 of 100, (k,); None in older files."""
         return self._optional("eigenvalue_bound")
+
+    @property
+    def trace(self) -> Estimate | None:
+        """The trace of H with its error; None where older versions measured."""
+        return self._estimate("trace")
+
+    @property
+    def norm(self) -> Estimate | None:
+        """‖H‖_F with its error; None in older files."""
+        return self._estimate("norm")
+
+    def _estimate(self, name: str) -> Estimate | None:
+        found = self._optional(name)
+        return None if found is None else Estimate(*found.tolist())
 
     def _optional(self, name: str) -> Tensor | None:
         return Dataset(self._file, name)[...] if name in self._file else None

@@ -17,6 +17,7 @@ from skerch.decompositions import recoveries
 from skerch.decompositions.recoveries.core import asymmetry, largest
 from skerch.decompositions.solve import solve
 from skerch.errors import ShapeError, SkerchError
+from skerch.estimate import Estimate, extremes
 from skerch.linops.adapters import as_operand
 from skerch.linops.base import LinearOperator
 from skerch.measurements.gram import gram, multiply
@@ -37,7 +38,14 @@ class EighResult:
     residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
     pair_residual: Tensor  # (k,) estimated ‖H w_i - λ_i w_i‖
     eigenvalue_bound: Tensor  # (k,) how far an eigenvalue of H may be from λ_i, in 95 of 100
+    trace: Estimate  # of H
+    norm: Estimate  # ‖H‖_F
     health: dict[str, float]  # "asymmetry" of the core, and the recovery's own figures
+
+    @property
+    def extremes(self) -> tuple[Estimate, Estimate]:
+        """λ_max and λ_min of H, see `skerch.estimate.extremes`."""
+        return extremes(self.eigenvalues.tolist(), self.eigenvalue_bound.tolist())
 
 
 def seigh(
@@ -131,17 +139,21 @@ def seigh(
         inner=small.get("inner"),
         range_map=P,
         fresh=fresh,
+        quadratic=small["quadratic"],
     )
     solution = solve(summary, recovery, outer)
     _warn_of_asymmetry(op, solution.health)
     Y = columns[:, :stored]
     vectors = _product(_rows(Y), Y, solution.coefficients, stored_dtype)
+    assert solution.trace is not None
     return EighResult(
         solution.eigenvalues,
         vectors,
         solution.residual,
         solution.pair_residual,
         solution.eigenvalue_bound,
+        solution.trace,
+        solution.norm,
         solution.health,
     )
 
@@ -163,9 +175,14 @@ def _of_all(op: LinearOperator, outer: int, block_size: int, dtype: torch.dtype)
     there = int((values[:outer].abs() > torch.finfo(op.dtype).eps * values[0].abs()).sum())
     values, vectors = values[:there], vectors[:, :there]
     pair_residual = torch.linalg.norm(H @ vectors - vectors * values, dim=0)
-    bound = pair_residual + 10 * torch.finfo(op.dtype).eps * float(tail[0])
+    rounding = 10 * torch.finfo(op.dtype).eps * float(tail[0])
+    trace, norm = (
+        Estimate(float(H.trace()), rounding * len(H) ** 0.5),
+        Estimate(float(tail[0]), rounding),
+    )
+    bound, residual = pair_residual + rounding, residual[: there + 1]
     vectors = vectors.to(op.device, dtype)
-    return EighResult(values, vectors, residual[: there + 1], pair_residual, bound, health)
+    return EighResult(values, vectors, residual, pair_residual, bound, trace, norm, health)
 
 
 def _symmetric(op: Any) -> LinearOperator:

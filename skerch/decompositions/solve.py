@@ -7,8 +7,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.a_posteriori import eigenvalue_bounds, pair_bounds, pair_residuals, residuals
+from skerch.a_posteriori import (
+    eigenvalue_bounds,
+    norm,
+    pair_bounds,
+    pair_residuals,
+    residuals,
+    trace,
+)
 from skerch.decompositions import recoveries
+from skerch.estimate import Estimate
 from skerch.measurements.summary import Summary
 
 LEAST_ROUNDING = 1e-11  # of the eigenvectors' orthogonality, relative to |λ_1|
@@ -23,6 +31,8 @@ class Solution:
     residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
     pair_residual: Tensor  # (k,) estimated ‖H w_i - λ_i w_i‖
     eigenvalue_bound: Tensor  # (k,) how far an eigenvalue of H may be from λ_i, in 95 of 100
+    trace: Estimate | None  # of H; None where the probes' gᵀHg are not known
+    norm: Estimate  # ‖H‖_F
     health: dict[str, float]
 
 
@@ -38,9 +48,20 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
     resolved = core.values.abs() > summary.epsilon * core.values[:1].abs()
     values, B, m = core.values[resolved], core.coefficients[:, resolved], summary.stored
     a, c = B.T @ summary.probe_products, B.T @ summary.gram[:m, m:]
-    residual = residuals(values, a, c, torch.diagonal(summary.gram)[m:])
+    products = summary.gram[m:, m:]
+    residual = residuals(values, a, c, torch.diagonal(products))
     pair_residual = pair_residuals(values, a, c)
     rounding = (LEAST_ROUNDING + 10 * summary.epsilon) * float(core.values[:1].abs().sum())
     rho = pair_bounds(pair_residual, summary.probes, rounding)
     bound = eigenvalue_bounds(values, rho, core.unknown[resolved], rounding)
-    return Solution(values, B, residual, pair_residual, bound, core.health)
+    known = summary.quadratic
+    return Solution(
+        values,
+        B,
+        residual,
+        pair_residual,
+        bound,
+        None if known is None else trace(values, a, known, residual, rounding),
+        norm(values, a, products, residual, rounding),
+        core.health,
+    )

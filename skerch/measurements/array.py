@@ -131,6 +131,18 @@ class MeasurementArray:
                 parts.append(Dataset(file, name)[...].double())
         return torch.cat(parts, dim=-1)
 
+    @property
+    def quadratic(self) -> Tensor | None:
+        """gᵀHg of the probes, (q,), in float64; None where an older version measured any."""
+        parts = []
+        for block in self.manifest.blocks():
+            if block.kind == "probe":
+                with self.open(block) as file:
+                    if "quadratic" not in file:
+                        return None
+                    parts.append(Dataset(file, "quadratic")[...].double())
+        return torch.cat(parts)
+
 
 def _open_block(path: Path, manifest_hash: str, index: int) -> h5py.File:
     # chunks are read once, and there are many files

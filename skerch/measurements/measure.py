@@ -11,6 +11,7 @@ from torch import Tensor
 from skerch import sketch_operators
 from skerch.errors import SkerchError
 from skerch.linops.base import LinearOperator
+from skerch.measurements.gram import slabs
 from skerch.measurements.manifest import Block, Manifest
 from skerch.sketch_operators.base import SketchOperator
 
@@ -31,7 +32,7 @@ class Measurer:
     - `cross` (s, b): Ω y_i, for stored columns and probes of a round whose test vectors are Ω's;
     - `inner` (s, b): Ψ y_i;
     - `norm` (b,): ‖ω_i‖;
-    - `probe` (N, b): H g_i, for standard Gaussian g_i.
+    - `probe` (N, b): H g_i, for standard Gaussian g_i, and `quadratic` (b,): g_iᵀH g_i.
 
     `range_columns(start, stop)` gives the columns [start, stop) of Q as an (N, b) tensor.
     """
@@ -81,6 +82,7 @@ class Measurer:
         arrays = {}
         if block.kind == "probe":
             arrays["probe"] = Y
+            arrays["quadratic"] = _inner_products(X, Y)
         elif block.stored:
             arrays["leftouter"] = Y
         if self.omega is not None:
@@ -91,3 +93,11 @@ class Measurer:
         if self.psi is not None and block.kind == "test":
             arrays["inner"] = self.psi @ Y
         return arrays
+
+
+def _inner_products(X: Tensor, Y: Tensor) -> Tensor:
+    """x_iᵀy_i of columns, (b,), summed in float64 by slabs."""
+    total = X.new_zeros(X.shape[1], dtype=torch.float64)
+    for start, stop in slabs(len(X)):
+        total += (X[start:stop].double() * Y[start:stop].double()).sum(dim=0)
+    return total.to(Y.dtype)

@@ -115,6 +115,7 @@ def _summarise(
         inner=team.one(lambda: first.small("inner")) if first.manifest.compresses else None,
         range_map=range_map,
         fresh=range_file.fresh if range_file else None,
+        quadratic=team.one(lambda: first.quadratic),
         team=team,
     )
 

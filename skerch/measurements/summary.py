@@ -35,6 +35,7 @@ class Summary:
     range_map: Tensor | None = None  # (m', m - m₁), m' the columns of Y'
     fresh: Tensor | None = None  # (f,) the numbers of F's columns in Y
     fresh_products: Tensor | None = None  # (f, q), FᵀHZ
+    quadratic: Tensor | None = None  # (q,), gᵀHg of each probe
 
     @property
     def stored(self) -> int:
@@ -76,6 +77,7 @@ def summarise(
     inner: Tensor | None = None,
     range_map: Tensor | None = None,
     fresh: Fresh | None = None,
+    quadratic: Tensor | None = None,
     team: Team = ALONE,
 ) -> Summary:
     """The summary of the array [Y, HZ] with Gram matrix G, whose rows `rows` gives.
@@ -84,5 +86,6 @@ def summarise(
     """
     basis = orthonormalise(G[:stored, :stored], rows, size, dtype, ordered=False, team=team)
     epsilon = torch.finfo(dtype).eps
-    of_fresh = (fresh.numbers, fresh.products) if fresh else ()
-    return Summary(G, basis.P, basis.R, cross, norm, epsilon, inner, range_map, *of_fresh)
+    numbers, products = (fresh.numbers, fresh.products) if fresh else (None, None)
+    small = cross, norm, epsilon, inner, range_map, numbers, products, quadratic
+    return Summary(G, basis.P, basis.R, *small)

@@ -12,6 +12,7 @@ from io import StringIO
 
 import pytest
 
+from skerch.estimate import Estimate, extremes
 from skerch.jobs.commands import results
 from skerch.jobs.run_dir import RunDir, overlap_file
 from skerch.jobs.run_dir.binding import bind
@@ -41,6 +42,7 @@ def write(run, step, **changes):
 def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
     found = content(copy, 60)
     overlap, chance = found["overlap"][-1], found["baseline"][-1]
+    largest, least = extremes(found["eigenvalues"], found["eigenvalue_bound"])
     expected = {
         "name": "seigh",
         "step": 60,
@@ -49,6 +51,15 @@ def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
         "k": 20,
         **{f"eigenvalue_{i + 1}": found["eigenvalues"][i] for i in range(3)},
         **{f"eigenvalue_{i + 1}_bound": found["eigenvalue_bound"][i] for i in range(3)},
+        "eigenvalue_max": largest.value,
+        "eigenvalue_max_bound": largest.error,
+        "eigenvalue_min": least.value,
+        "eigenvalue_min_bound": least.error,
+        "negative": sum(value < 0 for value in found["eigenvalues"]),
+        "trace": found["trace"][0],
+        "trace_error": found["trace"][1],
+        "norm": found["norm"][0],
+        "norm_error": found["norm"][1],
         "relative_residual": found["residual"][-1] / found["residual"][0],
         "overlap": overlap,
         "chance": chance,
@@ -62,6 +73,8 @@ def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
     status, table, _ = skerch("results", copy.path)
     assert status == 0
     assert f"{overlap / chance:.2f} × k/N, {expected['sigmas_from_chance']:+.1f} σ" in table
+    assert f"{expected['negative']} of 20" in table
+    assert str(Estimate(*found["trace"])) in table
 
 
 def test_what_is_missing_is_said_and_the_rest_is_shown(copy, skerch):
@@ -152,6 +165,8 @@ def test_a_figures_title_says_which_hessian_it_is_and_what_was_spent(copy, refer
     found = overlap_file.read(copy.step("seigh", 60, "test").overlap)
     assert _title(Context(copy, reference, "seigh", 60, "test"), found) == (
         "digits_mlp, step 60, test split\nseigh: 20 eigenpairs of N = 1,930 from 40 matvecs"
+        f"\n{found.negative} of 20 negative; trace {Estimate(*found.trace)}; "
+        f"‖H‖ {Estimate(*found.norm).digits}"
     )
 
 

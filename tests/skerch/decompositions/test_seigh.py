@@ -280,6 +280,10 @@ def test_all_products_are_all_of_it():
     order = exact.abs().argsort(descending=True)[:20]
     torch.testing.assert_close(result.eigenvalues, exact[order], rtol=1e-12, atol=0)
     assert float(result.residual[-1]) == pytest.approx(residual(H, result, 20), rel=1e-9)
+    assert result.trace == pytest.approx((float(exact.sum()), 0), rel=1e-12, abs=1e-12)
+    assert result.norm == pytest.approx((float(exact.norm()), 0), rel=1e-12, abs=1e-12)
+    assert result.extremes[0].value == pytest.approx(float(exact.max()))
+    assert result.extremes[1].value == pytest.approx(float(exact.min()))
 
 
 @pytest.mark.parametrize("inner", [40, 60])

@@ -120,6 +120,7 @@ def test_a_measured_array_holds_the_products_of_its_test_vectors(tmp_path, H, op
     torch.testing.assert_close(array.small("inner"), psi @ Y)
     torch.testing.assert_close(array.small("cross"), omega @ torch.cat([Y[:, :OUTER], HZ], dim=1))
     torch.testing.assert_close(array.small("norm"), torch.linalg.norm(omega, dim=1))
+    torch.testing.assert_close(array.quadratic, (G.T * HZ).sum(0) * PROBES**0.5)
 
 
 @pytest.mark.parametrize(
@@ -159,6 +160,8 @@ def test_the_files_give_the_eigenpairs_of_the_in_core_solver(
         )
         torch.testing.assert_close(file.eigenvalues, expected.eigenvalues, rtol=0, atol=1e-12)
         torch.testing.assert_close(file.residual, expected.residual, rtol=1e-9, atol=1e-9)
+        assert file.trace == pytest.approx(expected.trace, rel=1e-7)
+        assert file.norm == pytest.approx(expected.norm, rel=1e-7)
         cosines = torch.linalg.svdvals(file.eigenvectors[:].T @ expected.eigenvectors)
         torch.testing.assert_close(cosines, torch.ones(OUTER).double(), rtol=0, atol=1e-9)
 
@@ -213,6 +216,21 @@ def test_a_merge_without_consolidation_keeps_the_summary_only(tmp_path, op):
     array.remove_blocks()
     left = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert left == {"manifest.json", "True.h5", "False.h5"}
+
+
+def test_without_the_probes_quadratic_forms_as_of_older_versions_there_is_no_trace(tmp_path, op):
+    array = MeasurementArray.create(tmp_path, manifest(block_size=2))
+    fill(array, op)
+    with h5py.File(array.path(len(array.manifest.blocks()) - 1), "a") as file:
+        del file["quadratic"]
+    merge([array], tmp_path / "merged.h5")
+    with MergedArray(tmp_path / "merged.h5") as merged:
+        solution = solve(merged.summary, "nystrom", OUTER)
+        of = {"probes": PROBES, "manifests": " ".join(merged.manifests)}
+        write_eigh(tmp_path / "eigh.h5", solution, merged.rows, N, "float64", of)
+    with EighFile(tmp_path / "eigh.h5") as file:
+        assert file.trace is None
+        assert file.norm == solution.norm
 
 
 def test_few_files_are_open_at_a_time(tmp_path, monkeypatch, op):
