@@ -121,7 +121,8 @@ def overlap_panel(
 ) -> None:
     """Draw overlap(k) against k = 1 … K, beside k / N and random masks.
 
-    The band holds 95 % of the random masks. The overlap (K,) of the `exact` eigenvectors is a line
+    A band holds 95 % of the random masks; the overlap is shaded as far as it may be off, and not
+    where that is unknown. The overlap (K,) of the `exact` eigenvectors is a line
     on top. With `log_x` k is on a log scale.
     """
     overlap, baseline = _array(result.overlap), _array(result.baseline)
@@ -135,6 +136,18 @@ def overlap_panel(
         label="95 % of random masks",
     )
     axes.plot(k, baseline, "--", color=BLACK, linewidth=1.2, label="chance, k / N")
+    error = np.asarray(result.overlap_error, dtype=np.float64)  # None is NaN
+    if np.isfinite(error).any():
+        lacking = " (no shade: gap not resolved)" if np.isnan(error).any() else ""
+        axes.fill_between(
+            k,
+            overlap - error,
+            overlap + error,
+            color=BLUE,
+            alpha=0.25,
+            linewidth=1,  # of a single k that has an error, only the edge is seen
+            label=f"may be off by, 95 %{lacking}",
+        )
     axes.plot(k, overlap, color=BLUE, linewidth=2, label="magnitude mask")
     if exact is not None:
         _exact(axes, k, exact)

@@ -14,6 +14,15 @@ without replacement. Its overlap therefore has, exactly (Cochran 1977, Sampling 
 
 Few parameters have most of the leverage, so that the overlaps of random masks are skewed. Their
 quantiles are taken over masks that are drawn.
+
+How far overlap(k) may be off follows from how far each w_i lies outside of the exact top-k space.
+With Q the projector on that space, sin_i = ‖(I - Q) w_i‖ and s_i = ‖W[mask_k, i]‖², it is at most
+
+    (2 Σ sin_i √(s_i (1 - s_i)) + Σ sin_i²) / k,    i = 1 … k.
+
+For P = WWᵀ and the mask's projector M, k times the error is tr M(Q - P), and in the planes that P
+and Q share, -2 Σ w_iᵀM(I - P)(I - Q)w_i and Σ sin²θ_j (z_jᵀM z_j - p_jᵀM p_j) add up to that, with
+p_j in W's space and z_j orthogonal to it. ‖(I - P)M w_i‖² = s_i - ‖WᵀM w_i‖² ≤ s_i - s_i².
 """
 
 from __future__ import annotations
@@ -48,6 +57,7 @@ class OverlapResult:
     """Overlap of the top-k eigenspace with masks of k parameters, for k = 1 … K; float64."""
 
     overlap: Tensor  # (K,) with the magnitude mask
+    overlap_error: Tensor  # (K,) how far it may be off; NaN where that is not known
     baseline: Tensor  # (K,) k / N, the mean over random masks
     deviation: Tensor  # (K,) the standard deviation over random masks
     grid: Tensor  # (G,) some values of k, from 1 to K
@@ -80,6 +90,7 @@ def overlap(
     eigenvectors: RowSlabs,
     parameters: Tensor,
     *,
+    sines: Tensor | None = None,
     random_masks: int = 1000,
     seed: int = 0,
     slab_rows: int | None = None,
@@ -88,7 +99,8 @@ def overlap(
 
     The eigenvectors may be larger than memory: they are read once, in slabs of `slab_rows` rows
     (default: `SLAB_ENTRIES` entries). Only the K rows of the magnitude mask are kept, and of each
-    random mask the sums of leverage at the grid's values of k.
+    random mask the sums of leverage at the grid's values of k. `sines` (K, K), as from
+    `skerch.a_posteriori.eigenspace_sines`, give the error of the overlap.
 
     Raises `ShapeError` where the two do not belong together, and `SkerchError` where a parameter or
     an eigenvector is not finite or the eigenvectors are not normalised.
@@ -127,6 +139,7 @@ def overlap(
     variance = (squares / N - (total / N).square()).clamp(min=0.0)
     return OverlapResult(
         overlap=overlap_curve(rows),
+        overlap_error=torch.full_like(k, math.nan) if sines is None else _error(rows, sines),
         baseline=k / N,
         deviation=(variance * (N - k) / (max(1, N - 1) * k)).sqrt(),
         grid=chance.grid,
@@ -134,6 +147,14 @@ def overlap(
         mask=mask,
         ties=ties(parameters, mask),
     )
+
+
+def _error(sorted_rows: Tensor, sines: Tensor) -> Tensor:
+    """How far each overlap may be off, (K,)."""
+    on_mask = sorted_rows.square().cumsum(0).T.clamp(max=1)  # s_i of mask_k, (i, k)
+    terms = 2 * sines * (on_mask * (1 - on_mask)).sqrt() + sines.square()
+    k = torch.arange(1, len(sines) + 1, dtype=torch.float64, device="cpu")
+    return terms.sum(0) / k
 
 
 class _Chance:

@@ -32,6 +32,7 @@ class HessianResults:
     eigenvalue_bound: Sequence[float] = ()  # (k,) how far each may be off, in 95 of 100
     trace: Sequence[float] = ()  # of all of the Hessian, and how far it may be off
     norm: Sequence[float] = ()  # ‖H‖_F, likewise
+    overlap_error: Sequence[float | None] = ()  # (k,) None where the gap is not resolved
 
     def eigenvalue(self, index: int) -> str:
         """An eigenvalue with the digits that are known, five at most; four where none can tell."""
@@ -55,6 +56,11 @@ class HessianResults:
     def relative_residual(self) -> float:
         """‖H - H_k‖ / ‖H‖ in the Frobenius norm, as estimated."""
         return self.residual[-1] / self.residual[0]
+
+    @property
+    def last_overlap_error(self) -> float | None:
+        """How far the overlap at k may be off; None where the k-th gap is not resolved."""
+        return self.overlap_error[-1] if self.overlap_error else None
 
     @property
     def multiple(self) -> float:

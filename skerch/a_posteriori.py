@@ -111,6 +111,35 @@ def eigenvalue_bounds(
     return torch.minimum(rho, sharp + rounding)
 
 
+def eigenspace_sines(values: Tensor, rho: Tensor, bound: Tensor, beyond: float) -> Tensor:
+    """Bounds of ‖(I - V_j V_jᵀ) w_i‖ for all i ≤ j ≤ k, (k, k); V_j (N, j) spans H's top-j space.
+
+    values: λ, (k,), by decreasing magnitude. rho, bound: (k,), as from `pair_bounds` and
+    `eigenvalue_bounds`. beyond: other eigenvalues than these are taken to lie within ± this.
+
+    The bound is ρ_i / d_ij, with d_ij the distance from λ_i to the eigenvalues outside, which are
+    λ_l ± bound_l for l > j and ± beyond: with V the eigenvectors outside and L their eigenvalues,
+    (L - λ_i I) Vᵀw_i = Vᵀ(H w_i - λ_i w_i). This is the sin Θ theorem (Davis and Kahan, "The
+    rotation of eigenvectors by a perturbation III", SIAM J. Numer. Anal. 7(1), 1970), by pairs.
+
+    Column j is NaN where the j-th gap is not resolved, as the least |λ_i| - bound_i for i ≤ j is no
+    more than the largest magnitude that an eigenvalue outside may have. Entries i > j are 0. An
+    eigenvalue that was missed altogether, such as a copy of a multiple one where products were few,
+    is not seen by this.
+    """
+    if not len(values):
+        return values.new_zeros(0, 0)
+    values = values.double()
+    size, rest = values.abs(), values.new_full((1,), beyond)
+    inside = (size - bound).cummin(0).values
+    outside = torch.cat([(size + bound)[1:], rest]).maximum(rest).flip(0).cummax(0).values.flip(0)
+    to_pairs = (values[:, None] - values).abs() - bound
+    to_pairs = torch.cat([to_pairs[:, 1:], to_pairs.new_full((len(values), 1), math.inf)], dim=1)
+    nearest = to_pairs.flip(1).cummin(1).values.flip(1).minimum((size - beyond)[:, None])
+    sines = (rho[:, None] / nearest).clamp(max=1)
+    return torch.where(inside > outside, sines, math.nan).triu()
+
+
 def trace(
     values: Tensor,
     a: Tensor,

@@ -79,6 +79,7 @@ def print_table(config: Config, every: bool = False) -> None:
     lines = [
         *_asymmetric(hessians),
         *_ties(hessians),
+        *_gaps(hessians),
         *_missing(run, config, hessians),
         *_times(config, run),
         f"files    {run.method(name)}",
@@ -116,11 +117,13 @@ def _whole(hessians: Hessians) -> Table:
 def _cells(results: HessianResults) -> list[str]:
     """Top eigenvalues, residual and overlap, in words."""
     distance = results.distance
+    off, overlap = results.last_overlap_error, results.overlap[-1]
+    known = f"{overlap:.4f}" if off is None else Estimate(overlap, off).digits
     sigmas = "" if distance is None else f", {distance:+.1f} σ"
     return [
         ", ".join(map(results.eigenvalue, range(min(3, len(results.eigenvalues))))),
         f"{results.relative_residual:.2%}",
-        f"{results.overlap[-1]:.4f}, {results.multiple:.2f} × k/N{sigmas}",
+        f"{known}, {results.multiple:.2f} × k/N{sigmas}",
     ]
 
 
@@ -148,6 +151,7 @@ def _row(results: HessianResults | None) -> dict[str, Any]:
         "norm_error": norm[1],
         "relative_residual": results and results.relative_residual,
         "overlap": results and results.overlap[-1],
+        "overlap_error": results and results.last_overlap_error,
         "chance": results and results.baseline[-1],
         "sigmas_from_chance": results and results.distance,
         "tied_in_mask": within,
@@ -176,6 +180,20 @@ def _ties(hessians: Hessians) -> Iterator[str]:
                 f"ties     step {step}: {within} of the mask's {len(results.mask)} parameters are "
                 f"any of {alike} that are equally large"
             )
+
+
+def _gaps(hessians: Hessians) -> Iterator[str]:
+    """A line on the Hessians whose overlap has no error, and up to which k it has one."""
+    lacking = []
+    for (step, split), results in hessians.items():
+        if results and results.overlap_error and results.last_overlap_error is None:
+            known = [k for k, error in enumerate(results.overlap_error, 1) if error is not None]
+            lacking.append(f"step {step} {split} (k ≤ {known[-1] if known else 0} has)")
+    if lacking:
+        yield (
+            "overlap  has no error bar where eigenvalues k and k + 1 are not told apart: "
+            f"{', '.join(lacking)}"
+        )
 
 
 def _missing(run: RunDir, config: Config, hessians: Hessians) -> Iterator[str]:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
+from torch import Tensor
 
 from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
@@ -27,7 +30,8 @@ def run(context: Context) -> None:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
         manifests, asymmetry, bound = file.manifests, file.asymmetry, file.eigenvalue_bound
         trace, norm = file.trace or (), file.norm or ()
-        result = overlap(file.eigenvectors, parameters, seed=config.sketch.seed)
+        seed, sines = config.sketch.seed, file.sines
+        result = overlap(file.eigenvectors, parameters, sines=sines, seed=seed)
     lower, upper = interval(eigenvalues, residual, probes)
     results = HessianResults(
         parameters=len(parameters),
@@ -40,11 +44,16 @@ def run(context: Context) -> None:
         eigenvalue_bound=() if bound is None else bound.tolist(),
         trace=trace,
         norm=norm,
-        **{name: values.tolist() for name, values in vars(result).items()},
+        **{name: _plain(values) for name, values in vars(result).items()},
     )
     figure = hessian_figure(results, _title(context, results))
     save(figure, context.run.figure(context.name, *context.hessian))
     overlap_file.write(directory.overlap, results, manifests, config.sketch.outer)
+
+
+def _plain(values: Tensor) -> list[Any]:
+    """A tensor as a list; what is not a number is None."""
+    return [None if value != value else value for value in values.tolist()]
 
 
 def _title(context: Context, results: HessianResults) -> str:

@@ -1,10 +1,11 @@
 """The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
 
 Datasets `eigenvalues` (k,), `eigenvectors` (N, k), `residual` (k + 1,), the estimated ‖H - H_r‖_F,
-`pair_residual` (k,), the estimated ‖H w_i - λ_i w_i‖, `eigenvalue_bound` (k,), how far an
-eigenvalue of H may be from λ_i, and `trace` and `norm` (2,), of H, each with its error; attributes
-`manifests` (the hashes of the measured rounds' manifests), `probes`, `recovery` and the recovery's
-health figures.
+`pair_residual` (k,), the estimated ‖H w_i - λ_i w_i‖, and `pair_bound` (k,), a bound of it,
+`eigenvalue_bound` (k,), how far an eigenvalue of H may be from λ_i, and `trace` and `norm` (2,), of
+H, each with its error; attributes `manifests` (the hashes of the measured rounds' manifests),
+`probes`, `recovery`, the recovery's health figures, and `beyond`: the other eigenvalues are taken
+to lie within ± this.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import h5py
 import torch
 from torch import Tensor
 
+from skerch.a_posteriori import eigenspace_sines
 from skerch.decompositions.solve import Solution
 from skerch.estimate import Estimate
 from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even_width, write_arrays
@@ -46,13 +48,14 @@ def write_eigh(
                 "eigenvalues": solution.eigenvalues,
                 "residual": solution.residual,
                 "pair_residual": solution.pair_residual,
+                "pair_bound": solution.pair_bound,
                 "eigenvalue_bound": solution.eigenvalue_bound,
                 "norm": torch.tensor(solution.norm, dtype=torch.float64, device="cpu"),
             }
             if solution.trace:
                 small["trace"] = torch.tensor(solution.trace, dtype=torch.float64, device="cpu")
             health = {f"health_{name}": value for name, value in solution.health.items()}
-            write_arrays(file, small, attributes | health)
+            write_arrays(file, small, attributes | health | {"beyond": solution.beyond})
             shape = size, B.shape[1]
             vectors = create_dataset(
                 file, "eigenvectors", shape, dtype, even_width(shape[1], CHUNK_COLUMNS)
@@ -95,6 +98,23 @@ class EighFile(Reader):
     def eigenvalue_bound(self) -> Tensor | None:
         """How far an eigenvalue of H may be from λ_i, in 95 of 100, (k,); None in older files."""
         return self._optional("eigenvalue_bound")
+
+    @property
+    def pair_bound(self) -> Tensor | None:
+        """Upper bounds of ‖H w_i - λ_i w_i‖ in 95 of 100, (k,); None in older files."""
+        return self._optional("pair_bound")
+
+    @property
+    def sines(self) -> Tensor | None:
+        """How far each w_i may lie outside the top-j eigenspace, (k, k); None in older files.
+
+        See `skerch.a_posteriori.eigenspace_sines`.
+        """
+        rho, bound = self.pair_bound, self.eigenvalue_bound
+        if rho is None or bound is None:
+            return None
+        beyond = float(attribute(self._file, "beyond"))
+        return eigenspace_sines(self.eigenvalues, rho, bound, beyond)
 
     @property
     def trace(self) -> Estimate | None:

@@ -37,7 +37,9 @@ class EighResult:
     eigenvectors: Tensor  # (N, k), orthonormal columns, of the operator's dtype or `dtype`
     residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
     pair_residual: Tensor  # (k,) estimated ‖H w_i - λ_i w_i‖
+    pair_bound: Tensor  # (k,) of that norm, in 95 of 100
     eigenvalue_bound: Tensor  # (k,) how far an eigenvalue of H may be from λ_i, in 95 of 100
+    beyond: float  # other eigenvalues than these are taken to lie within ± this
     trace: Estimate  # of H
     norm: Estimate  # ‖H‖_F
     health: dict[str, float]  # "asymmetry" of the core, and the recovery's own figures
@@ -151,7 +153,9 @@ def seigh(
         vectors,
         solution.residual,
         solution.pair_residual,
+        solution.pair_bound,
         solution.eigenvalue_bound,
+        solution.beyond,
         solution.trace,
         solution.norm,
         solution.health,
@@ -173,16 +177,22 @@ def _of_all(op: LinearOperator, outer: int, block_size: int, dtype: torch.dtype)
     tail = values.square().flip(0).cumsum(0).flip(0).sqrt()
     residual = torch.cat([tail, tail.new_zeros(1)])
     there = int((values[:outer].abs() > torch.finfo(op.dtype).eps * values[0].abs()).sum())
-    values, vectors = values[:there], vectors[:, :there]
+    rest, values, vectors = values[there:], values[:there], vectors[:, :there]
     pair_residual = torch.linalg.norm(H @ vectors - vectors * values, dim=0)
     rounding = 10 * torch.finfo(op.dtype).eps * float(tail[0])
-    trace, norm = (
+    bound = pair_residual + rounding
+    return EighResult(
+        values,
+        vectors.to(op.device, dtype),
+        residual[: there + 1],
+        pair_residual,
+        bound,
+        bound,
+        float(rest[:1].abs().sum()) + rounding,
         Estimate(float(H.trace()), rounding * len(H) ** 0.5),
         Estimate(float(tail[0]), rounding),
+        health,
     )
-    bound, residual = pair_residual + rounding, residual[: there + 1]
-    vectors = vectors.to(op.device, dtype)
-    return EighResult(values, vectors, residual, pair_residual, bound, trace, norm, health)
 
 
 def _symmetric(op: Any) -> LinearOperator:

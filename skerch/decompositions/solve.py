@@ -9,6 +9,7 @@ from torch import Tensor
 
 from skerch.a_posteriori import (
     eigenvalue_bounds,
+    interval,
     norm,
     pair_bounds,
     pair_residuals,
@@ -30,7 +31,9 @@ class Solution:
     coefficients: Tensor  # (m, k)
     residual: Tensor  # (k + 1,) estimated ‖H - H_r‖_F for r = 0 … k
     pair_residual: Tensor  # (k,) estimated ‖H w_i - λ_i w_i‖
+    pair_bound: Tensor  # (k,) of that norm, in 95 of 100
     eigenvalue_bound: Tensor  # (k,) how far an eigenvalue of H may be from λ_i, in 95 of 100
+    beyond: float  # other eigenvalues than these are taken to lie within ± this
     trace: Estimate | None  # of H; None where the probes' gᵀHg are not known
     norm: Estimate  # ‖H‖_F
     health: dict[str, float]
@@ -46,22 +49,34 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
     """
     core = recoveries.load(recovery)(summary, outer)
     resolved = core.values.abs() > summary.epsilon * core.values[:1].abs()
-    values, B, m = core.values[resolved], core.coefficients[:, resolved], summary.stored
+    B, m = core.coefficients[:, resolved], summary.stored
     a, c = B.T @ summary.probe_products, B.T @ summary.gram[:m, m:]
-    products = summary.gram[m:, m:]
+    every, B, unknown = core.values[resolved], B[:, :outer], core.unknown[resolved][:outer]
+    values, products, q = every[:outer], summary.gram[m:, m:], summary.probes
+    pair_residual = pair_residuals(every, a, c)
+    rounding = (LEAST_ROUNDING + 10 * summary.epsilon) * float(core.values[:outer].abs().sum())
+    rho = pair_bounds(pair_residual, q, rounding)
+    a, c = a[:outer], c[:outer]
     residual = residuals(values, a, c, torch.diagonal(products))
-    pair_residual = pair_residuals(values, a, c)
-    rounding = (LEAST_ROUNDING + 10 * summary.epsilon) * float(core.values[:1].abs().sum())
-    rho = pair_bounds(pair_residual, summary.probes, rounding)
-    bound = eigenvalue_bounds(values, rho, core.unknown[resolved], rounding)
     known = summary.quadratic
     return Solution(
         values,
         B,
         residual,
-        pair_residual,
-        bound,
+        pair_residual[:outer],
+        rho[:outer],
+        eigenvalue_bounds(values, rho[:outer], unknown, rounding),
+        _beyond(every, rho, outer, float(interval(values, residual, q)[1][-1])),
         None if known is None else trace(values, a, known, residual, rounding),
         norm(values, a, products, residual, rounding),
         core.health,
     )
+
+
+def _beyond(every: Tensor, rho: Tensor, outer: int, error: float) -> float:
+    """What other eigenvalues than the `outer` first are taken to lie within, ±.
+
+    It is the next one, as far as it may be, or the last where none is next; and ‖H - H_k‖.
+    """
+    reach = (every.abs() + rho)[outer:] if len(every) > outer else every[-1:].abs()
+    return float(min([error, *reach.tolist()]))

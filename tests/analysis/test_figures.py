@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -121,6 +122,16 @@ def test_overlap_is_drawn_beside_chance_and_random_masks(axes, result, log_x, sc
     for edge, quantile in zip(edges(axes), result.quantiles, strict=True):
         np.testing.assert_allclose([edge[k] for k in result.grid.tolist()], quantile)
     assert axes.get_xscale() == scale
+
+
+def test_the_overlap_is_shaded_where_its_error_is_known(axes, result):
+    error = torch.tensor([0.1, 0.2, np.nan, 0.3, np.nan, np.nan], dtype=torch.float64)
+    overlap_panel(axes, replace(result, overlap_error=error))
+    _, shade = axes.collections
+    drawn = np.concatenate([path.vertices for path in shade.get_paths()])
+    assert sorted(set(drawn[:, 0])) == [1, 2, 4]
+    assert drawn[:, 1].max() == pytest.approx(float((result.overlap + error).nan_to_num().max()))
+    assert "gap not resolved" in shade.get_label()
 
 
 def test_hessian_figure_has_the_three_panels_and_its_title(result, tmp_path):

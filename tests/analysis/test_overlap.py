@@ -10,6 +10,8 @@ import numpy as np
 import pytest
 import torch
 
+from skerch import aslinearoperator, seigh
+from skerch.a_posteriori import eigenspace_sines
 from skerch.analysis.masks import random_mask
 from skerch.analysis.overlap import overlap, overlap_curve
 from skerch.errors import ShapeError, SkerchError
@@ -169,3 +171,83 @@ def test_eigenvectors_that_are_none_are_refused(flaw):
     W[:, 1] *= flaw
     with pytest.raises(SkerchError, match="first 2 eigenvectors"):
         overlap(W, torch.rand(10))
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("scale", [1e-3, 0.1, 1.0])
+def test_an_error_bounds_what_a_rotation_of_the_eigenspace_does_to_the_overlap(seed, scale):
+    """The sines are exact ones, of each vector and the rotated space."""
+    N, K = 30, 6
+    W, other = orthonormal(N, K, seed), orthonormal(N, K, seed + 100)
+    V = torch.linalg.qr(W + scale * other).Q
+    sines = torch.zeros(K, K, dtype=torch.float64)
+    for k in range(1, K + 1):
+        outside = W - V[:, :k] @ (V[:, :k].T @ W)
+        sines[:k, k - 1] = torch.linalg.norm(outside, dim=0)[:k]
+    aligned = W.square().sum(1)  # the mask that the space lies on, where a rotation costs the most
+    for parameters in (aligned, torch.rand(N, generator=torch.Generator().manual_seed(seed))):
+        result = overlap(W, parameters, sines=sines)
+        exact = overlap(V, parameters).overlap
+        assert ((result.overlap - exact).abs() <= result.overlap_error + 1e-12).all()
+    assert float(result.overlap_error[0]) == pytest.approx(
+        2 * float(sines[0, 0]) * float(result.overlap[0] * (1 - result.overlap[0])) ** 0.5
+        + float(sines[0, 0]) ** 2
+    )
+
+
+RANDOM = torch.rand(150, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+SPECTRA = {
+    "decay": 1 / torch.arange(1, 151).double(),
+    "gap": torch.cat([torch.linspace(2, 1, 10).double(), 0.01 * RANDOM[10:]]),
+    "clusters": torch.cat([3 + 1e-3 * RANDOM[:10], 2 + 1e-3 * RANDOM[10:20], 0.1 * RANDOM[20:]]),
+    "noise": torch.cat([torch.linspace(5, 1, 10).double(), 0.5 * RANDOM[10:]]),
+    "flat": RANDOM,
+}
+
+
+@pytest.mark.parametrize("spectrum", SPECTRA)
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"outer": 20, "inner": 60},
+        {"outer": 20, "inner": 40, "rounds": 2},
+        {"outer": 10, "inner": 60, "recovery": "oversampled"},
+    ],
+    ids=["many rounds", "two rounds", "oversampled"],
+)
+def test_overlaps_with_exact_eigenvectors_lie_within_the_errors(spectrum, options):
+    """Leverage is on few parameters, as networks have it, and magnitudes follow it half-way."""
+    V, values = heavy_tailed(150, 150), SPECTRA[spectrum] * (1 - 2 * (RANDOM > 0.7).double())
+    H = (V * values) @ V.T
+    op = aslinearoperator((H + H.T).float() / 2, self_adjoint=True)
+    exact = V[:, values.abs().argsort(descending=True)]
+    parameters = exact[:, :20].square().sum(1) + 0.05 * RANDOM
+    held, known = [], []
+    for seed in range(40):
+        r = seigh(op, seed=seed, **options)
+        sines = eigenspace_sines(r.eigenvalues, r.pair_bound, r.eigenvalue_bound, r.beyond)
+        found = overlap(r.eigenvectors, parameters, sines=sines, random_masks=0)
+        true = overlap(exact[:, : len(sines)], parameters, random_masks=0).overlap
+        resolved = ~found.overlap_error.isnan()
+        held += (found.overlap - true).abs()[resolved].le(found.overlap_error[resolved]).tolist()
+        known.append(resolved.double().mean())
+    assert np.mean(held or [1]) >= 0.95
+    if spectrum == "flat":
+        assert not held  # no gap is
+    elif "inner" in options and options["inner"] == 60 and options["outer"] == 20:
+        assert np.mean(known) > 0.3
+
+
+def test_where_a_gap_is_not_resolved_there_is_no_error():
+    values = torch.tensor([5.0, -4.9, 4.0, 3.99, 1.0]).double()
+    rho, bound = torch.full((5,), 0.1).double(), torch.full((5,), 0.01).double()
+    sines = eigenspace_sines(values, rho, bound, 0.5)
+    assert sines.isnan().any(0).tolist() == [False, False, True, False, False]
+    # the nearest outside: of 5 alone 4 ± 0.01; of all five ± 0.5
+    assert float(sines[0, 0]) == pytest.approx(0.1 / 0.99)
+    assert float(sines[1, 1]) == pytest.approx(0.1 / (4.9 - 0.5))
+    assert sines[:, 4].tolist() == pytest.approx([0.1 / (abs(v) - 0.5) for v in values.tolist()])
+    error = overlap(orthonormal(9, 5), torch.rand(9), sines=sines).overlap_error
+    assert error.isnan().tolist() == [False, False, True, False, False]
+    assert overlap(orthonormal(9, 5), torch.rand(9)).overlap_error.isnan().all()
+    assert eigenspace_sines(values[:0], rho[:0], bound[:0], 0.0).shape == (0, 0)

@@ -62,6 +62,7 @@ def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
         "norm_error": found["norm"][1],
         "relative_residual": found["residual"][-1] / found["residual"][0],
         "overlap": overlap,
+        "overlap_error": found["overlap_error"][-1],
         "chance": chance,
         "sigmas_from_chance": (overlap - chance) / found["deviation"][-1],
         "tied_in_mask": None,

@@ -10,7 +10,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Core:
-    """Eigenpairs in the coordinates of the stored columns, as a recovery returns them."""
+    """Eigenpairs in the coordinates of the stored columns, as a recovery returns them.
+
+    The last one, where there are so many, is beyond those asked for: it tells how far others reach.
+    """
 
     values: Tensor  # (k,), sorted by decreasing magnitude
     coefficients: Tensor  # (m, k), the eigenvectors are Y times these

@@ -18,7 +18,7 @@ def recover(summary: Summary, outer: int) -> Core:
     first = len(summary.range_map)
     P = summary.range_map  # the columns that it may lack are zero, as their eigenvalues then are
     C = P.T @ summary.gram[:first, first : summary.stored]
-    values, U = largest(C, outer)
+    values, U = largest(C, outer + 1)
     coefficients = U.new_zeros(summary.stored, U.shape[1])
     coefficients[:first] = P @ U
     return Core(values, coefficients, torch.ones_like(values), {"asymmetry": asymmetry(C)})

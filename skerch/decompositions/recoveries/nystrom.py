@@ -32,7 +32,7 @@ MOST_CANCELLATION = 1e6  # of ‖diag(‖y_i‖) p_j‖ for a column of Q = Y'P:
 
 
 def recover(summary: Summary, outer: int) -> Core:
-    """Eigenpairs of the filtered approximation.
+    """Eigenpairs of the filtered approximation, and the next one.
 
     `health` has the relative asymmetry of M, which is the matvec's own error, and the filter δ
     relative to the largest eigenvalue of M.
@@ -41,7 +41,7 @@ def recover(summary: Summary, outer: int) -> Core:
     T = C.new_zeros(len(C), 0)
     if summary.range_map is not None:
         C, T = _exact_on_range(C, summary, summary.range_map)
-    values, U = largest(C, outer)
+    values, U = largest(C, outer + 1)
     unknown = torch.linalg.norm(U - T @ (T.T @ U), dim=0)
     return Core(values, summary.P @ U, unknown, health)
 

@@ -22,5 +22,5 @@ def recover(summary: Summary, outer: int) -> Core:
     right = summary.cross[:, :m] @ summary.P
     half = torch.linalg.lstsq(left, summary.inner, driver="gelsd").solution
     C = torch.linalg.lstsq(right, half.T, driver="gelsd").solution.T
-    values, U = largest(C, outer)
+    values, U = largest(C, outer + 1)
     return Core(values, summary.P @ U, torch.ones_like(values), {"core_asymmetry": asymmetry(C)})
