@@ -136,9 +136,13 @@ def overlap_panel(
         label="95 % of random masks",
     )
     axes.plot(k, baseline, "--", color=BLACK, linewidth=1.2, label="chance, k / N")
+    axes.plot(k, overlap, color=BLUE, linewidth=2, label="magnitude mask")
+    if exact is not None:
+        _exact(axes, k, exact)
+    top = axes.get_ylim()[1]  # a shade may go beyond
     error = np.asarray(result.overlap_error, dtype=np.float64)  # None is NaN
     if np.isfinite(error).any():
-        lacking = " (no shade: gap not resolved)" if np.isnan(error).any() else ""
+        lacking = "\n(no shade: gap not resolved)" if np.isnan(error).any() else ""
         axes.fill_between(
             k,
             overlap - error,
@@ -148,10 +152,7 @@ def overlap_panel(
             linewidth=1,  # of a single k that has an error, only the edge is seen
             label=f"may be off by, 95 %{lacking}",
         )
-    axes.plot(k, overlap, color=BLUE, linewidth=2, label="magnitude mask")
-    if exact is not None:
-        _exact(axes, k, exact)
-    axes.set_ylim(bottom=0)
+    axes.set_ylim(0, top)
     if log_x:
         _log_scale(axes, "x", k)
     else:

@@ -188,7 +188,7 @@ def _gaps(hessians: Hessians) -> Iterator[str]:
     for (step, split), results in hessians.items():
         if results and results.overlap_error and results.last_overlap_error is None:
             known = [k for k, error in enumerate(results.overlap_error, 1) if error is not None]
-            lacking.append(f"step {step} {split} (k ≤ {known[-1] if known else 0} has)")
+            lacking.append(f"step {step} {split} (k ≤ {known[-1] if known else 0} has one)")
     if lacking:
         yield (
             "overlap  has no error bar where eigenvalues k and k + 1 are not told apart: "

@@ -60,7 +60,7 @@ def _title(context: Context, results: HessianResults) -> str:
     """Which Hessian it is, what was spent on it, and figures of all of it."""
     whole = [f"{results.negative} of {len(results.eigenvalues)} negative"]
     whole += [f"trace {Estimate(*results.trace)}"] if results.trace else []
-    whole += [f"‖H‖ {Estimate(*results.norm).digits}"] if results.norm else []
+    whole += [f"‖H‖ {Estimate(*results.norm)}"] if results.norm else []
     problem = context.config.problem.get("name") or context.config.problem["factory"]
     return (
         f"{problem}, step {context.step}, {context.split} split\n"

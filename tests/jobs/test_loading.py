@@ -51,6 +51,8 @@ def test_numbers_are_those_of_the_files(run, reference):
     with h5py.File(folder / "eigh.h5") as file:
         assert h.eigenvalues.tolist() == file["eigenvalues"][()].tolist()
         assert h.residual.tolist() == file["residual"][()].tolist()
+        assert list(h.trace) == file["trace"][()].tolist()
+        assert list(h.norm) == file["norm"][()].tolist()
         W = file["eigenvectors"][()]
     assert h.eigenvectors.shape == W.shape == (1930, 20)
     for key in (np.s_[:, :3], np.s_[5], np.s_[-1, 2:9:3], np.s_[7, np.int64(4)], np.s_[..., -1]):
