@@ -11,7 +11,9 @@ from dataclasses import replace
 from io import StringIO
 
 import pytest
+from matplotlib.figure import Figure
 
+from skerch.analysis.figures import overlap_panel
 from skerch.estimate import Estimate, extremes
 from skerch.jobs.commands import results
 from skerch.jobs.run_dir import RunDir, overlap_file
@@ -129,12 +131,16 @@ def test_a_mask_that_is_one_of_several_is_said_to_be_one(copy, skerch):
 def test_overlap_of_an_older_version_is_read(copy, skerch):
     path = copy.step("seigh", 60, "test").overlap
     old = content(copy, 60)
-    for key in ("hash", "grid", "quantiles", "ties"):
-        del old[key]
+    lacking = ("hash", "grid", "quantiles", "ties", "trace", "norm", "overlap_error")
+    old = {key: value for key, value in old.items() if key not in lacking}
     old["random"] = [[0.01] * 20] * 5
     path.write_text(json.dumps(old | {"hash": overlap_file._hash(old)}))
-    assert overlap_file.read(path).overlap == old["overlap"]
+    found = overlap_file.read(path)
+    assert found.overlap == old["overlap"]
+    overlap_panel(Figure().subplots(), found)
     assert skerch("results", copy.path)[0] == 0
+    row = json.loads(skerch("results", copy.path, "--json")[1])[1]
+    assert (row["trace"], row["norm_error"], row["overlap_error"]) == (None, None, None)
 
 
 def test_where_chance_leaves_no_choice_there_is_no_distance_from_it(copy, skerch):
