@@ -54,7 +54,8 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
     every, B, unknown = core.values[resolved], B[:, :outer], core.unknown[resolved][:outer]
     values, products, q = every[:outer], summary.gram[m:, m:], summary.probes
     pair_residual = pair_residuals(every, a, c)
-    rounding = (LEAST_ROUNDING + 10 * summary.epsilon) * float(core.values[:outer].abs().sum())
+    relative = LEAST_ROUNDING + 10 * summary.epsilon
+    rounding, of_sums = (relative * float(part.abs().sum()) for part in (every[:1], values))
     rho = pair_bounds(pair_residual, q, rounding)
     a, c = a[:outer], c[:outer]
     residual = residuals(values, a, c, torch.diagonal(products))
@@ -67,8 +68,8 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
         rho[:outer],
         eigenvalue_bounds(values, rho[:outer], unknown, rounding),
         _beyond(every, rho, outer, float(interval(values, residual, q)[1][-1])),
-        None if known is None else trace(values, a, known, residual, rounding),
-        norm(values, a, products, residual, rounding),
+        None if known is None else trace(values, a, known, residual, of_sums),
+        norm(values, a, products, residual, of_sums),
         core.health,
     )
 
