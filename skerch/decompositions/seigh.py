@@ -6,6 +6,7 @@ The same measurements, summary and recoveries as the pipeline's, with the array 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from operator import index
 from typing import Any
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from skerch.decompositions import recoveries
 from skerch.decompositions.recoveries.core import asymmetry, largest
-from skerch.decompositions.solve import solve
+from skerch.decompositions.solve import Solution, solve
+from skerch.decompositions.target import Target, judged
 from skerch.errors import ShapeError, SkerchError
 from skerch.estimate import Estimate, extremes
 from skerch.linops.adapters import as_operand
@@ -24,7 +26,7 @@ from skerch.measurements.gram import gram, multiply
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Measurer, NonFiniteError
 from skerch.measurements.range_finder import range_map, with_fresh
-from skerch.measurements.summary import summarise
+from skerch.measurements.summary import Summary, summarise
 from skerch.measurements.team import Rows
 from skerch.rounding import rounding
 
@@ -43,6 +45,7 @@ class EighResult:
     trace: Estimate  # of H
     norm: Estimate  # ‖H‖_F
     health: dict[str, float]  # "asymmetry" of the core, and the recovery's own figures
+    products: int  # matvecs spent, the probes not counted
 
     @property
     def extremes(self) -> tuple[Estimate, Estimate]:
@@ -57,6 +60,7 @@ def seigh(
     inner: int | None = None,
     recovery: str = "nystrom",
     rounds: recoveries.Rounds | None = None,
+    target: Mapping[str, float] | None = None,
     sketch: str = "sparse_sign",
     probes: int = 30,
     seed: int = 0,
@@ -77,41 +81,81 @@ def seigh(
     lower rank. N matvecs are the whole matrix: unless `rounds` are asked for, it is then decomposed
     as such.
 
+    With a `target` rounds end once they are estimated to have reached it, and `inner` is the bound
+    (default: four times `outer` and 40, at most N): {"residual": 1.05} is ‖H - H_k‖_F over the best
+    that k pairs leave, {"pairs": 1e-3} is ‖H w_i - λ_i w_i‖ over |λ_i| for every pair; see
+    `skerch.decompositions.target`.
+
     A round's test vectors are found in the products of those before, which loses digits where H is
     definite with a spectrum far from 0, such as [1, 2]: more products then hardly help, as the
     bounds show. Shift it, by `op - c * identity`, or take SciPy's eigsh.
 
-    Warns where products are less symmetric than their dtype explains. Raises ShapeError for an
-    operator that is not square, SkerchError for one that is not symmetric or not declared so, and
-    for sizes that do not fit.
+    Warns where products are less symmetric than their dtype explains, and where the target is not
+    reached. Raises ShapeError for an operator that is not square, SkerchError for one that is not
+    symmetric or not declared so, and for sizes that do not fit.
     """
     op = _symmetric(op)
     size = op.shape[0]
     outer = index(outer)  # NumPy's integers, too
     if block_size < 1:
         raise SkerchError(f"block_size={block_size} must be at least 1; 64 is usual.")
+    wanted = None if target is None else Target.of(target)
     if inner is None:
         if rounds is None or isinstance(rounds, int):
-            inner = min(recoveries.default_inner(outer), size)
+            inner = min(recoveries.default_inner(outer, wanted is not None), size)
         else:
             inner = sum(rounds)
-    planned = recoveries.default_rounds(recovery, outer, inner) if rounds is None else rounds
+    if rounds is None:
+        bound = wanted is not None
+        planned: recoveries.Rounds = recoveries.default_rounds(recovery, outer, inner, bound=bound)
+    else:
+        planned = rounds
     recoveries.check_dimension(size, outer, inner)
     recoveries.check_sizes(recovery, planned, outer, inner, probes)
-    if rounds is None and inner == size:
-        return _of_all(op, outer, block_size, dtype or op.dtype)
     all_rounds = recoveries.RECOVERIES[recovery].each_round(planned, outer, inner, probes)
+    each_columns = [each.columns for each in all_rounds]
+    when = judged(each_columns[:-1], outer) if wanted else set()
+    if rounds is None and inner == size and not when:
+        return _of_all(op, outer, block_size, dtype or op.dtype)
+    if wanted:
+        wanted.check(each_columns, outer)
     stored = sum(each.stored for each in all_rounds)
     stored_dtype = op.dtype if dtype is None else dtype
     columns = torch.empty(size, stored + probes, dtype=stored_dtype, device=op.device)
     small: dict[str, Tensor] = {}
     G = P = Q = fresh = None
     done = 0
+
+    def solved() -> tuple[Summary, Solution]:
+        """What the rounds so far come to."""
+        rows = _rows(columns)
+        if done < stored:
+            rows = _joined(columns[:, :done], columns[:, stored:])
+        summary = summarise(
+            gram(rows, size, known=G),
+            rows,
+            size,
+            done,
+            stored_dtype,
+            cross=small["cross"],
+            norm=small["norm"],
+            inner=small.get("inner"),
+            range_map=P,
+            fresh=fresh,
+            quadratic=small["quadratic"],
+        )
+        return summary, solve(summary, recovery, outer)
+
     with op.frozen():
         for each in all_rounds:
             Y = columns[:, :done]
             if each.round > 1:
                 G = gram(_rows(Y), size, known=G)
+                if wanted and each.round - 1 in when:
+                    summary, solution = solved()
+                    so_far = each_columns[: each.round - 1]
+                    if wanted.judge(summary, solution, so_far, outer).reached:
+                        break
                 P = range_map(G, _rows(Y), size, each.columns, stored_dtype, P)
                 A, B = _rows(Y), P[:, -each.columns :]
                 if each is not all_rounds[-1]:
@@ -129,23 +173,15 @@ def seigh(
             into = {"leftouter": columns[:, done:], "probe": columns[:, stored:]}
             small |= _measure_all(op, manifest, Q, into)
             done += each.stored
-    G = gram(_rows(columns), size, known=G)
-    summary = summarise(
-        G,
-        _rows(columns),
-        size,
-        stored,
-        stored_dtype,
-        cross=small["cross"],
-        norm=small["norm"],
-        inner=small.get("inner"),
-        range_map=P,
-        fresh=fresh,
-        quadratic=small["quadratic"],
-    )
-    solution = solve(summary, recovery, outer)
+        else:
+            summary, solution = solved()
+            if wanted and not wanted.judge(summary, solution, each_columns, outer).reached:
+                warnings.warn(
+                    f"{target} is not reached within inner={inner} matvecs; raise inner.",
+                    stacklevel=2,
+                )
     _warn_of_asymmetry(op, solution.health)
-    Y = columns[:, :stored]
+    Y = columns[:, :done]
     vectors = _product(_rows(Y), Y, solution.coefficients, stored_dtype)
     assert solution.trace is not None
     return EighResult(
@@ -159,6 +195,7 @@ def seigh(
         solution.trace,
         solution.norm,
         solution.health,
+        inner if done == stored else done,
     )
 
 
@@ -192,6 +229,7 @@ def _of_all(op: LinearOperator, outer: int, block_size: int, dtype: torch.dtype)
         Estimate(float(H.trace()), rounding * len(H) ** 0.5),
         Estimate(float(tail[0]), rounding),
         health,
+        len(H),
     )
 
 

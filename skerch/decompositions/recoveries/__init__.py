@@ -76,19 +76,26 @@ def split(inner: int, rounds: int) -> list[int]:
     return [(inner + index) // rounds for index in reversed(range(rounds))]
 
 
-def default_inner(outer: int) -> int:
-    """Twice `outer`, or 40 more where that is less: so many find the last pairs of a short list."""
-    return max(2 * outer, outer + SPARE)
+def default_inner(outer: int, bound: bool = False) -> int:
+    """Twice `outer`, or 40 more where that is less: so many find the last pairs of a short list.
+
+    As the `bound` of what a target may take it is four times `outer` and 40.
+    """
+    return 4 * outer + SPARE if bound else max(2 * outer, outer + SPARE)
 
 
-def default_rounds(recovery: str, outer: int, inner: int, least_columns: int = 1) -> int:
+def default_rounds(
+    recovery: str, outer: int, inner: int, least_columns: int = 1, bound: bool = False
+) -> int:
     """Many small rounds, which leave less error for as many matvecs; each is a wait and a pass.
 
     A round has about √outer columns, a power of two, at least `least_columns`, and there are at
-    most 32. All rounds but the last ones have as many, as a smaller round loses directions.
+    most 32. All rounds but the last ones have as many, as a smaller round loses directions. Where
+    `inner` is the `bound` of a target, they are as small as in the default number of matvecs.
     """
     recipe = _recipe(recovery)
-    columns = max(least_columns, 1 << int(math.log2(max(1, outer)) / 2), -(-inner // 32))
+    usual = min(inner, default_inner(outer)) if bound else inner
+    columns = max(least_columns, 1 << int(math.log2(max(1, outer)) / 2), -(-usual // 32))
     return max(recipe.least, min(max(2, -(-inner // columns)), inner, recipe.most))
 
 
@@ -141,11 +148,11 @@ def _recipe(recovery: str) -> Recovery:
     return RECOVERIES[recovery]
 
 
-def check_dimension(size: int, outer: int, inner: int) -> None:
+def check_dimension(size: int, outer: int, inner: int, bound: bool = False) -> None:
     """Refuse more eigenpairs than the dimension N, or more matvecs than that and the default."""
     if outer > size:
         raise SkerchError(f"outer={outer} eigenpairs are more than the dimension N={size}.")
-    if inner > max(size, default_inner(outer)):
+    if inner > max(size, default_inner(outer, bound)):
         raise SkerchError(
             f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size}."
         )
