@@ -47,11 +47,14 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
         table.add_row(name, text(round(each)), text(round(each * hessians)))
 
     if measuring:
-        row("Hessian matvecs", sketch.inner + sketch.probes)
+        most = "" if sketch.target is None else ", at most"
+        row(f"Hessian matvecs{most}", sketch.inner + sketch.probes)
         row("measurement tasks", len(measuring) / hessians)
     table.add_row("tasks, and the training", f"{(len(tasks) - 1) // hessians:,}", f"{len(tasks):,}")
     if RunDir(config.run_dir).config.exists():
-        table.add_row("tasks, already done", "", f"{len(tasks) - len(pipeline.missing(tasks)):,}")
+        needless = "" if all(task.outputs for task in tasks) else ", or not needed"
+        done = len(tasks) - len(pipeline.missing(tasks))
+        table.add_row(f"tasks, already done{needless}", "", f"{done:,}")
     row("files", sum(len(task.outputs) for task in tasks[1:]) / hessians)
     notes = []
     if measuring:
@@ -64,6 +67,8 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
         table.add_row("disk: at most", decimal(each.peak), decimal(peak))
         table.add_row("disk: what stays", decimal(each.stays), decimal(stays))
         notes += [_disk_note(config, N), *_memory_notes(config, N)]
+    if measuring and sketch.target is not None:
+        notes.append("target   rounds end once it is reached: all of this is the most it may take.")
     notes += checkpoints.listing(config.training)
     pace = measure_pace(config) if calibrate and measuring else None
     if pace:

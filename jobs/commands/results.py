@@ -19,7 +19,7 @@ from skerch.jobs import pipeline
 from skerch.jobs.config import Config
 from skerch.jobs.config.methods import METHODS
 from skerch.jobs.pipeline import task_log
-from skerch.jobs.run_dir import RunDir, command, method_name, overlap_file
+from skerch.jobs.run_dir import RunDir, command, method_name, overlap_file, rounds_file
 
 Hessians: TypeAlias = Mapping[tuple[int, str], HessianResults | None]  # by step and split
 
@@ -46,7 +46,9 @@ def print_results(
             print_table(config, every=True)
         return
     rows = [
-        {"name": method_name(config), "step": step, "split": split} | _row(results)
+        {"name": method_name(config), "step": step, "split": split}
+        | _row(results)
+        | _spent(run, config, step, split)
         for config in configs
         for (step, split), results in found(run, config).items()
     ]
@@ -80,6 +82,7 @@ def print_table(config: Config, every: bool = False) -> None:
         *_asymmetric(hessians),
         *_ties(hessians),
         *_gaps(hessians),
+        *_targets(run, config, hessians),
         *_missing(run, config, hessians),
         *_times(config, run),
         f"files    {run.method(name)}",
@@ -87,7 +90,9 @@ def print_table(config: Config, every: bool = False) -> None:
     ]
     title = name
     if "sketch" in method.sections:
-        title += f": {sketch.outer} eigenpairs from {sketch.inner} matvecs, {sketch.probes} probes"
+        most = "" if sketch.target is None else "at most "
+        title += f": {sketch.outer} eigenpairs from {most}{sketch.inner} matvecs, "
+        title += f"{sketch.probes} probes"
     output.print(title, markup=False, highlight=False, soft_wrap=True)
     for each in filter(lambda each: each.row_count, (table, _whole(hessians))):
         output.print(each)
@@ -194,6 +199,38 @@ def _gaps(hessians: Hessians) -> Iterator[str]:
             "overlap  has no error bar where eigenvalues k and k + 1 are not told apart: "
             f"{', '.join(lacking)}"
         )
+
+
+def _spent(run: RunDir, config: Config, step: int, split: str) -> dict[str, Any]:
+    """The matvecs of a Hessian, and whether the target is reached; None where there is none."""
+    directory = run.step(method_name(config), step, split)
+    if not directory.eigh.exists():
+        return {"matvecs": None, "target_reached": None}
+    *_, last = (None, *rounds_file.judgements(directory, config.sketch).values())
+    spent = sum(each.columns for each in rounds_file.rounds(directory, config.sketch))
+    return {"matvecs": spent, "target_reached": last and last.reached}
+
+
+def _targets(run: RunDir, config: Config, hessians: Hessians) -> Iterator[str]:
+    """A line on each Hessian whose rounds were judged against the target."""
+    sketch = config.sketch
+    for step, split in hessians:
+        directory = run.step(method_name(config), step, split)
+        *_, last = (None, *rounds_file.judgements(directory, sketch).values())
+        if last is None:
+            continue
+        how = f"each pair's ‖Hw - λw‖ is at most {last.pairs:.1g} |λ|"
+        if "residual" in (sketch.target or ()):
+            how = "nothing can be said of the best residual"
+            if last.residual is not None:
+                how = f"the residual is about {last.residual:.3f} of the best"
+        if last.reached:
+            words = f"reached with {last.matvecs} of {sketch.inner} matvecs"
+        elif last.matvecs < sketch.inner:
+            words = f"not reached yet with {last.matvecs} matvecs"
+        else:
+            words = f"not reached within inner={sketch.inner}: raise sketch.inner"
+        yield f"target   step {step} {split}: {words} ({how})"
 
 
 def _missing(run: RunDir, config: Config, hessians: Hessians) -> Iterator[str]:

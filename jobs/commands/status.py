@@ -176,6 +176,7 @@ def _damage(run: RunDir, config: Config) -> Iterator[str]:
 def _method(run: RunDir, config: Config, known: Submitted) -> MethodStatus:
     tasks, name = _tasks(run, config, known), method_name(config)
     missing = {task.id for task in pipeline.missing(tasks)}
+    tasks = [task for task in tasks if task.outputs or task.id in known.live]  # that are needed
     config_file = run.path if method_name(run.load()) == name else run.hessian_config(name)
     found: list[TaskState] = []
     bad: dict[str, TaskState] = {}  # of a task that will not be done as things are, the first cause

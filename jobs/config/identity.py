@@ -22,6 +22,7 @@ GROWING = (  # what may change as a run grows: results say of what they are
     "sketch.outer",
     "sketch.inner",
     "sketch.rounds",
+    "sketch.target",
 )
 STATE_DICTS = "state dicts"  # what an identity has for a training done elsewhere
 

@@ -20,19 +20,24 @@ def resolve_rounds(
     Where it is `queued`, each round's tasks wait for a scheduler.
     """
     recipe = recoveries.RECOVERIES.get(sketch.recovery)
+    bound = sketch.target is not None  # inner is the most that the target may take
     listed = list(sketch.rounds) if OmegaConf.is_list(sketch.rounds) else []
     if OmegaConf.is_missing(sketch, "inner"):
         if listed and all(type(number) is int and number > 0 for number in listed):
             sketch.inner = sum(listed)
         else:
-            sketch.inner = recoveries.default_inner(sketch.outer)
-            if there and (there.outer >= sketch.outer or there.inner > sketch.inner):
+            sketch.inner = recoveries.default_inner(sketch.outer, bound)
+            enough = there and there.outer >= sketch.outer and there.target == sketch.target
+            if there and (enough or there.inner > sketch.inner):
                 sketch.inner = there.inner
     number = sketch.rounds
     if number == "auto" and recipe:
         shared = 1 if launcher.workers == 1 else launcher.workers * sketch.block_size
-        columns = sketch.inner if queued else shared
-        number = recoveries.default_rounds(sketch.recovery, sketch.outer, sketch.inner, columns)
+        most = -(-sketch.outer // 2) if bound else sketch.inner
+        columns = most if queued else shared
+        number = recoveries.default_rounds(
+            sketch.recovery, sketch.outer, sketch.inner, columns, bound
+        )
     if type(number) is int:
         sketch.rounds = _grown_rounds(there, sketch, number) if there and recipe else number
 

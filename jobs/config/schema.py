@@ -68,6 +68,7 @@ class Sketch:
     rounds: Any = "auto"  # a number, or the matvecs of each in a list
     outer: int = _number(100)  # eigenpairs
     inner: int = _number(MISSING)  # matvecs; by default twice outer, at least 40 more
+    target: dict[str, Any] | None = None  # at which rounds end: residual or pairs
     probes: int = _number(30, least=2, most=10_000)
     block_size: int = _number(64)
     seed: int = _number(12345, least=0)

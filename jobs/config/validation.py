@@ -10,6 +10,7 @@ from typing import Any
 
 from skerch import sketch_operators
 from skerch.decompositions import recoveries
+from skerch.decompositions.target import Target
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import resources as cluster
@@ -151,5 +152,8 @@ def _check_sketch(sketch: Sketch) -> None:
         recoveries.check_sizes(
             sketch.recovery, sketch.rounds, sketch.outer, sketch.inner, sketch.probes
         )
+        if sketch.target is not None:
+            columns = [each.columns for each in sketch.each_round()]
+            Target.of(sketch.target).check(columns, sketch.outer)
     except SkerchError as error:
         raise ConfigError(f"sketch: {error}") from error

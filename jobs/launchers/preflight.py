@@ -30,7 +30,8 @@ def count_parameters(config: Config, here: bool = True) -> int:
             resolve_device(config)
         check_strategy(config.hessian.strategy)
         if "sketch" in METHODS[config.method].sections:
-            check_dimension(N, config.sketch.outer, config.sketch.inner)
+            sketch = config.sketch
+            check_dimension(N, sketch.outer, sketch.inner, sketch.target is not None)
     except SkerchError as error:
         raise ConfigError(str(error)) from error
     return N

@@ -3,7 +3,8 @@
 layout → measure … → (range_finder → layout → measure … →)… merge → decompose → analyze
 
 Where there are more than two rounds, and none has more blocks than one task measures, one task
-`rounds` stands for all before the merge.
+`rounds` stands for all before the merge. Tasks of rounds after the one that reached the target
+leave nothing.
 """
 
 from __future__ import annotations
@@ -17,8 +18,9 @@ from typing import Any
 from skerch.decompositions.recoveries import Round
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
+from skerch.jobs.config.schema import Sketch
 from skerch.jobs.pipeline.task import Task, refusal
-from skerch.jobs.run_dir import RunDir, StepDir, method_name, overlap_file
+from skerch.jobs.run_dir import RunDir, StepDir, method_name, overlap_file, rounds_file
 from skerch.measurements.manifest import block_path, manifest_path
 
 
@@ -26,6 +28,7 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
     """The tasks of one Hessian."""
     name = method_name(config)
     directory = run.step(name, step, split)
+    needed = len(rounds_file.rounds(directory, config.sketch))
 
     def task(
         stage: str,
@@ -35,6 +38,8 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
         current: Callable[[], bool] | None = None,
         **arguments: Any,
     ) -> Task:
+        if arguments.get("round", 1) > needed:
+            outputs = []
         return Task(
             f"{name}.{directory.path.name}.{stage}{suffix}",
             stage,
@@ -52,14 +57,15 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
         return [each.id for stage in stages for each in measuring if each.stage == stage]
 
     def current(path: Path, outer: int | None = config.sketch.outer) -> Callable[[], bool]:
-        return partial(_is_current, path, len(config.sketch.each_round()), outer)
+        return partial(_is_current, path, needed, outer)
 
     blocks = ids("measure", "rounds")
-    needs = [*ids("layout"), *blocks, *ids("range_finder")[-1:]]
+    needs = [*ids("layout"), *blocks, *ids("range_finder")[needed - 2 :][:1]]
     merge = task("merge", [directory.merged], needs, current=current(directory.merged, None))
     yield merge
     needs = [merge.id, *ids("layout"), *([] if config.consolidate else blocks)]
-    decompose = task("decompose", [directory.eigh], needs, current=current(directory.eigh))
+    solved = partial(_is_solved, directory, config.sketch)
+    decompose = task("decompose", [directory.eigh], needs, current=solved)
     yield decompose
     outputs = [directory.overlap, run.figure(name, step, split)]
     needs = ["train", decompose.id]
@@ -86,6 +92,13 @@ def _is_current(path: Path, rounds: int, outer: int | None) -> bool:
     return len(manifests) == rounds and found == outer
 
 
+def _is_solved(directory: StepDir, sketch: Sketch) -> bool:
+    """Whether the eigenpairs are of all rounds that are needed, and judged where they are to be."""
+    judged = sketch.target is None or bool(rounds_file.judgements(directory, sketch))
+    needed = len(rounds_file.rounds(directory, sketch))
+    return judged and _is_current(directory.eigh, needed, sketch.outer)
+
+
 def at_once(config: Config) -> bool:
     """Whether one task measures all rounds: there are many, and each has no more than a task."""
     sketch, p = config.sketch, config.launcher.blocks_per_task
@@ -94,7 +107,7 @@ def at_once(config: Config) -> bool:
 
 
 def _in_one(config: Config, directory: StepDir, task: Callable[..., Task]) -> Iterator[Task]:
-    rounds = config.sketch.each_round()
+    rounds = rounds_file.rounds(directory, config.sketch)
     outputs = [directory.range(len(rounds))]
     for each in rounds:
         array = directory.measurements(each.round)
@@ -164,6 +177,8 @@ def damage(directory: StepDir, outputs: Iterable[Path]) -> Iterator[str]:
             yield from _array_damage(path.parent)
         elif path.name == "overlap.json":
             yield from refusal(path, partial(overlap_file.read, path))
+        if path == directory.eigh:
+            yield from refusal(directory.rounds, partial(rounds_file.check, directory.rounds))
 
 
 def _check_measured(path: Path, directory: StepDir) -> None:

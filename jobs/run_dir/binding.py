@@ -21,7 +21,7 @@ from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.config.checkpoints import checkpoint_files
 from skerch.jobs.config.methods import METHODS
-from skerch.jobs.run_dir import RunDir, StepDir, method_name
+from skerch.jobs.run_dir import RunDir, StepDir, method_name, rounds_file
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.run_dir.training_files import check_checkpoints, describe, load_column
 from skerch.measurements import manifest
@@ -161,7 +161,7 @@ def _check_measurements(run: RunDir, config: Config) -> None:
 
 def _check_rounds(directory: StepDir, arrays: Collection[Manifest], config: Config) -> None:
     """Refuse a plan of rounds that does not begin with those that are measured."""
-    plan = config.sketch.each_round()
+    plan, needed = config.sketch.each_round(), rounds_file.rounds(directory, config.sketch)
     for array in arrays:
         asked = plan[array.round - 1 : array.round]
         if [asdict(each) for each in asked] != [
@@ -179,7 +179,7 @@ def _check_rounds(directory: StepDir, arrays: Collection[Manifest], config: Conf
     with suppress(SkerchError), hdf5.open_for_reading(directory.merged) as file:
         merged = len(hdf5.attribute(file, "manifests").split())
     blocks = directory.path.glob("measurements/round-*/blocks/*.h5")
-    if 0 < merged < len(plan) and not any(blocks):
+    if 0 < merged < len(needed) and not any(blocks):
         raise RunDirError(
             f"{directory.path} has no blocks any more (keep_blocks=false), in which further rounds "
             f"would be found; set another name (as in name={config.method}-2)."

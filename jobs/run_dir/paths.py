@@ -40,6 +40,11 @@ class StepDir:
         """Q, the test vectors of a later round."""
         return range_path(self.measurements(round))
 
+    @property
+    def rounds(self) -> Path:
+        """How the rounds were judged against the target, where there is one."""
+        return self.path / "measurements" / "rounds.json"
+
     def measured(self, hashes: Sequence[str]) -> bool:
         """Whether these are the hashes of the manifests of round 1, 2, …, as far as they are here.
 

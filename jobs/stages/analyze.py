@@ -13,7 +13,7 @@ from skerch.analysis.overlap import overlap
 from skerch.analysis.results import HessianResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.estimate import Estimate
-from skerch.jobs.run_dir import overlap_file
+from skerch.jobs.run_dir import overlap_file, rounds_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.program import main
@@ -62,10 +62,11 @@ def _title(context: Context, results: HessianResults) -> str:
     whole += [f"trace {Estimate(*results.trace)}"] if results.trace else []
     whole += [f"‖H‖ {Estimate(*results.norm)}"] if results.norm else []
     problem = context.config.problem.get("name") or context.config.problem["factory"]
+    rounds = rounds_file.rounds(context.directory, context.config.sketch)
     return (
         f"{problem}, step {context.step}, {context.split} split\n"
         f"{context.name}: {len(results.eigenvalues)} eigenpairs of N = {results.parameters:,} "
-        f"from {context.config.sketch.inner} matvecs\n" + "; ".join(whole)
+        f"from {sum(each.columns for each in rounds)} matvecs\n" + "; ".join(whole)
     )
 
 

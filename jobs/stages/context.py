@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from skerch.jobs.config import Config
 from skerch.jobs.config.methods import METHODS
 from skerch.jobs.pipeline.task_log import Progress, silent
-from skerch.jobs.run_dir import RunDir, StepDir
+from skerch.jobs.run_dir import RunDir, StepDir, rounds_file
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.measurements.manifest import read
 from skerch.measurements.team import ALONE, Team
@@ -40,6 +40,15 @@ class Context:
     def directory(self) -> StepDir:
         """Where the files of this Hessian lie."""
         return self.run.step(self.name, *self.hessian)
+
+    @property
+    def needed(self) -> bool:
+        """Whether its round is; those after the one that reached the target are not."""
+        sketch = self.config.sketch
+        if sketch.target is None or self.round == 1:
+            return True
+        rounds = self.team.one(lambda: rounds_file.rounds(self.directory, sketch))
+        return self.round <= len(rounds)
 
     @property
     def provenance(self) -> Provenance | None:

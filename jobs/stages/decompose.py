@@ -5,6 +5,7 @@ from __future__ import annotations
 from skerch.decompositions.eigh_file import write_eigh
 from skerch.decompositions.solve import solve
 from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.judge import judge
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import StoredColumns
@@ -14,7 +15,8 @@ from skerch.measurements.merge import MergeError
 def run(context: Context) -> None:
     """Write eigh.h5 from merged.h5 (and from the blocks, if it has no columns)."""
     sketch, directory, files = context.config.sketch, context.directory, SketchFiles(context)
-    with files.merged() as merged, StoredColumns(files.arrays(), probes=False) as columns:
+    arrays = files.arrays()
+    with files.merged() as merged, StoredColumns(arrays, probes=False) as columns:
         summary = merged.summary
         solution = context.team.one(lambda: solve(summary, sketch.recovery, sketch.outer))
         if not len(solution.eigenvalues):
@@ -22,6 +24,8 @@ def run(context: Context) -> None:
                 f"The Hessian in {directory.merged} is zero, so it has no eigenpairs: the loss "
                 "depends on the parameters at most linearly."
             )
+        if sketch.target is not None and len(arrays) == len(sketch.each_round()):
+            context.team.one(lambda: judge(context, summary, solution, len(arrays)))
         write_eigh(
             directory.eigh,
             solution,

@@ -112,10 +112,11 @@ def _choose(context: Context) -> tuple[int, Provenance]:
             require_same(its, array)
         chosen = Choice(seen.strategy, seen.chunk_size, seen.memory_format)
     op = curvature_operator(config, inputs, chosen)
-    check_dimension(op.shape[0], config.sketch.outer, config.sketch.inner)
+    sketch = config.sketch
+    check_dimension(op.shape[0], sketch.outer, sketch.inner, sketch.target is not None)
     with op.frozen(), user_code("The Hessian cannot be had"):  # as workers have it
         op.verify()
-        choice = op.resolve(min(config.sketch.block_size, config.sketch.inner))
+        choice = op.resolve(min(sketch.block_size, sketch.inner))
         found = fingerprint(op)
     step, split = context.hessian
     return op.shape[0], Provenance(

@@ -23,9 +23,13 @@ from skerch.jobs.stages.context import Context
 
 
 def execute(stage: str, context: Context) -> None:
-    """Run a stage in this process, with the threads and kernels that keep its bits the same."""
+    """Run a stage in this process, with the threads and kernels that keep its bits the same.
+
+    On a round that is not needed it leaves nothing.
+    """
     settle(stage, context)
-    import_module(f"skerch.jobs.stages.{stage}").run(context)
+    if context.needed:
+        import_module(f"skerch.jobs.stages.{stage}").run(context)
 
 
 def settle(stage: str, context: Context) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from skerch.jobs.config import ConfigError
 from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.judge import is_reached
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.range_finder import find_range
@@ -12,7 +13,8 @@ from skerch.measurements.range_finder import find_range
 def run(context: Context) -> None:
     """Write range.h5 of `context.round`, whose columns are that round's test vectors.
 
-    The one before is no longer in use then: all ranges together are as large as the array.
+    The one before is no longer in use then: all ranges together are as large as the array. Where
+    the rounds before have reached the target, that is recorded instead.
     """
     number = context.round
     if number < 2:
@@ -20,8 +22,11 @@ def run(context: Context) -> None:
     files = SketchFiles(context)
     columns, path = files.which_round().columns, context.directory.range(number)
     final = number == len(context.config.sketch.each_round())
+    arrays = files.arrays(number - 1)
     with files.range_file(number - 1) as before:
-        find_range(files.arrays(number - 1), path, columns, before, final, context.team)
+        if is_reached(context, arrays, before):
+            return
+        find_range(arrays, path, columns, before, final, context.team)
     if number > 2 and context.team.writes:
         context.directory.range(number - 1).unlink(missing_ok=True)
 

@@ -15,8 +15,10 @@ from skerch.curvature.operator import CurvatureOperator
 from skerch.decompositions.recoveries import Round
 from skerch.jobs.stages import layout
 from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.judge import is_reached
 from skerch.jobs.stages.measure import measure, operator, require_same
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.range_finder import RangeFile, find_range
 
@@ -24,9 +26,9 @@ HELD = 2**26  # bytes of all columns that are held in memory between two passes 
 
 
 def run(context: Context) -> None:
-    """Measure what is missing of all rounds, and leave the last one's range."""
-    team, directory = context.team, context.directory
-    rounds = context.config.sketch.each_round()
+    """Measure what is missing of all rounds that are needed, and leave the last one's range."""
+    team, directory, plan = context.team, context.directory, context.config.sketch.each_round()
+    rounds = SketchFiles(context).rounds()
     total = sum(each.columns + each.probes for each in rounds)
     arrays: list[MeasurementArray] = []
     op: CurvatureOperator | None = None
@@ -39,7 +41,7 @@ def run(context: Context) -> None:
         path, before = directory.range(number), arrays[: number - 1]
         if not team.one(path.exists):
             with range_file(number - 1) as earlier:
-                columns, final = rounds[number - 1].columns, number == len(rounds)
+                columns, final = rounds[number - 1].columns, number == len(plan)
                 find_range(before, path, columns, earlier, final, team)
             team.one(lambda: None)  # it is there for all
             forget(number - 1)
@@ -70,6 +72,10 @@ def run(context: Context) -> None:
         for each in rounds:
             number = each.round
             there = team.one(lambda: layout.is_laid_out(context, each))  # noqa: B023  at once
+            if not there and arrays:
+                with range_file(number - 1) as before:
+                    if is_reached(context, arrays, before):
+                        break
             if not there or team.one(array(number).missing):
                 with range_file(number) as test_vectors:
                     if not there:
@@ -87,7 +93,7 @@ def run(context: Context) -> None:
                 arrays.append(array(number))
             done += each.columns + each.probes
             forget(number - 1)
-        with range_file(len(rounds)):
+        with range_file(len(arrays)):
             pass
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from skerch.errors import SkerchError
 from skerch.jobs.config import ConfigError
-from skerch.jobs.run_dir import command
+from skerch.jobs.run_dir import command, rounds_file
 from skerch.jobs.stages.context import Context
 from skerch.measurements.manifest import manifest_path
 
@@ -42,6 +42,13 @@ class SketchFiles:
             raise ConfigError(f"sketch.rounds is {len(rounds)}, so there is no round {number}.")
         return rounds[number - 1]
 
+    def rounds(self) -> list[Round]:
+        """The rounds that are needed; all members of the team see the same."""
+        context = self.context
+        return context.team.one(
+            lambda: rounds_file.rounds(context.directory, context.config.sketch)
+        )
+
     def array(self, round_number: int) -> MeasurementArray:
         """The measurement array of a round."""
         from skerch.measurements.array import MeasurementArray
@@ -55,9 +62,9 @@ class SketchFiles:
         return self.array(next((n for n in numbers if manifest_path(measurements(n)).exists()), 1))
 
     def arrays(self, rounds: int | None = None) -> list[MeasurementArray]:
-        """The measurement arrays of the first rounds, by default of all."""
-        whole = len(self.context.config.sketch.each_round())
-        return [self.array(number + 1) for number in range(whole if rounds is None else rounds)]
+        """The measurement arrays of the first rounds, by default of all that are needed."""
+        count = len(self.rounds()) if rounds is None else rounds
+        return [self.array(number + 1) for number in range(count)]
 
     @contextmanager
     def range_file(self, number: int) -> Iterator[RangeFile | None]:

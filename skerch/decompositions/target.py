@@ -9,9 +9,9 @@ rounds' test vectors X' are orthonormal, so that the k largest eigenvalues of (H
 
     s ≤ Σ_{i≤k} λ_i(H)²,
 
-which only grows as X' does (Ky Fan). What it still lacks is taken to be what it has grown by since
-a fifth fewer matvecs were spent. That is no bound: it holds where each such growth is at most half
-of the one before, as it is once all k are in sight. docs/accuracy.md has how true it is.
+which only grows as X' does (Ky Fan). What it still lacks is taken to be twice what it has grown by
+since a fifth fewer matvecs were spent. That is no bound: it holds where each such growth is at most
+two thirds of the one before, as it is once all k are in sight. docs/theory.md has how true it is.
 
 This module imports torch only to judge, so that a run can be planned without.
 """
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from skerch.measurements.summary import Summary
 
 GROWTH = 1.25  # of the matvecs, over which the growth of s is taken
+STILL = 2.0  # times this growth is what s is taken to lack
 SPARE = 10  # vectors in X' beyond `outer` before that: with fewer, a pair may be out of sight
 BETWEEN = 1.1  # growth of the matvecs from one judgement to the next
 
@@ -62,18 +63,19 @@ class Target:
                 f"target is {dict(asked)}; it has one key, residual or pairs, as in "
                 "{residual: 1.05} or {pairs: 1e-3}."
             )
-        target = cls(**asked)
-        if target.residual is not None and not 1 < target.residual < math.inf:
+        ((key, value),) = asked.items()
+        number = isinstance(value, int | float)
+        if key == "residual" and not (number and 1 < value < math.inf):
             raise SkerchError(
-                f"target.residual is {target.residual}; it is over the best residual, so above 1, "
-                "as in 1.05."
+                f"target.residual is {value!r}; it is over the best residual, so a number above 1, "
+                "as 1.05."
             )
-        if target.pairs is not None and not 0 < target.pairs < 1:
+        if key == "pairs" and not (number and 0 < value < 1):
             raise SkerchError(
-                f"target.pairs is {target.pairs}; it is relative to |λ_i|, so between 0 and 1, as "
-                "in 1e-3."
+                f"target.pairs is {value!r}; it is relative to |λ_i|, so a number between 0 and 1, "
+                "as 1e-3."
             )
-        return target
+        return cls(**{key: float(value)})
 
     def check(self, columns: Sequence[int], outer: int) -> None:
         """Refuse rounds of which none but the last is judged."""
@@ -132,7 +134,7 @@ def _over_best(
     if earlier is None:
         return None
     now = _known_energy(summary, columns[0], sum(columns), outer)
-    missing = now - _known_energy(summary, columns[0], earlier, outer)
+    missing = STILL * (now - _known_energy(summary, columns[0], earlier, outer))
     whole, left = (float(solution.residual[i]) ** 2 for i in (0, -1))
     rounding = max(SQUARE_ROUNDING, 10 * summary.epsilon) * whole
     if left <= rounding:

@@ -60,6 +60,18 @@ def merge(
         write_together(path, fill, team)
 
 
+def summary_of(
+    arrays: list[MeasurementArray], range_file: RangeFile | None, team: Team = ALONE
+) -> Summary:
+    """The summary of the first rounds' arrays, of the last of which is the range file.
+
+    Raises MergeError for rounds that do not belong together.
+    """
+    _check_rounds(arrays, range_file)
+    with StoredColumns(arrays) as rows:
+        return _summarise(arrays, rows, range_file, None, None, team)
+
+
 def _check_rounds(arrays: list[MeasurementArray], range_file: RangeFile | None) -> None:
     """Refuse a round that was laid out after other rounds than those here.
 

@@ -43,6 +43,7 @@ GROWS = {  # of what there are to be results: what is there stays
     "sketch.rounds": "sketch={rounds: 3, inner: 60}",
     "sketch.outer": "21",
     "sketch.inner": "41",
+    "sketch.target": "sketch={target: {residual: 1.05}, inner: 120, rounds: auto}",
 }
 METHOD = {  # bound to the method's results: another name or run_dir
     "hessian.curvature": "ggn",

@@ -69,6 +69,8 @@ def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
         "sigmas_from_chance": (overlap - chance) / found["deviation"][-1],
         "tied_in_mask": None,
         "tied_in_all": None,
+        "matvecs": 40,
+        "target_reached": None,
     }
     assert json.loads(skerch("results", copy.path, "--json")[1])[1] == expected
     row = list(csv.DictReader(StringIO(skerch("results", copy.path, "--csv")[1])))[1]

@@ -176,6 +176,24 @@ def test_ranks_share_the_blocks_of_many_small_rounds(by_ranks, fault, experiment
     assert bytes_of(config) == bytes_of(alone)
 
 
+@pytest.mark.parametrize("blocks_per_task", [1, 10])
+def test_ranks_end_with_the_round_that_reached_the_target(
+    blocks_per_task, by_ranks, experiment, bytes_of
+):
+    asked = ["sketch.rounds=15", "sketch.inner=120", "sketch.target={residual: 1.1}"]
+    asked.append("sketch.block_size=4")
+    alone = experiment(f"target-{blocks_per_task}", *asked, "launcher.blocks_per_task=10")
+    assert not complete(alone)
+    config = by_ranks(2, *asked, f"launcher.blocks_per_task={blocks_per_task}")
+    assert not complete(config)
+    assert len(blocks(config)) < 30 + 8
+    expected = bytes_of(alone)
+    del expected["range.h5"]  # of which it keeps but the last
+    assert expected.items() <= bytes_of(config).items()
+    records = [next(Path(c.run_dir).rglob("rounds.json")).read_bytes() for c in (alone, config)]
+    assert records[0] == records[1]
+
+
 def test_what_fails_on_one_rank_fails_its_task_and_hangs_nothing(by_ranks, fault, local, bytes_of):
     config = by_ranks(3)
     fault("raise", config)

@@ -128,6 +128,20 @@ def test_a_run_grows_by_submit_and_only_what_is_new_is_submitted(run, local, res
     assert run.submit().stdout.startswith(f"All tasks are done in {run.path}")
 
 
+@pytest.mark.slow
+def test_jobs_of_rounds_after_the_one_that_reached_the_target_end_well(run, results_of):
+    asked = ["sketch.outer=20", "sketch.rounds=7", "sketch.inner=105", "sketch.probes=10"]
+    asked += ["sketch.target={residual: 1.2}", "sketch.block_size=15"]
+    run.submit(*asked, "launcher.blocks_per_task=1")
+    run.wait_for_end(400)
+    assert {task["state"] for task in run.status().values()} == {"done"}
+    log = (run.path / "logs" / "seigh.step-000020-test.layout-7.log").read_text()
+    assert "seigh.step-000020-test.layout-7 is not needed: the target is reached." in log
+    whole = run.path.with_name("whole")
+    run.skerch("run", run.experiment, f"run_dir={whole}", *asked, "launcher.blocks_per_task=9")
+    assert results_of(run.path) == results_of(whole)
+
+
 def test_more_steps_are_refused_while_the_training_lives(run):
     run.submit(LATER)
     refused = run.submit(LATER, "training.record_steps=[10,20]", check=False)

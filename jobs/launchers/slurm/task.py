@@ -14,7 +14,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -80,10 +80,13 @@ def _run(options: argparse.Namespace) -> str | None:
     wanted = options.task
     if options.first is not None:
         wanted += f".{options.first + inside.array_index()}"
-    tasks = {task.id: task for task in pipeline.tasks(config)}
-    if wanted not in tasks:
+
+    def tasks() -> dict[str, Task]:
+        return {task.id: task for task in pipeline.tasks(config)}
+
+    task = tasks().get(wanted)
+    if task is None:
         raise ConfigError(f"{options.run} has no task {wanted}.")
-    task = tasks[wanted]
 
     def say(words: str) -> None:
         print(words, flush=True)
@@ -98,7 +101,8 @@ def _run(options: argparse.Namespace) -> str | None:
         if not first:
             return None
         if task.made:
-            say(f"{task.id} is done already.")
+            reason = "done already" if task.outputs else "not needed: the target is reached"
+            say(f"{task.id} is {reason}.")
             return None
         inside.requeue_at_time_limit(options.requeues, say, stuck)
         _await(task, tasks)
@@ -123,20 +127,26 @@ def _kept(run: RunDir, task: Task) -> list[tuple[Path, int, int]]:
     return [(path, stat.st_ino, stat.st_mtime_ns) for path, stat in stats]
 
 
-def _await(task: Task, tasks: Mapping[str, Task], patience: float = 60.0) -> None:
+def _await(task: Task, tasks: Callable[[], Mapping[str, Task]], patience: float = 60.0) -> None:
     """Wait for what another node has written: a network file system shows it late.
 
-    What never comes is the stage's to name.
+    What never comes is the stage's to name. What is needed is told by the files, too.
     """
-    end = time.monotonic() + patience
-    for need in (tasks[name] for name in task.needs):
-        if need.records:
-            need = replace(need, records=(task.arguments["step"], task.arguments["split"]))
-        while not need.made and time.monotonic() < end:
+    end, there = time.monotonic() + patience, tasks()
+    for name in task.needs:
+        while not _made_for(task, there[name]) and time.monotonic() < end:
             time.sleep(1.0)
-            for path in need.outputs:
+            for folder in {f for path in there[name].outputs for f in list(path.parents)[:2]}:
                 with suppress(OSError):
-                    os.listdir(path.parent)  # asks the server
+                    os.listdir(folder)  # asks the server
+            there = tasks()
+
+
+def _made_for(task: Task, need: Task) -> bool:
+    """Whether what a task needs of another is made."""
+    if need.records:
+        need = replace(need, records=(task.arguments["step"], task.arguments["split"]))
+    return need.made
 
 
 if __name__ == "__main__":
