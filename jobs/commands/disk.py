@@ -59,7 +59,7 @@ def hessian_disk(config: Config, N: int) -> Disk:
             Q = stored_size((N, each.columns), item, sketch.block_size)
             new = sum(each.columns for each in rounds[1 : number + 1])
             ranges.append(HEADER + Q + 8 * before[number] * (before[number] + new))
-    blocks += sum(sorted(ranges)[-2:])
+    blocks += ranges[-1]  # those before are gone by the merge
 
     small = (m + q) ** 2 + 2 * m**2 + first * (rounds[0].stored + q) + inner * first
     merged = HEADER + 8 * (small + before[-2] * found)
