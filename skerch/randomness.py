@@ -8,7 +8,16 @@ from __future__ import annotations
 
 import numpy as np
 
-ROLES = {"omega": 0, "psi": 1, "probe": 2, "training": 3, "data": 4, "synthetic": 5, "fresh": 6}
+ROLES = {
+    "omega": 0,
+    "psi": 1,
+    "probe": 2,
+    "training": 3,
+    "data": 4,
+    "synthetic": 5,
+    "fresh": 6,
+    "start": 7,
+}
 
 
 def stream(seed: int, role: str, *index: int) -> np.random.Generator:

@@ -13,6 +13,7 @@ from skerch.jobs.config.schema import Config
 LATER_KEYS = {  # and their defaults
     "hessian.memory_format": "auto",
     "hessian.mode": "eval",
+    "sketch.start": None,
 }
 GROWING = (  # what may change as a run grows: results say of what they are
     "training.max_steps",

@@ -30,8 +30,8 @@ def resolve_rounds(
             enough = there and there.outer >= sketch.outer and there.target == sketch.target
             if there and (enough or there.inner > sketch.inner):
                 sketch.inner = there.inner
-    number = sketch.rounds
-    if number == "auto" and recipe:
+    number, auto = sketch.rounds, sketch.rounds == "auto"
+    if auto and recipe:
         shared = 1 if launcher.workers == 1 else launcher.workers * sketch.block_size
         most = -(-sketch.outer // 2) if bound else sketch.inner
         columns = most if queued else shared
@@ -40,6 +40,9 @@ def resolve_rounds(
         )
     if type(number) is int:
         sketch.rounds = _grown_rounds(there, sketch, number) if there and recipe else number
+        if sketch.start is not None and recipe and 1 < number == sketch.rounds <= sketch.inner:
+            plan = recoveries.default_started_rounds if auto else recoveries.started_rounds
+            sketch.rounds = plan(sketch.outer, sketch.inner, number)
 
 
 def _grown_rounds(there: Sketch, sketch: DictConfig, number: int) -> int | list[int]:

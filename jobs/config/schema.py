@@ -72,6 +72,7 @@ class Sketch:
     probes: int = _number(30, least=2, most=10_000)
     block_size: int = _number(64)
     seed: int = _number(12345, least=0)
+    start: Any = None  # whose eigenvectors the first test vectors are: previous, or {step, split}
 
     def each_round(self) -> list[Round]:
         """The rounds of measurements, in order."""

@@ -15,6 +15,7 @@ from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import resources as cluster
 from skerch.jobs.config.schema import LARGEST, Config, Hessian, Sketch, Training
+from skerch.jobs.config.start import check_start
 from skerch.jobs.errors import ConfigError
 
 LARGEST_RATE = 3e38  # of float32
@@ -30,6 +31,7 @@ def check(config: Config) -> None:
     _check_training(config.training)
     _check_hessian(config.hessian)
     _check_sketch(config.sketch)
+    check_start(config)
     _check_columns(config)
     _check_blocks(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):

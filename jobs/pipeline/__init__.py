@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skerch.jobs.config import Config
+from skerch.jobs.config.start import in_order
 from skerch.jobs.pipeline.task import Task, missing
 from skerch.jobs.run_dir import RunDir, StepDir
 
@@ -41,7 +42,6 @@ def tasks(config: Config) -> list[Task]:
     steps, splits = config.training.record_steps, config.hessian.splits
     result = [Task("train", "train", {}, outputs, (), (*steps, *splits))]
     method = method_of(config)
-    for step in steps:
-        for split in splits:
-            result += method.hessian_tasks(config, run, step, split)
+    for step, split in in_order(config):
+        result += method.hessian_tasks(config, run, step, split)
     return result

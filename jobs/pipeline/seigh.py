@@ -2,6 +2,8 @@
 
 layout → measure … → (range_finder → layout → measure … →)… merge → decompose → analyze
 
+With a start, a range_finder comes before the first layout, after another Hessian's decompose.
+
 Where there are more than two rounds, and none has more blocks than one task measures, one task
 `rounds` stands for all before the merge. Tasks of rounds after the one that reached the target
 leave nothing.
@@ -19,9 +21,10 @@ from skerch.decompositions.recoveries import Round
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.config.schema import Sketch
+from skerch.jobs.config.start import source_of
 from skerch.jobs.pipeline.task import Task, refusal
 from skerch.jobs.run_dir import RunDir, StepDir, method_name, overlap_file, rounds_file
-from skerch.measurements.manifest import block_path, manifest_path
+from skerch.measurements.manifest import block_path, manifest_path, read
 
 
 def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterator[Task]:
@@ -49,21 +52,27 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
             current=current,
         )
 
+    source = source_of(config, step, split)
+    sources = [] if source is None else [f"{name}.{run.step(name, *source).path.name}.decompose"]
     tasks_of = _in_one if at_once(config) else _apart
-    measuring = list(tasks_of(config, directory, task))
+    measuring = list(tasks_of(config, directory, task, sources))
     yield from measuring
 
     def ids(*stages: str) -> list[str]:
         return [each.id for stage in stages for each in measuring if each.stage == stage]
 
+    finders = ids("range_finder")
+    start = finders[:1] if sources else []
+    later = finders[len(start) :]
+
     def current(path: Path, outer: int | None = config.sketch.outer) -> Callable[[], bool]:
         return partial(_is_current, path, needed, outer)
 
     blocks = ids("measure", "rounds")
-    needs = [*ids("layout"), *blocks, *ids("range_finder")[needed - 2 :][:1]]
+    needs = [*ids("layout"), *blocks, *start, *later[needed - 2 :][:1]]
     merge = task("merge", [directory.merged], needs, current=current(directory.merged, None))
     yield merge
-    needs = [merge.id, *ids("layout"), *([] if config.consolidate else blocks)]
+    needs = [merge.id, *ids("layout"), *([] if config.consolidate else [*start, *blocks])]
     solved = partial(_is_solved, directory, config.sketch)
     decompose = task("decompose", [directory.eigh], needs, current=solved)
     yield decompose
@@ -106,17 +115,28 @@ def at_once(config: Config) -> bool:
     return len(rounds) > 2 and all(each.count_blocks(sketch.block_size) <= p for each in rounds)
 
 
-def _in_one(config: Config, directory: StepDir, task: Callable[..., Task]) -> Iterator[Task]:
+def _in_one(
+    config: Config, directory: StepDir, task: Callable[..., Task], sources: list[str]
+) -> Iterator[Task]:
     rounds = rounds_file.rounds(directory, config.sketch)
-    outputs = [directory.range(len(rounds))]
+    outputs = [
+        directory.range(number)
+        for number in dict.fromkeys((1, len(rounds)))
+        if sources or number > 1
+    ]
     for each in rounds:
         array = directory.measurements(each.round)
         outputs += [manifest_path(array), *_blocks(array, each, config.sketch.block_size)]
-    yield task("rounds", outputs, ["train"])
+    yield task("rounds", outputs, ["train", *sources])
 
 
-def _apart(config: Config, directory: StepDir, task: Callable[..., Task]) -> Iterator[Task]:
-    """The tasks that measure, each round's after the one before."""
+def _apart(
+    config: Config, directory: StepDir, task: Callable[..., Task], sources: list[str]
+) -> Iterator[Task]:
+    """The tasks that measure, each round's after the one before.
+
+    With a start, which `sources` leave, the first round has a range, too, which all others read.
+    """
     sketch, p = config.sketch, config.launcher.blocks_per_task
     finders: list[str] = []
     layouts: list[str] = []
@@ -125,11 +145,12 @@ def _apart(config: Config, directory: StepDir, task: Callable[..., Task]) -> Ite
         number = each.round
         array = directory.measurements(number)
         of_range: list[str] = []
-        if number > 1:
+        if number > 1 or sources:
+            start = finders[:1] if sources else []
             finder = task(
                 "range_finder",
                 [directory.range(number)],
-                [*layouts, *measures, *finders[-1:]],
+                [*layouts, *measures, *dict.fromkeys([*start, *finders[-1:]])] or sources,
                 f"-{number}",
                 round=number,
             )
@@ -187,6 +208,10 @@ def _check_measured(path: Path, directory: StepDir) -> None:
 
     with hdf5.open_for_reading(path) as file:
         hashes = hdf5.attribute(file, "manifests").split()
+        start = path == directory.range(1) and hdf5.attribute(file, "hash")
+    array = manifest_path(directory.measurements(1))
+    if start and (not array.exists() or read(array).range_hash == start):
+        return
     if not directory.measured(hashes):
         raise SkerchError(
             f"{path} is of other measurements than are there now; delete it and run again."

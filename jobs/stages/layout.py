@@ -40,11 +40,12 @@ def run(context: Context) -> None:
     each = files.which_round()
     if is_laid_out(context, each):
         return
-    if each.round == 1:
-        N, provenance = _choose(context)
-        lay_out(context, each, N, vars(provenance))
-        return
     with files.range_file(each.round) as range_file:
+        if each.round == 1:
+            N, provenance = _choose(context)
+            range_hash = range_file.hash if range_file else None
+            lay_out(context, each, N, vars(provenance), range_hash)
+            return
         assert range_file is not None
         lay_out_later(context, each, files.array(1), range_file)
 

@@ -13,11 +13,13 @@ import torch
 
 from skerch.curvature.operator import CurvatureOperator
 from skerch.decompositions.recoveries import Round
+from skerch.jobs.config.start import source_of
 from skerch.jobs.stages import layout
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.judge import is_reached
 from skerch.jobs.stages.measure import measure, operator, require_same
 from skerch.jobs.stages.program import main
+from skerch.jobs.stages.range_finder import find_start
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.range_finder import RangeFile, find_range
@@ -33,13 +35,18 @@ def run(context: Context) -> None:
     arrays: list[MeasurementArray] = []
     op: CurvatureOperator | None = None
     done = 0
+    started = source_of(context.config, *context.hessian) is not None
 
     def range_file(number: int) -> RangeFile | nullcontext[None]:
         """The range of a round; where it is not there, it is found anew, as are those before."""
-        if number == 1:
-            return nullcontext()
         path, before = directory.range(number), arrays[: number - 1]
-        if not team.one(path.exists):
+        if number == 1:
+            if not started:
+                return nullcontext()
+            if not team.one(path.exists):
+                find_start(context)
+                team.one(lambda: None)  # it is there for all
+        elif not team.one(path.exists):
             with range_file(number - 1) as earlier:
                 columns, final = rounds[number - 1].columns, number == len(plan)
                 find_range(before, path, columns, earlier, final, team)
@@ -48,12 +55,12 @@ def run(context: Context) -> None:
         return RangeFile(path, before)
 
     def forget(number: int) -> None:
-        """Delete a range that is no longer in use, if the round has one."""
+        """Delete a range that is no longer in use, if the round has one; a start always is."""
         if number > 1 and team.writes:
             directory.range(number).unlink(missing_ok=True)
 
     def lay_out(each: Round, range_file: RangeFile | None) -> None:
-        if range_file is None:
+        if range_file is None or each.round == 1:
             layout.run(replace(context, round=each.round))
         else:
             layout.lay_out_later(context, each, arrays[0], range_file)
@@ -93,8 +100,9 @@ def run(context: Context) -> None:
                 arrays.append(array(number))
             done += each.columns + each.probes
             forget(number - 1)
-        with range_file(len(arrays)):
-            pass
+        for number in dict.fromkeys((1, len(arrays))):
+            with range_file(number):
+                pass
 
 
 if __name__ == "__main__":

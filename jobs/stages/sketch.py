@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 from skerch.errors import SkerchError
 from skerch.jobs.config import ConfigError
+from skerch.jobs.config.start import source_of
 from skerch.jobs.run_dir import command, rounds_file
 from skerch.jobs.stages.context import Context
 from skerch.measurements.manifest import manifest_path
@@ -68,10 +69,10 @@ class SketchFiles:
 
     @contextmanager
     def range_file(self, number: int) -> Iterator[RangeFile | None]:
-        """The range file of a round, open; the first round has none."""
+        """The range file of a round, open; the first round has none without a start."""
         from skerch.measurements.range_finder import RangeFile
 
-        if number == 1:
+        if number == 1 and source_of(self.context.config, *self.context.hessian) is None:
             yield None
             return
         path = self.context.directory.range(number)

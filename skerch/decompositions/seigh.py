@@ -26,6 +26,7 @@ from skerch.measurements.gram import gram, multiply
 from skerch.measurements.manifest import Manifest
 from skerch.measurements.measure import Measurer, NonFiniteError
 from skerch.measurements.range_finder import range_map, with_fresh
+from skerch.measurements.start import start_map
 from skerch.measurements.summary import Summary, summarise
 from skerch.measurements.team import Rows
 from skerch.rounding import rounding
@@ -66,6 +67,7 @@ def seigh(
     seed: int = 0,
     block_size: int = 64,
     dtype: torch.dtype | None = None,
+    start: Tensor | None = None,
 ) -> EighResult:
     """The `outer` eigenpairs of largest magnitude of a symmetric operator (N, N).
 
@@ -85,6 +87,10 @@ def seigh(
     (default: four times `outer` and 40, at most N): {"residual": 1.05} is ‖H - H_k‖_F over the best
     that k pairs leave, {"pairs": 1e-3} is ‖H w_i - λ_i w_i‖ over |λ_i| for every pair; see
     `skerch.decompositions.target`.
+
+    A `start` (N, j) holds vectors near the eigenvectors, such as those of a neighbouring matrix:
+    their span and a few random vectors are the test vectors of the first round, which has j + 8
+    columns, or more where rounds are larger. It pays where rounds are few.
 
     A round's test vectors are found in the products of those before, which loses digits where H is
     definite with a spectrum far from 0, such as [1, 2]: more products then hardly help, as the
@@ -110,6 +116,11 @@ def seigh(
         planned: recoveries.Rounds = recoveries.default_rounds(recovery, outer, inner, bound=bound)
     else:
         planned = rounds
+    if start is not None:
+        _check_start(start, size, recovery, rounds)
+        if isinstance(planned, int) and 1 < planned <= inner:
+            of = recoveries.default_started_rounds if rounds is None else recoveries.started_rounds
+            planned = of(start.shape[1], inner, planned)
     recoveries.check_dimension(size, outer, inner)
     recoveries.check_sizes(recovery, planned, outer, inner, probes)
     all_rounds = recoveries.RECOVERIES[recovery].each_round(planned, outer, inner, probes)
@@ -121,10 +132,16 @@ def seigh(
         wanted.check(each_columns, outer)
     stored = sum(each.stored for each in all_rounds)
     stored_dtype = op.dtype if dtype is None else dtype
-    columns = torch.empty(size, stored + probes, dtype=stored_dtype, device=op.device)
+    b = 0 if start is None else all_rounds[0].columns
+    columns = torch.empty(size, b + stored + probes, dtype=stored_dtype, device=op.device)
     small: dict[str, Tensor] = {}
     G = P = Q = fresh = None
-    done = 0
+    if start is not None:
+        W = _rows(start.to(columns))
+        A, B = start_map(W, start.shape[1], size, b, stored_dtype, seed)
+        columns[:, :b] = Q = _product(A, columns, B, op.dtype)
+        P = torch.eye(b, dtype=torch.float64, device="cpu")
+    done, stored = b, b + stored
 
     def solved() -> tuple[Summary, Solution]:
         """What the rounds so far come to."""
@@ -137,12 +154,13 @@ def seigh(
             size,
             done,
             stored_dtype,
-            cross=small["cross"],
-            norm=small["norm"],
+            cross=small.get("cross", torch.zeros(0, probes, dtype=torch.float64, device="cpu")),
+            norm=small.get("norm", torch.zeros(0, dtype=torch.float64, device="cpu")),
             inner=small.get("inner"),
             range_map=P,
             fresh=fresh,
             quadratic=small["quadratic"],
+            start_probes=small.get("start"),
         )
         return summary, solve(summary, recovery, outer)
 
@@ -156,11 +174,11 @@ def seigh(
                     so_far = each_columns[: each.round - 1]
                     if wanted.judge(summary, solution, so_far, outer).reached:
                         break
-                P = range_map(G, _rows(Y), size, each.columns, stored_dtype, P)
+                P = range_map(G, _rows(Y), size, each.columns, stored_dtype, P, b)
                 A, B = _rows(Y), P[:, -each.columns :]
                 if each is not all_rounds[-1]:
                     probed = _joined(Y, columns[:, stored:])
-                    fresh, A, B = with_fresh(B, G, A, probed, size, stored_dtype, seed, fresh)
+                    fresh, A, B = with_fresh(B, G, A, probed, size, stored_dtype, seed, fresh, b)
                 Q = _product(A, Y, B, op.dtype)
             manifest = Manifest(
                 size=size,
@@ -197,6 +215,19 @@ def seigh(
         solution.health,
         inner if done == stored else done,
     )
+
+
+def _check_start(start: Tensor, size: int, recovery: str, rounds: recoveries.Rounds | None) -> None:
+    """Refuse a start that is no matrix of vectors (N, j), or for which there is no recovery."""
+    if recovery != "nystrom":
+        raise SkerchError(f"Recovery {recovery!r} has no start; take nystrom, or leave it away.")
+    if rounds is not None and (rounds if isinstance(rounds, int) else len(rounds)) == 1:
+        raise SkerchError("A start needs a second round, in which it is corrected; take rounds=2.")
+    if start.ndim != 2 or len(start) != size or not start.shape[1]:
+        raise ShapeError(
+            f"start has the shape {tuple(start.shape)}; it must be vectors as columns, "
+            f"({size}, j) with j ≥ 1."
+        )
 
 
 def _of_all(op: LinearOperator, outer: int, block_size: int, dtype: torch.dtype) -> EighResult:

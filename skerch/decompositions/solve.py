@@ -50,7 +50,7 @@ def solve(summary: Summary, recovery: str, outer: int) -> Solution:
     core = recoveries.load(recovery)(summary, outer)
     resolved = core.values.abs() > summary.epsilon * core.values[:1].abs()
     B, m = core.coefficients[:, resolved], summary.stored
-    a, c = B.T @ summary.probe_products, B.T @ summary.gram[:m, m:]
+    a, c = B.T @ summary.column_probes, B.T @ summary.gram[:m, m:]
     every, B, unknown = core.values[resolved], B[:, :outer], core.unknown[resolved][:outer]
     values, products, q = every[:outer], summary.gram[m:, m:], summary.probes
     pair_residual = pair_residuals(every, a, c)

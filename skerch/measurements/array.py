@@ -20,7 +20,7 @@ from torch import Tensor
 from skerch.errors import SkerchError
 from skerch.hdf5 import Dataset, attribute, open_for_reading, write_arrays, write_hdf5
 from skerch.measurements import manifest as manifests
-from skerch.measurements.manifest import Block, Manifest, block_path, manifest_path
+from skerch.measurements.manifest import Block, Manifest, block_path, manifest_path, range_path
 from skerch.measurements.team import Buffers
 
 # half of the files that the system lets a process open; it says -1 for no limit
@@ -118,12 +118,17 @@ class MeasurementArray:
     def small(self, name: str) -> Tensor:
         """The blocks' small arrays `name`, (rows, b) or (b,) each, joined to one in float64.
 
-        Blocks of stored columns and of probes have `cross`; those of test vectors `norm`, `inner`.
+        Blocks of stored columns and of probes have `cross`; those of test vectors `norm`, `inner`;
+        those of probes `start`.
         """
         having = [
             block
             for block in self.manifest.blocks()
-            if (block.stored if name == "cross" else block.kind == "test")
+            if (
+                block.stored
+                if name == "cross"
+                else block.kind == ("test", "probe")[name == "start"]
+            )
         ]
         parts = []
         for block in having:
@@ -160,7 +165,8 @@ class StoredColumns:
     """Row slabs of the stored columns [Y | HZ] of several rounds' arrays, side by side.
 
     The columns Y of the test vectors come first, in the order of the rounds, then those of the
-    `probes`, if asked for. The first `MOST_OPEN_FILES` block files stay open; the others are opened
+    `probes`, if asked for. Before them are the columns of the first round's range, which is its
+    `start`, if it has one. The first `MOST_OPEN_FILES` block files stay open; the others are opened
     for each slab.
     """
 
@@ -174,10 +180,12 @@ class StoredColumns:
             for block in array.manifest.blocks()
             if block.kind == kind and block.stored
         ]
-        self.stored = sum(
+        first = arrays[0].manifest
+        self.start = 0 if first.range_hash is None else first.columns
+        self.stored = self.start + sum(
             block.stop - block.start for _, block, name in self.sources if name == "leftouter"
         )
-        self.width = sum(block.stop - block.start for _, block, _ in self.sources)
+        self.width = self.start + sum(block.stop - block.start for _, block, _ in self.sources)
         self._open = ExitStack()
         self._kept: dict[Path, Dataset] = {}  # of files that stay open
         self._buffers = Buffers(self.dtype)
@@ -185,7 +193,9 @@ class StoredColumns:
     def __call__(self, start: int, stop: int) -> Tensor:
         """Rows [start, stop) of all columns, in the stored dtype and in memory of `Buffers`."""
         slab = self._buffers(stop - start, self.width)
-        column = 0
+        column = self.start
+        if self.start:
+            self._started.read_into(slab, start)
         for array, block, name in self.sources:
             end = column + block.stop - block.start
             held = array.held(block, name)
@@ -196,6 +206,19 @@ class StoredColumns:
                     dataset.read_into(slab, start, column)
             column = end
         return slab
+
+    @cached_property
+    def _started(self) -> Dataset:
+        """The columns of the start, refused unless the first round was measured with them."""
+        array = self.sources[0][0]
+        path = range_path(array.directory)
+        file = self._open.enter_context(open_for_reading(path))
+        if attribute(file, "hash") != array.manifest.range_hash:
+            raise BlockError(
+                f"{array.directory} was measured with another start than {path} is; delete "
+                f"{array.directory.parents[1]} to measure anew."
+            )
+        return Dataset(file, "Q")
 
     @contextmanager
     def _opened(self, array: MeasurementArray, block: Block, name: str) -> Iterator[Dataset]:

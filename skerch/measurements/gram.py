@@ -230,6 +230,29 @@ def orthonormalise(
     return Basis(T @ (rotation / second) @ U, S[:, None] * Vh)
 
 
+def balanced(
+    G: Tensor,
+    rows: Rows,
+    size: int,
+    dtype: torch.dtype,
+    start: int,
+    ordered: bool = True,
+    team: Team = ALONE,
+) -> Basis:
+    """`orthonormalise`, with the first `start` columns, of unit norm, made as large as the others.
+
+    Else those of a matrix that is very small or very large would not be told from rounding.
+    """
+    if not start:
+        return orthonormalise(G, rows, size, dtype, ordered=ordered, team=team)
+    D = G.new_ones(len(G))
+    largest = float(torch.diagonal(G)[start:].amax()) if len(G) > start else 0.0
+    D[:start] = largest**0.5 or 1.0
+    T = torch.diag(D)
+    basis = orthonormalise(D[:, None] * G * D, rows, size, dtype, 0.0, T, ordered, team)
+    return Basis(D[:, None] * basis.P, basis.R / D)
+
+
 def _by_cholesky(G: Tensor) -> Basis | None:
     """G = RᵀR and P = R⁻¹, unless 1/‖P‖_F², which bounds G's least eigenvalue below, is low."""
     R, failed = torch.linalg.cholesky_ex(G, upper=True)

@@ -32,7 +32,8 @@ class Measurer:
     - `cross` (s, b): Ω y_i, for stored columns and probes of a round whose test vectors are Ω's;
     - `inner` (s, b): Ψ y_i;
     - `norm` (b,): ‖ω_i‖;
-    - `probe` (N, b): H g_i, for standard Gaussian g_i, and `quadratic` (b,): g_iᵀH g_i.
+    - `probe` (N, b): H g_i, for standard Gaussian g_i, and `quadratic` (b,): g_iᵀH g_i;
+    - `start` (s, b): Q₁ᵀ g_i, where the first round's test vectors are the columns of a start Q₁.
 
     `range_columns(start, stop)` gives the columns [start, stop) of Q as an (N, b) tensor.
     """
@@ -90,6 +91,11 @@ class Measurer:
                 arrays["cross"] = self.omega @ Y
             if block.kind == "test":
                 arrays["norm"] = torch.linalg.vector_norm(X, dim=0)
+        if self.range_columns is not None and block.kind == "probe":
+            starts = range(0, self.manifest.columns, self.manifest.block_size)
+            parts = [(a, min(a + self.manifest.block_size, self.manifest.columns)) for a in starts]
+            Q = self.range_columns
+            arrays["start"] = torch.cat([Q(*part).to(self.device).T @ X for part in parts])
         if self.psi is not None and block.kind == "test":
             arrays["inner"] = self.psi @ Y
         return arrays

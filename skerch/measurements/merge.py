@@ -116,18 +116,23 @@ def _summarise(
     first, size = arrays[0], rows.size
     known, range_map = (range_file.gram, range_file.map) if range_file else (None, None)
     G = gram(rows, size, known=known, team=team, copy=copy, progress=progress)
+
+    def small(name: str) -> Tensor:
+        return team.one(lambda: first.small(name))
+
     return summarise(
         G,
         rows,
         size,
         rows.stored,
         rows.dtype,
-        cross=team.one(lambda: first.small("cross")),
-        norm=team.one(lambda: first.small("norm")),
-        inner=team.one(lambda: first.small("inner")) if first.manifest.compresses else None,
+        cross=G.new_zeros(0, rows.width - rows.stored) if rows.start else small("cross"),
+        norm=G.new_zeros(0) if rows.start else small("norm"),
+        inner=small("inner") if first.manifest.compresses else None,
         range_map=range_map,
         fresh=range_file.fresh if range_file else None,
         quadratic=team.one(lambda: first.quadratic),
+        start_probes=small("start") if rows.start else None,
         team=team,
     )
 

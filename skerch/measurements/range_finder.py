@@ -38,7 +38,7 @@ from torch.nn.functional import pad
 from skerch.errors import SkerchError
 from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, write_arrays
 from skerch.measurements.array import MeasurementArray, StoredColumns
-from skerch.measurements.gram import gram, multiply, orthonormalise
+from skerch.measurements.gram import balanced, gram, multiply, orthonormalise
 from skerch.measurements.team import ALONE, Rows, Team, write_together
 from skerch.sketch_operators.gaussian import Gaussian
 
@@ -58,6 +58,7 @@ def range_map(
     columns: int,
     dtype: torch.dtype,
     before: Tensor | None = None,
+    start: int = 0,
     team: Team = ALONE,
 ) -> Tensor:
     """P in float64, from the Gram matrix G and the rows of [Y₁ … Y_{r-1}].
@@ -66,6 +67,10 @@ def range_map(
     directions of the largest singular values of Y_{r-1}, less its part in the ranges before. Where
     that has a lower numerical rank, the remaining columns are zero: the size of a round does not
     depend on its numbers.
+
+    With a `start` of so many columns Q₁ (see `skerch.measurements.start`), [Q₁, Y₁ … Y_{r-1}] is
+    meant, and `before` of the second round is the unit matrix. Later rounds are then smaller than
+    the first, so that all of [Y₁ … Y_{r-1}] may have what is new.
     """
     if before is None:
         B = G.new_zeros(len(G), 0)
@@ -73,9 +78,9 @@ def range_map(
         new = orthonormalise(G, rows, size, dtype, ordered=ordered, team=team).P[:, :columns]
     else:
         B = pad(before, (0, 0, 0, len(G) - len(before)))
-        E = torch.eye(len(G), dtype=G.dtype, device=G.device)[:, len(before) :]
+        E = torch.eye(len(G), dtype=G.dtype, device=G.device)[:, start or len(before) :]
         T = team.one(lambda: E - B @ (B.T @ (G @ E)))
-        scale = float(torch.diagonal(G).max())
+        scale = float(torch.diagonal(G)[start:].max())
         rest = orthonormalise(T.T @ G @ T, rows, size, dtype, scale, T, team=team)
         new = T @ rest.P[:, :columns]
     cancellation = torch.linalg.norm(torch.diagonal(G).sqrt()[:, None] * new, dim=0)
@@ -101,6 +106,7 @@ def with_fresh(
     dtype: torch.dtype,
     seed: int,
     before: Fresh | None,
+    start: int = 0,
     team: Team = ALONE,
 ) -> tuple[Fresh | None, Rows, Tensor]:
     """All fresh columns so far, and A and B of Q_r = A B with fresh columns where Q_r lacks some.
@@ -119,7 +125,7 @@ def with_fresh(
         return torch.cat([slab, drawn[:, start:stop].T.to(slab)], dim=1)
 
     whole = gram(joined, size, known=G, team=team)
-    P = orthonormalise(G, rows, size, dtype, team=team).P
+    P = balanced(G, rows, size, dtype, start, team=team).P
 
     def solve() -> tuple[Tensor, Tensor]:
         B = G.new_zeros(len(whole), count)
@@ -134,7 +140,7 @@ def with_fresh(
         return factor, B.T @ whole[:, m:-count]
 
     factor, products = team.one(solve)
-    numbers = m + lacking
+    numbers = m - start + lacking
     if before is not None:
         numbers = torch.cat([before.numbers, numbers])
         products = torch.cat([before.products, products])
@@ -164,33 +170,48 @@ def find_range(
     with StoredColumns(arrays, probes=False) as rows, StoredColumns(arrays) as probed:
         known, known_map = (before.gram, before.map) if before else (None, None)
         G = gram(rows, rows.size, known=known, team=team)
-        own = range_map(G, rows, rows.size, columns, rows.dtype, known_map, team)
+        own = range_map(G, rows, rows.size, columns, rows.dtype, known_map, rows.start, team)
         P = team.one(lambda: own)
         fresh, B = before.fresh if before else None, P[:, -columns:]
         A: Rows = rows
         if not final:
             fresh, A, B = with_fresh(
-                B, G, rows, probed, rows.size, rows.dtype, last.seed, fresh, team
+                B, G, rows, probed, rows.size, rows.dtype, last.seed, fresh, rows.start, team
             )
+        small = {"map": P, "gram": G}
+        if fresh:
+            small |= {"fresh": fresh.numbers, "fresh_products": fresh.products}
+        write_range(path, A, rows.size, B, rows.dtype, small, hashes(arrays), last.block_size, team)
 
-        def fill(file: h5py.File | None) -> None:
-            digest = hashlib.sha256(P.contiguous().numpy().data)
-            if file is not None:
-                Q = create_dataset(file, "Q", (rows.size, columns), last.dtype, last.block_size)
 
-            def write(start: int, stop: int, slab: Tensor) -> None:
-                digest.update(slab.numpy().data)
-                Q[start:stop] = slab.numpy()
+def write_range(
+    path: Path,
+    A: Rows,
+    size: int,
+    B: Tensor,
+    dtype: torch.dtype,
+    small: dict[str, Tensor],
+    manifests: str,
+    width: int,
+    team: Team,
+) -> None:
+    """Write a range file of Q = A B, the `small` arrays and the hashes; chunks have `width`."""
 
-            multiply(A, rows.size, B, rows.dtype, write, team)
-            if file is not None:
-                attributes = {"hash": digest.hexdigest(), "manifests": hashes(arrays)}
-                small = {"map": P, "gram": G}
-                if fresh:
-                    small |= {"fresh": fresh.numbers, "fresh_products": fresh.products}
-                write_arrays(file, small, attributes)
+    def fill(file: h5py.File | None) -> None:
+        digest = hashlib.sha256(small["map"].contiguous().numpy().data)
+        if file is not None:
+            Q = create_dataset(file, "Q", (size, B.shape[1]), str(dtype)[len("torch.") :], width)
 
-        write_together(path, fill, team)
+        def write(start: int, stop: int, slab: Tensor) -> None:
+            digest.update(slab.numpy().data)
+            Q[start:stop] = slab.numpy()
+
+        multiply(A, size, B, dtype, write, team)
+        if file is not None:
+            attributes = {"hash": digest.hexdigest(), "manifests": manifests}
+            write_arrays(file, small, attributes)
+
+    write_together(path, fill, team)
 
 
 class RangeFile(Reader):
@@ -201,11 +222,12 @@ class RangeFile(Reader):
 
     def __init__(self, path: Path, arrays: list[MeasurementArray]):
         super().__init__(path)
+        last = arrays[-1].directory if arrays else path.parent
         if attribute(self._file, "manifests") != hashes(arrays):
             self._file.close()
             raise RangeError(
-                f"{path} is of other measurements than {arrays[-1].directory}; delete "
-                f"{arrays[-1].directory.parent} to measure anew."
+                f"{path} is of other measurements than {last}; delete {last.parent} to measure "
+                "anew."
             )
 
     @property
@@ -226,9 +248,9 @@ class RangeFile(Reader):
         return Fresh(*(Dataset(self._file, name)[...] for name in ("fresh", "fresh_products")))
 
     @property
-    def gram(self) -> Tensor:
-        """YᵀY in float64, of the stored columns Y of all rounds before."""
-        return Dataset(self._file, "gram")[...]
+    def gram(self) -> Tensor | None:
+        """YᵀY in float64, of the stored columns Y of all rounds before; a start has none."""
+        return Dataset(self._file, "gram")[...] if "gram" in self._file else None
 
     def columns(self, start: int, stop: int) -> Tensor:
         """Columns [start, stop) of Q, (N, stop - start)."""
@@ -236,5 +258,5 @@ class RangeFile(Reader):
 
 
 def hashes(arrays: list[MeasurementArray]) -> str:
-    """The hashes of the manifests of some rounds, in one line."""
-    return " ".join(array.hash for array in arrays)
+    """The hashes of the manifests of some rounds, in one line; what a start has for none."""
+    return " ".join(array.hash for array in arrays) or "start"

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from skerch.measurements.gram import orthonormalise
+from skerch.measurements.gram import balanced
 from skerch.measurements.range_finder import Fresh
 from skerch.measurements.team import ALONE, Rows, Team
 
@@ -23,6 +23,10 @@ class Summary:
     In one round X has the first columns of Ωᵀ. In several it is [Ωᵀ, Q₂, …] with [Q₂, …] = Y' P,
     where Y' has the columns of all rounds but the last and P is the `range_map`. Columns of [Q₂, …]
     whose column of P is zero are fresh random vectors, F, or zero.
+
+    With a start, an orthonormal basis Q₁ (N x b) whose columns are the first round's test vectors,
+    all that is said of Y and Y' here holds for [Q₁, Y] and [Q₁, Y'], and X = [Q₁, Q₂, …] for
+    [Q₁, Q₂, …] = [Q₁, Y'] P. Then `cross` and `norm` are empty.
     """
 
     gram: Tensor  # (m + q, m + q), of [Y, HZ]
@@ -36,6 +40,7 @@ class Summary:
     fresh: Tensor | None = None  # (f,) the numbers of F's columns in Y
     fresh_products: Tensor | None = None  # (f, q), FᵀHZ
     quadratic: Tensor | None = None  # (q,), gᵀHg of each probe
+    start_probes: Tensor | None = None  # (b, q), Q₁ᵀZ
 
     @property
     def stored(self) -> int:
@@ -43,8 +48,13 @@ class Summary:
         return self.P.shape[0]
 
     @property
+    def start(self) -> int:
+        """b, the number of columns of Q₁, zero without a start."""
+        return 0 if self.start_probes is None else len(self.start_probes)
+
+    @property
     def probe_products(self) -> Tensor:
-        """XᵀHZ (m, q), which is YᵀZ as H is symmetric."""
+        """XᵀHZ (m - b, q), which is YᵀZ for the measured columns Y, as H is symmetric."""
         if self.range_map is None:
             return self.cross[: self.stored, -self.probes :]
         earlier = len(self.range_map)
@@ -53,6 +63,13 @@ class Summary:
         if self.fresh is not None and self.fresh_products is not None:
             products[self.fresh] = self.fresh_products
         return products
+
+    @property
+    def column_probes(self) -> Tensor:
+        """YᵀZ (m, q) for all columns, those of Q₁ among them."""
+        if self.start_probes is None:
+            return self.probe_products
+        return torch.cat([self.start_probes, self.probe_products])
 
     @property
     def probes(self) -> int:
@@ -78,14 +95,16 @@ def summarise(
     range_map: Tensor | None = None,
     fresh: Fresh | None = None,
     quadratic: Tensor | None = None,
+    start_probes: Tensor | None = None,
     team: Team = ALONE,
 ) -> Summary:
     """The summary of the array [Y, HZ] with Gram matrix G, whose rows `rows` gives.
 
     Y has `stored` columns, N = `size` rows and the dtype `dtype`; see `Summary` for the rest.
     """
-    basis = orthonormalise(G[:stored, :stored], rows, size, dtype, ordered=False, team=team)
+    start = 0 if start_probes is None else len(start_probes)
+    basis = balanced(G[:stored, :stored], rows, size, dtype, start, ordered=False, team=team)
     epsilon = torch.finfo(dtype).eps
     numbers, products = (fresh.numbers, fresh.products) if fresh else (None, None)
-    small = cross, norm, epsilon, inner, range_map, numbers, products, quadratic
+    small = cross, norm, epsilon, inner, range_map, numbers, products, quadratic, start_probes
     return Summary(G, basis.P, basis.R, *small)

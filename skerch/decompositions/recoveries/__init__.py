@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 SPARE = 40  # matvecs beyond outer: mnist_mini's first 20 pairs are then right to five digits
 
+BESIDE = 8  # random vectors beside a start, through which is found what it lacks
+
 Rounds = int | Sequence[int]  # how many, or the matvecs of each
 
 
@@ -97,6 +99,18 @@ def default_rounds(
     usual = min(inner, default_inner(outer)) if bound else inner
     columns = max(least_columns, 1 << int(math.log2(max(1, outer)) / 2), -(-usual // 32))
     return max(recipe.least, min(max(2, -(-inner // columns)), inner, recipe.most))
+
+
+def started_rounds(width: int, inner: int, rounds: int) -> list[int]:
+    """The matvecs of each round, where the first multiplies a start of `width` vectors."""
+    first = min(max(width + BESIDE, -(-inner // rounds)), inner - rounds + 1)
+    return [first, *split(inner - first, rounds - 1)]
+
+
+def default_started_rounds(width: int, inner: int, rounds: int) -> list[int]:
+    """Likewise, with later rounds that are as large as those of `rounds` equal ones."""
+    first = started_rounds(width, inner, 2)[0]
+    return started_rounds(width, inner, 1 + max(1, (inner - first) * rounds // inner))
 
 
 def further_rounds(measured: Sequence[int], inner: int, columns: int) -> list[int]:

@@ -34,8 +34,9 @@ MOST_CANCELLATION = 1e6  # of ‖diag(‖y_i‖) p_j‖ for a column of Q = Y'P:
 def recover(summary: Summary, outer: int) -> Core:
     """Eigenpairs of the filtered approximation, and the next one.
 
-    `health` has the relative asymmetry of M, which is the matvec's own error, and the filter δ
-    relative to the largest eigenvalue of M.
+    `health` has the relative asymmetry of M, which is the matvec's own error, the filter δ
+    relative to the largest eigenvalue of M, and what part of H's products lies in the start, if
+    there is one.
     """
     C, health = _filtered(summary, outer)
     T = C.new_zeros(len(C), 0)
@@ -54,7 +55,7 @@ def _filtered(summary: Summary, outer: int) -> tuple[Tensor, dict[str, float]]:
     m, W = largest(M, len(M))
     W *= scale[:, None]
     fit = _Fit(
-        summary.R[:, kept] @ W,
+        summary.R[:, summary.start :][:, kept] @ W,
         m,
         summary.epsilon,
         W.T @ summary.probe_products[kept],
@@ -63,21 +64,30 @@ def _filtered(summary: Summary, outer: int) -> tuple[Tensor, dict[str, float]]:
     delta = fit.best_filter(outer)
     top = float(m[0].abs())
     health = {"asymmetry": asymmetry(M), "filter": delta / top if top > 0 else 0.0}
+    if summary.start:
+        health["start"] = _explained(summary)
     return (fit.YW * fit.inverse(delta)) @ fit.YW.T, health
+
+
+def _explained(summary: Summary) -> float:
+    """‖Q₁ᵀHZ‖_F² / ‖HZ‖_F², the part of the probes' products that lies in the start."""
+    of_probes = summary.gram[:, summary.stored :]
+    whole = float(of_probes[summary.stored :].diagonal().sum())
+    return float(of_probes[: summary.start].square().sum()) / whole if whole > 0 else 0.0
 
 
 def _kept(summary: Summary) -> Tensor | slice:
     """The columns of which XᵀY is known: all but those of fresh vectors."""
     if summary.fresh is None:
         return slice(None)
-    kept = torch.ones(summary.stored, dtype=torch.bool, device=summary.gram.device)
+    kept = torch.ones(summary.stored - summary.start, dtype=torch.bool, device=summary.gram.device)
     kept[summary.fresh] = False
     return kept
 
 
 def _scale(summary: Summary) -> Tensor:
     """The factors that give the test vectors of the first round unit norm; Q's have it."""
-    scale = summary.gram.new_ones(summary.stored)
+    scale = summary.gram.new_ones(summary.stored - summary.start)
     scale[: len(summary.norm)] = 1 / summary.norm
     return scale
 
@@ -88,7 +98,7 @@ def _test_products(summary: Summary) -> Tensor:
     of_omega = summary.cross[:, :first]
     if summary.range_map is None:
         return of_omega
-    G = summary.gram[: len(summary.range_map), : summary.stored]
+    G = summary.gram[: len(summary.range_map), summary.start : summary.stored]
     of_range = summary.range_map.T @ G
     return torch.cat([torch.cat([of_omega, of_range[:, :first].T], dim=1), of_range])
 
@@ -98,7 +108,7 @@ def _exact_on_range(C: Tensor, summary: Summary, P: Tensor) -> tuple[Tensor, Ten
 
     X' is orthonormal.
     """
-    first, earlier = len(summary.norm), len(P)
+    first, earlier = summary.start + len(summary.norm), len(P)
     norms = torch.diagonal(summary.gram)[:earlier].sqrt()
     cancellation = torch.linalg.norm(norms[:, None] * P, dim=0)  # zero for the zero columns
     known = (cancellation > 0) & (cancellation < MOST_CANCELLATION)
