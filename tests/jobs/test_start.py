@@ -42,7 +42,7 @@ def test_the_chain_is_in_the_graph_and_the_source_in_the_manifest(whole):
     assert tasks["seigh.step-000020-test.rounds"].needs == ("train",)
     run = RunDir(whole.run_dir)
     first = read(manifest_path(started(whole).measurements(1)))
-    assert [each.columns for each in whole.sketch.each_round()] == [28, 10, 2]
+    assert [each.columns for each in whole.sketch.each_round()] == [28, 4, 4, 4]
     assert first.provenance["identity"]["sketch"]["start"] == "previous"
     with EighFile(run.step("seigh", 20, "test").eigh) as file:
         W = file.eigenvectors[...].double()
