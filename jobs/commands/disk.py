@@ -46,6 +46,7 @@ def hessian_disk(config: Config, N: int) -> Disk:
     m, first = before[-1], rounds[0].columns
     found = sum(each.columns for each in rounds[1:])
     inner = first * rounds[0].compresses
+    start = 0 if sketch.start is None else first  # columns of Q₁; the first Hessian has none
 
     blocks, ranges = 0, [0]
     for number, each in enumerate(rounds):
@@ -60,9 +61,12 @@ def hessian_disk(config: Config, N: int) -> Disk:
             new = sum(each.columns for each in rounds[1 : number + 1])
             ranges.append(HEADER + Q + 8 * before[number] * (before[number] + new))
     blocks += ranges[-1]  # those before are gone by the merge
+    if start:
+        blocks += HEADER + stored_size((N, start), item, sketch.block_size)
 
+    m += start
     small = (m + q) ** 2 + 2 * m**2 + first * (rounds[0].stored + q) + inner * first
-    merged = HEADER + 8 * (small + before[-2] * found)
+    merged = HEADER + 8 * (small + (before[-2] + start) * (found + start))
     if config.consolidate:
         width = sketch.block_size
         merged += stored_size((N, m), item, even_width(m, width))

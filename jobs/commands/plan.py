@@ -15,12 +15,14 @@ from rich.table import Table
 
 from skerch.a_priori import ROUNDS, expected_residual
 from skerch.decompositions.recoveries import RECOVERIES
+from skerch.hdf5 import stored_size
 from skerch.jobs import pipeline
 from skerch.jobs.commands.calibrate import Pace, measure_pace
 from skerch.jobs.commands.costs import ITEMS, Machine, costs, seconds, workload
 from skerch.jobs.commands.disk import hessian_disk, training_disk
 from skerch.jobs.config import Config, checkpoints
 from skerch.jobs.config.resources import resources
+from skerch.jobs.config.start import PREVIOUS, in_order, source_of
 from skerch.jobs.launchers.preflight import count_parameters
 from skerch.jobs.pipeline.seigh import at_once
 from skerch.jobs.run_dir import RunDir
@@ -66,7 +68,7 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
         stays, peak = run_disk(config, N)
         table.add_row("disk: at most", decimal(each.peak), decimal(peak))
         table.add_row("disk: what stays", decimal(each.stays), decimal(stays))
-        notes += [_disk_note(config, N), *_memory_notes(config, N)]
+        notes += [_disk_note(config, N), *_memory_notes(config, N), *_start_notes(config, N)]
     if measuring and sketch.target is not None:
         notes.append("target   rounds end once it is reached: all of this is the most it may take.")
     notes += checkpoints.listing(config.training)
@@ -115,6 +117,7 @@ def _memory_notes(config: Config, N: int) -> Iterator[str]:
     """What stages take, and a warning where less is asked for."""
     sketch = config.sketch
     width = sum(each.stored for each in sketch.each_round()) + sketch.probes
+    width += sketch.start is not None and sketch.each_round()[0].columns
     # X, Y and its copy for the sketch, and the Y before as it is written, twice
     vectors = 5 * N * min(sketch.block_size, sketch.inner) * ITEMS[config.hessian.dtype]
     solver = 8 * (2 * SLAB_ROWS * width + 6 * width**2)
@@ -134,6 +137,26 @@ def _memory_notes(config: Config, N: int) -> Iterator[str]:
                 f"warning  resources.{stage}.memory is {wanted.memory}M, which is too little "
                 f"here; give it {math.ceil(needed / 2**20)}M or more."
             )
+
+
+def _start_notes(config: Config, N: int) -> Iterator[str]:
+    """What a start waits for and takes, and when it pays."""
+    sketch, hessians = config.sketch, in_order(config)
+    if sketch.start is None:
+        return
+    columns = sketch.each_round()[0].columns
+    size = stored_size((N, columns), ITEMS[config.hessian.dtype], sketch.block_size)
+    started = sum(source_of(config, *each) is not None for each in hessians)
+    waits = (
+        "each waits for the step before"
+        if sketch.start == PREVIOUS
+        else f"they wait for step {sketch.start['step']}, {sketch.start['split']}"
+    )
+    yield (
+        f"start    {started} of {len(hessians)} Hessians have one: {waits}, and its {columns} "
+        f"vectors are kept in two files of {decimal(size)}. It pays in two or three rounds; many "
+        "small ones do as much without it (docs/accuracy.md)."
+    )
 
 
 def _times(config: Config, N: int, pace: Pace) -> tuple[dict[str, list[float]], float]:

@@ -17,7 +17,7 @@ def resolve_rounds(
 ) -> None:
     """Fill in `inner` and `rounds` of a section; `there` is that of the run that is to go on.
 
-    Where it is `queued`, each round's tasks wait for a scheduler.
+    Where it is `queued`, each round's tasks wait for a scheduler. A start is for few rounds, too.
     """
     recipe = recoveries.RECOVERIES.get(sketch.recovery)
     bound = sketch.target is not None  # inner is the most that the target may take
@@ -30,19 +30,18 @@ def resolve_rounds(
             enough = there and there.outer >= sketch.outer and there.target == sketch.target
             if there and (enough or there.inner > sketch.inner):
                 sketch.inner = there.inner
-    number, auto = sketch.rounds, sketch.rounds == "auto"
-    if auto and recipe:
+    number = sketch.rounds
+    if number == "auto" and recipe:
         shared = 1 if launcher.workers == 1 else launcher.workers * sketch.block_size
         most = -(-sketch.outer // 2) if bound else sketch.inner
-        columns = most if queued else shared
+        columns = most if queued or sketch.start is not None else shared
         number = recoveries.default_rounds(
             sketch.recovery, sketch.outer, sketch.inner, columns, bound
         )
     if type(number) is int:
         sketch.rounds = _grown_rounds(there, sketch, number) if there and recipe else number
         if sketch.start is not None and recipe and 1 < number == sketch.rounds <= sketch.inner:
-            plan = recoveries.default_started_rounds if auto else recoveries.started_rounds
-            sketch.rounds = plan(sketch.outer, sketch.inner, number)
+            sketch.rounds = recoveries.started_rounds(sketch.outer, sketch.inner, number)
 
 
 def _grown_rounds(there: Sketch, sketch: DictConfig, number: int) -> int | list[int]:

@@ -194,6 +194,15 @@ def test_ranks_end_with_the_round_that_reached_the_target(
     assert records[0] == records[1]
 
 
+def test_ranks_share_a_start(by_ranks, experiment, bytes_of):
+    chain = ["sketch.start=previous", "training.record_steps=[20,60]", "launcher.blocks_per_task=1"]
+    alone = experiment("chain", *chain)
+    assert not complete(alone)
+    config = by_ranks(2, *chain)
+    assert not complete(config)
+    assert bytes_of(config) == bytes_of(alone)
+
+
 def test_what_fails_on_one_rank_fails_its_task_and_hangs_nothing(by_ranks, fault, local, bytes_of):
     config = by_ranks(3)
     fault("raise", config)
