@@ -13,7 +13,9 @@ from skerch.jobs.config import ConfigError, load
 from skerch.jobs.launchers.complete import complete
 from skerch.jobs.pipeline.seigh import damage
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stages import decompose
 from skerch.measurements.manifest import manifest_path, read
+from skerch.measurements.range_finder import RangeFile
 
 CHAIN = ["sketch.start=previous", "sketch.rounds=4", "launcher.blocks_per_task=8"]
 LATE = "seigh.step-000060-test"
@@ -46,7 +48,6 @@ def test_the_chain_is_in_the_graph_and_the_source_in_the_manifest(whole):
     assert first.provenance["identity"]["sketch"]["start"] == "previous"
     with EighFile(run.step("seigh", 20, "test").eigh) as file:
         W = file.eigenvectors[...].double()
-    from skerch.measurements.range_finder import RangeFile
 
     with RangeFile(started(whole).range(1), []) as file:
         assert file.hash == first.range_hash
@@ -132,3 +133,16 @@ def test_a_star_begins_with_its_source(small):
 def test_a_start_that_cannot_be_is_refused(small, overrides, words):
     with pytest.raises(ConfigError, match=words):
         small("sketch.rounds=auto", *overrides)
+
+
+def test_a_stale_start_is_told(whole, small, monkeypatch, capsys):
+    config = small(*CHAIN)
+    shutil.copytree(whole.run_dir, config.run_dir, dirs_exist_ok=True)
+    with EighFile(started(whole).eigh) as file:
+        explained = float(file._file.attrs["health_start"])
+    assert 0.5 < explained < 1
+    started(config).eigh.unlink()
+    monkeypatch.setattr(decompose, "STALE", 1.0)
+    assert not complete(config)
+    told = capsys.readouterr().out
+    assert f"The start is stale: it holds {explained:.1%} of the Hessian's products" in told
