@@ -42,8 +42,13 @@ from skerch.measurements.team import ALONE, Team
 BENCHMARK = Benchmark("docs/performance.md", make="bench", quick=True)
 PROBES = 30
 GIB = 2**30
-FULL = [(895_210, 1000), (11_689_512, 100)]  # N and outer; inner is twice as much
-QUICK = [(49_152, 400)]  # slabs of even number, as there are few for two ranks
+FULL = [  # N, outer and rounds; inner is twice outer
+    (895_210, 1000, 2),
+    (895_210, 1000, 8),
+    (11_689_512, 100, 2),
+    (11_689_512, 100, 8),
+]
+QUICK = [(49_152, 400, 2)]  # slabs of even number, as there are few for two ranks
 FOR_RANKS = (100_000, 800)  # of which the first round
 STAGES = ("range_finder", "merge", "decompose")
 FLOOR = (
@@ -66,8 +71,10 @@ def measure(options: Options) -> Iterator[str | Figure]:
     yield FLOOR
     with tempfile.TemporaryDirectory(prefix="skerch-out-of-core-") as folder:
         rows: list[list[object]] = []
-        for N, outer in QUICK if quick else FULL:
-            wanted = of_size(folder, N, outer)
+        for N, outer, rounds in QUICK if quick else FULL:
+            # more than one measurement task a round, or one task does all rounds
+            more = (f"sketch.rounds={rounds}", "launcher.blocks_per_task=1") if rounds > 2 else ()
+            wanted = of_size(folder, N, outer, *more)
             yield from stages(wanted, N, quick, rows)
             if not quick:
                 shutil.rmtree(wanted.run_dir)
@@ -94,6 +101,10 @@ def stages(wanted: Config, N: int, quick: bool, rows: list[list[object]]) -> Ite
     _, tasks = begin(wanted)
     summary = replace(wanted, consolidate=False)
     small = hessian_disk(summary, N).merged / GIB
+    rounds = len(wanted.sketch.each_round())
+    if rounds > 2:
+        yield from all_rounds(wanted, N, tasks[:-1], rows, small)
+        return
     for task in tasks[:-1]:
         ways = {task.stage: wanted}
         if task.stage == "merge" and not quick:  # so small, reading alone is shorter than its start
@@ -115,6 +126,29 @@ def stages(wanted: Config, N: int, quick: bool, rows: list[list[object]]) -> Ite
             # the processor's time has no share of the disk's, behind which conversions hide
             yield Figure(f"{name}, time over floor", ratio, "≤", 2 if quick else 1.5)
             yield Figure(f"{name}, peak memory less the summary", peak - small, "≤", 1.0, " GiB")
+
+
+def all_rounds(
+    wanted: Config, N: int, tasks: Sequence[Task], rows: list[list[object]], small: float
+) -> Iterator[Figure]:
+    """One row for the range finders, the merge and the decomposition of many rounds."""
+    sizes = f"{wanted.sketch.outer} / {wanted.sketch.inner}"
+    name = f"N = {N:,}, {sizes}: all of {len(wanted.sketch.each_round())} rounds"
+    floors, taken, amounts, peaks = 0.0, 0.0, np.zeros(3), [0.0]
+    for task in tasks:
+        if task.stage not in STAGES:
+            do(wanted, task)
+            continue
+        say(task.id)
+        floor, work = least(wanted, task, N, quick=False)
+        seconds, peak = child(wanted, task)
+        floors, taken = floors + floor, taken + seconds
+        amounts += [float(each) for each in work]
+        peaks.append(peak)
+    found = [f"{each:.1f}" for each in amounts]
+    rows.append([name, *found, floors, taken, taken / floors, max(peaks)])
+    yield Figure(f"{name}, time over floor", taken / floors, "≤", 1.5)
+    yield Figure(f"{name}, peak memory less the summary", max(peaks) - small, "≤", 1.0, " GiB")
 
 
 def least(config: Config, task: Task, N: int, quick: bool) -> tuple[float, list[str]]:

@@ -57,7 +57,7 @@ def _grown_rounds(there: Sketch, sketch: DictConfig, number: int) -> int | list[
         return there.rounds  # type: ignore[no-any-return]
     columns = measured[-1]
     if sketch.rounds == "auto":
-        columns = -(-sketch.inner // number)
+        columns = min(columns, -(-sketch.inner // number))
     elif further > 0:
         columns = -(-more // further)
     if more < 1 or columns > measured[-1]:

@@ -106,6 +106,13 @@ def test_auto_is_many_rounds_here_and_two_where_each_waits(small, tmp_path):
     bind(RunDir(config.run_dir), config)
     assert load("digits", few).sketch.rounds == 2  # as it was begun
     assert load("digits", [*few, "sketch.outer=90"]).sketch.inner == 200  # likewise
+    grown = load("digits", [*few, "sketch.inner=350"], queued=True).sketch
+    assert [each.columns for each in grown.each_round()] == [100, 100, 100, 50]
+    started = load("digits", [*few, "name=started", "sketch.start=previous"])
+    assert [each.columns for each in started.sketch.each_round()] == [108, 92]
+    bind(RunDir(config.run_dir), started)
+    grown = load("digits", [*few, "name=started", "sketch.start=previous", "sketch.inner=250"])
+    assert [each.columns for each in grown.sketch.each_round()] == [108, 92, 50]
 
 
 def test_rounds_may_be_a_list_of_their_products():
