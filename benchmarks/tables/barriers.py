@@ -19,7 +19,7 @@ from benchmarks.exact import TOP, load_exact
 from benchmarks.harness import Benchmark, Figure, Options, say, table
 from benchmarks.runs import quadratic
 from benchmarks.scheduler import Work, Workers, makespan, recording, replay
-from benchmarks.tables.scale import ASLEEP, measure_machine, submitted
+from benchmarks.tables.scale import ASLEEP, Run, measure_machine, submitted
 from skerch import seigh, synthmat
 from skerch.jobs import pipeline
 from skerch.jobs.commands.costs import costs, seconds, workload
@@ -134,13 +134,15 @@ def of_rounds(inner: int, rounds: int, workers: int) -> Config:
 
 def check(folder: str) -> Iterator[str | Figure]:
     """What runs of several rounds take on slurm/devcluster, and what the model says of them."""
+
+    def run(name: str, nodes: int, rounds: int) -> Run:
+        sizes = ("sketch.outer=20", "sketch.inner=40", f"sketch.rounds={rounds}")
+        return submitted(f"{folder}/{name}", nodes, *sizes, nodes_in_all=NODES)
+
     with cluster(folder, NODES):
-        tasks, seen = submitted(f"{folder}/one", 1, f"sketch.rounds={SEEN[0]}", nodes_in_all=NODES)
+        tasks, seen = run("one", 1, SEEN[0])
         one = recording(tasks, seen, ASLEEP)
-        runs = {
-            r: submitted(f"{folder}/run-{r}", NODES, f"sketch.rounds={r}", nodes_in_all=NODES)
-            for r in SEEN
-        }
+        runs = {rounds: run(f"run-{rounds}", NODES, rounds) for rounds in SEEN}
     blocks = {task.id: len(task.outputs) for task in tasks}
     stages = {task.id: task.stage for task in tasks}
     others: dict[str, list[float]] = {}
