@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack, closing
-from itertools import cycle
+from itertools import chain, cycle
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -108,7 +108,7 @@ class Buffers:
         if self._slabs is None:
             slab = torch.empty(rows, width, dtype=self._dtype, device="cpu")
             others = (torch.empty_like(slab) for _ in range(side_by_side(slab, rows)))
-            self._slabs = cycle([slab, *others])
+            self._slabs = cycle(chain([slab], others))  # made as they are asked for
         return next(self._slabs).resize_(rows, width)
 
 
