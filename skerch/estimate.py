@@ -24,7 +24,7 @@ class Estimate(NamedTuple):
         What is said is within one unit of its last digit, if the error holds.
         """
         for known in range(5 if self.value else 0, 0, -1):
-            text = f"{self.value:#.{known}g}".removesuffix(".")
+            text = f"{self.value:#.{known}g}".removesuffix(".").replace(".e", "e")
             unit = 10.0 ** (math.floor(math.log10(abs(self.value))) - known + 1)
             if abs(float(text) - self.value) + self.error <= unit:
                 return text

@@ -30,6 +30,8 @@ def resolve_rounds(
             enough = there and there.outer >= sketch.outer and there.target == sketch.target
             if there and (enough or there.inner > sketch.inner):
                 sketch.inner = there.inner
+    if there and listed == there.rounds and recipe and sketch.inner > there.inner:
+        sketch.rounds = recoveries.further_rounds(listed, sketch.inner, listed[-1])
     number = sketch.rounds
     if number == "auto" and recipe:
         shared = 1 if launcher.workers == 1 else launcher.workers * sketch.block_size

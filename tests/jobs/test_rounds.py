@@ -113,6 +113,9 @@ def test_auto_is_many_rounds_here_and_two_where_each_waits(small, tmp_path):
     bind(RunDir(config.run_dir), started)
     grown = load("digits", [*few, "name=started", "sketch.start=previous", "sketch.inner=250"])
     assert [each.columns for each in grown.sketch.each_round()] == [108, 92, 50]
+    bind(RunDir(config.run_dir), grown)
+    again = load(config.run_dir, ["sketch.inner=300"])  # by the directory, whose rounds are a list
+    assert [each.columns for each in again.sketch.each_round()] == [108, 92, 50, 50]
 
 
 def test_rounds_may_be_a_list_of_their_products():

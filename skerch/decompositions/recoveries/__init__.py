@@ -146,8 +146,9 @@ def check_sizes(recovery: str, rounds: Rounds, outer: int, inner: int, probes: i
         sum(rounds) != inner or min(rounds) < 1 or sorted(rounds, reverse=True) != list(rounds)
     ):
         raise SkerchError(
-            f"rounds={list(rounds)} must be numbers of matvecs that add up to inner={inner}, each "
-            "at least 1 and none above the one before, in whose products its vectors are found."
+            f"rounds={list(rounds)} must be numbers of matvecs that add up to inner={inner} (these "
+            f"have {sum(rounds)}), each at least 1 and none above the one before, in whose products "
+            "its vectors are found."
         )
     if probes < 2:
         raise SkerchError(
@@ -165,7 +166,9 @@ def _recipe(recovery: str) -> Recovery:
 def check_dimension(size: int, outer: int, inner: int, bound: bool = False) -> None:
     """Refuse more eigenpairs than the dimension N, or more matvecs than that and the default."""
     if outer > size:
-        raise SkerchError(f"outer={outer} eigenpairs are more than the dimension N={size}.")
+        raise SkerchError(
+            f"outer={outer} eigenpairs are more than the dimension N={size}; take outer ≤ {size}."
+        )
     if inner > max(size, default_inner(outer, bound)):
         raise SkerchError(
             f"inner={inner} matvecs are more than the dimension N={size}; take inner ≤ {size}."

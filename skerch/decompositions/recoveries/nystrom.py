@@ -88,7 +88,8 @@ def _kept(summary: Summary) -> Tensor | slice:
 def _scale(summary: Summary) -> Tensor:
     """The factors that give the test vectors of the first round unit norm; Q's have it."""
     scale = summary.gram.new_ones(summary.stored - summary.start)
-    scale[: len(summary.norm)] = 1 / summary.norm
+    # a sparse test vector may be zero where there are as many as N, and its product then is, too
+    scale[: len(summary.norm)] = 1 / summary.norm.masked_fill(summary.norm == 0, torch.inf)
     return scale
 
 

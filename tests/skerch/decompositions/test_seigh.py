@@ -157,6 +157,12 @@ def test_noise_below_rounding_is_not_turned_into_answer():
         assert residual(H.double(), result, 100) < 1e-5
 
 
+def test_sparse_test_vectors_may_be_zero_where_there_are_more_than_n():
+    H = torch.diag(torch.arange(1, 31) * (-1.0) ** torch.arange(30))
+    result = seigh(H, outer=25, inner=65, rounds=1)
+    assert result.eigenvalues[:5].tolist() == pytest.approx([-30, 29, -28, 27, -26], rel=1e-4)
+
+
 def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
     op = aslinearoperator(torch.eye(50), self_adjoint=True)
     with pytest.raises(SkerchError, match=r"inner=11 .* by 'hmt'; .* between 1 and 5"):
