@@ -147,8 +147,8 @@ def check_sizes(recovery: str, rounds: Rounds, outer: int, inner: int, probes: i
     ):
         raise SkerchError(
             f"rounds={list(rounds)} must be numbers of matvecs that add up to inner={inner} (these "
-            f"have {sum(rounds)}), each at least 1 and none above the one before, in whose products "
-            "its vectors are found."
+            f"have {sum(rounds)}), each at least 1 and none above the one before, in whose "
+            "products its vectors are found."
         )
     if probes < 2:
         raise SkerchError(
