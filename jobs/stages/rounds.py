@@ -76,6 +76,9 @@ def run(context: Context) -> None:
         return found
 
     with ExitStack() as frozen:
+        if started:
+            with range_file(1):  # every pass over the columns reads it
+                pass
         for each in rounds:
             number = each.round
             there = team.one(lambda: layout.is_laid_out(context, each))  # noqa: B023  at once

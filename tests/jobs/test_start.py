@@ -85,6 +85,15 @@ def test_what_is_lost_of_the_start_and_its_source_is_made_again(whole, small, re
     assert not list(damage(here, [here.range(1)]))
 
 
+def test_a_lost_start_whose_source_has_grown_is_told(whole, small, capsys):
+    config = small(*CHAIN, "sketch.inner=50", "sketch.rounds=auto")
+    shutil.copytree(whole.run_dir, config.run_dir, dirs_exist_ok=True)
+    config = small(*CHAIN, "sketch.inner=50", "sketch.rounds=auto")
+    started(config).range(1).unlink()
+    assert complete(config)
+    assert "was measured with another start than" in capsys.readouterr().err
+
+
 def test_blocks_and_the_start_may_go_once_they_are_merged(whole, small):
     config = small(*CHAIN, "keep_blocks=false")
     assert not complete(config)
