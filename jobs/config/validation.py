@@ -156,6 +156,6 @@ def _check_sketch(sketch: Sketch) -> None:
         )
         if sketch.target is not None:
             columns = [each.columns for each in sketch.each_round()]
-            Target.of(sketch.target).check(columns, sketch.outer)
+            Target.of(sketch.target).check(sketch.recovery, columns, sketch.outer)
     except SkerchError as error:
         raise ConfigError(f"sketch: {error}") from error

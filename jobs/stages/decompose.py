@@ -22,7 +22,8 @@ def run(context: Context) -> None:
         summary = merged.summary
         solution = context.team.one(lambda: solve(summary, sketch.recovery, sketch.outer))
         if context.team.writes and summary.start:
-            _say_if_stale(solution.health["start"], summary.start, columns.size)
+            where = directory.path.name
+            _say_if_stale(where, solution.health["start"], summary.start, columns.size)
         if not len(solution.eigenvalues):
             raise MergeError(
                 f"The Hessian in {directory.merged} is zero, so it has no eigenpairs: the loss "
@@ -47,14 +48,13 @@ def run(context: Context) -> None:
         )
 
 
-def _say_if_stale(explained: float, columns: int, size: int) -> None:
-    """Tell a start that is no better than random vectors, in whose place it then is."""
+def _say_if_stale(where: str, explained: float, columns: int, size: int) -> None:
+    """Tell a start that is too far away to be better than random vectors."""
     if explained < STALE:
         print(
-            f"The start is stale: it holds {explained:.1%} of the Hessian's products with probes, "
-            f"where as many random vectors hold {columns / size:.1%}. So the eigenpairs are no "
-            "better than from random vectors; their residuals and bounds hold. Without "
-            "sketch.start, or with a nearer source, as many products do more."
+            f"{where}: the start is stale. It holds {explained:.1%} of the Hessian's products with "
+            f"probes, and as many random vectors hold {columns / size:.1%}. Residuals and bounds "
+            "hold; without sketch.start, or with a nearer source, as many products do more."
         )
 
 

@@ -67,7 +67,7 @@ def seigh(
     seed: int = 0,
     block_size: int = 64,
     dtype: torch.dtype | None = None,
-    start: Tensor | None = None,
+    start: Any = None,
 ) -> EighResult:
     """The `outer` eigenpairs of largest magnitude of a symmetric operator (N, N).
 
@@ -88,9 +88,9 @@ def seigh(
     that k pairs leave, {"pairs": 1e-3} is ‖H w_i - λ_i w_i‖ over |λ_i| for every pair; see
     `skerch.decompositions.target`.
 
-    A `start` (N, j) holds vectors near the eigenvectors, such as those of a neighbouring matrix:
-    their span and a few random vectors are the test vectors of the first round, which has j + 8
-    columns, or more where rounds are larger. It pays where rounds are few.
+    A `start` (N, j), a tensor or an array, holds vectors near the eigenvectors, such as those of a
+    neighbouring matrix: their span and a few random vectors are the test vectors of the first
+    round, which has j + 8 columns, or more where rounds are larger. It pays where rounds are few.
 
     A round's test vectors are found in the products of those before, which loses digits where H is
     definite with a spectrum far from 0, such as [1, 2]: more products then hardly help, as the
@@ -106,6 +106,8 @@ def seigh(
     if block_size < 1:
         raise SkerchError(f"block_size={block_size} must be at least 1; 64 is usual.")
     wanted = None if target is None else Target.of(target)
+    if rounds is not None:
+        recoveries.count_rounds(rounds)
     if inner is None:
         if rounds is None or isinstance(rounds, int):
             inner = min(recoveries.default_inner(outer, wanted is not None), size)
@@ -117,6 +119,12 @@ def seigh(
     else:
         planned = rounds
     if start is not None:
+        try:
+            start = torch.as_tensor(start)
+        except (TypeError, ValueError, RuntimeError):
+            raise SkerchError(
+                f"start is {start!r}; it must be vectors as columns, ({size}, j) with j ≥ 1."
+            ) from None
         _check_start(start, size, recovery, rounds)
         if isinstance(planned, int) and 1 < planned <= inner:
             of = recoveries.default_started_rounds if rounds is None else recoveries.started_rounds
@@ -129,7 +137,7 @@ def seigh(
     if rounds is None and inner == size and not when:
         return _of_all(op, outer, block_size, dtype or op.dtype)
     if wanted:
-        wanted.check(each_columns, outer)
+        wanted.check(recovery, each_columns, outer)
     stored = sum(each.stored for each in all_rounds)
     stored_dtype = op.dtype if dtype is None else dtype
     b = 0 if start is None else all_rounds[0].columns
@@ -221,7 +229,7 @@ def _check_start(start: Tensor, size: int, recovery: str, rounds: recoveries.Rou
     """Refuse a start that is no matrix of vectors (N, j), or for which there is no recovery."""
     if recovery != "nystrom":
         raise SkerchError(f"Recovery {recovery!r} has no start; take nystrom, or leave it away.")
-    if rounds is not None and (rounds if isinstance(rounds, int) else len(rounds)) == 1:
+    if rounds is not None and recoveries.count_rounds(rounds) == 1:
         raise SkerchError("A start needs a second round, in which it is corrected; take rounds=2.")
     if start.ndim != 2 or len(start) != size or not start.shape[1]:
         raise ShapeError(

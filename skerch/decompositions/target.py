@@ -58,9 +58,9 @@ class Target:
     @classmethod
     def of(cls, asked: Mapping[str, float]) -> Target:
         """The target of a mapping; raises SkerchError for what is none."""
-        if asked.keys() not in ({"residual"}, {"pairs"}):
+        if not isinstance(asked, Mapping) or asked.keys() not in ({"residual"}, {"pairs"}):
             raise SkerchError(
-                f"target is {dict(asked)}; it has one key, residual or pairs, as in "
+                f"target is {asked!r}; it has one key, residual or pairs, as in "
                 "{residual: 1.05} or {pairs: 1e-3}."
             )
         ((key, value),) = asked.items()
@@ -77,8 +77,10 @@ class Target:
             )
         return cls(**{key: float(value)})
 
-    def check(self, columns: Sequence[int], outer: int) -> None:
-        """Refuse rounds of which none but the last is judged."""
+    def check(self, recovery: str, columns: Sequence[int], outer: int) -> None:
+        """Refuse a recovery, or rounds, of which none but the last is judged."""
+        if recovery != "nystrom":
+            raise SkerchError(f"A target is for recovery nystrom, not {recovery}; set one back.")
         if not judged(columns[:-1], outer):
             raise SkerchError(
                 f"The target cannot be judged before the last of rounds={list(columns)}: that "

@@ -154,4 +154,4 @@ def test_a_stale_start_is_told(whole, small, monkeypatch, capsys):
     monkeypatch.setattr(decompose, "STALE", 1.0)
     assert not complete(config)
     told = capsys.readouterr().out
-    assert f"The start is stale: it holds {explained:.1%} of the Hessian's products" in told
+    assert f"the start is stale. It holds {explained:.1%} of the Hessian's products" in told

@@ -123,10 +123,22 @@ def further_rounds(measured: Sequence[int], inner: int, columns: int) -> list[in
     return [*measured, *[most] * (more // most), *([more % most] if more % most else [])]
 
 
+def count_rounds(rounds: Rounds) -> int:
+    """How many they are; refused where they are no numbers."""
+    if isinstance(rounds, int):
+        return rounds
+    listed = isinstance(rounds, Sequence) and not isinstance(rounds, str)
+    if not listed or not all(isinstance(number, int) for number in rounds):
+        raise SkerchError(
+            f"rounds={rounds!r} must be a number from 1 on, or a list of the matvecs of each round."
+        )
+    return len(rounds)
+
+
 def check_sizes(recovery: str, rounds: Rounds, outer: int, inner: int, probes: int) -> None:
     """Refuse what `recovery` cannot do."""
     recipe = _recipe(recovery)
-    count = rounds if isinstance(rounds, int) else len(rounds)
+    count = count_rounds(rounds)
     if not recipe.least <= count <= recipe.most:
         raise SkerchError(
             f"Recovery {recovery!r} does not work in {count} rounds; set rounds to "
@@ -136,7 +148,7 @@ def check_sizes(recovery: str, rounds: Rounds, outer: int, inner: int, probes: i
     if not 1 <= outer <= limit:
         raise SkerchError(
             f"outer={outer} eigenpairs cannot be had from inner={inner} matvecs by {recovery!r}; "
-            f"outer must lie between 1 and {limit}."
+            f"outer must lie between 1 and {limit}, or inner be larger."
         )
     if inner < count:
         raise SkerchError(

@@ -167,6 +167,9 @@ def test_sizes_that_do_not_fit_are_refused_with_their_bounds():
     op = aslinearoperator(torch.eye(50), self_adjoint=True)
     with pytest.raises(SkerchError, match=r"inner=11 .* by 'hmt'; .* between 1 and 5"):
         seigh(op, outer=6, inner=11, recovery="hmt")
+    for wrong in ("x", 2.5, [3, "x"]):
+        with pytest.raises(SkerchError, match=r"must be a number from 1 on, or a list"):
+            seigh(op, outer=6, rounds=wrong)
     with pytest.raises(SkerchError, match=r"in 0 rounds; set rounds to 1 to 1000"):
         seigh(op, outer=20, rounds=0)
     for rounds in ([20, 30], [30, 19], [50, 0]):

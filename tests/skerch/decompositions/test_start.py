@@ -84,6 +84,7 @@ def test_a_stale_start_is_told_and_costs_accuracy_but_no_wrong_bound(pairs):
 
 def test_a_start_that_cannot_be_is_refused(pairs, near):
     H = (pairs * VALUES) @ pairs.T
+    seigh(H, outer=K, start=near.numpy())  # as H may be one
     for wrong in (near[1:], near[:, 0], near[:, :0]):
         with pytest.raises(ShapeError, match=r"start has the shape .*; it must be vectors"):
             seigh(H, outer=K, start=wrong)
@@ -91,6 +92,8 @@ def test_a_start_that_cannot_be_is_refused(pairs, near):
     broken[3, 2] = torch.nan
     with pytest.raises(SkerchError, match="Column 2 of the start is not finite"):
         seigh(H, outer=K, start=broken)
+    with pytest.raises(SkerchError, match="start is 'previous'; it must be vectors"):
+        seigh(H, outer=K, start="previous")
     with pytest.raises(SkerchError, match="'oversampled' has no start; take nystrom"):
         seigh(H, outer=K, recovery="oversampled", start=near)
     with pytest.raises(SkerchError, match="A start needs a second round"):

@@ -113,6 +113,7 @@ def test_rounds_are_judged_where_it_pays():
         ({"residual": math.nan}, "above 1"),
         ({"pairs": 0.0}, "between 0 and 1"),
         ({"pairs": 1.0}, "between 0 and 1"),
+        (1.05, "one key"),
     ],
 )
 def test_what_is_no_target_is_refused(target, words):
@@ -124,5 +125,6 @@ def test_what_is_no_target_is_refused(target, words):
     "how", [{"rounds": 2}, {"inner": 45}, {"recovery": "oversampled"}, {"rounds": [100, 10]}]
 )
 def test_rounds_that_cannot_be_judged_are_refused(how):
-    with pytest.raises(SkerchError, match="cannot be judged before the last"):
+    words = "for recovery nystrom, not" if "recovery" in how else "cannot be judged before the last"
+    with pytest.raises(SkerchError, match=words):
         seigh(torch.eye(N), outer=40, target={"residual": 1.05}, **how)
