@@ -57,7 +57,7 @@ def same(comm: MPI.Intracomm, ranks: Ranks) -> None:
         G = gram(first, N, team=team)
         before = range_map(G, first, N, 5, torch.float64, team=team)
         G = gram(both, N, known=G, team=team)
-        return range_map(G, both, N, 5, torch.float64, before, team)
+        return range_map(G, both, N, 5, torch.float64, before, team=team)
 
     assert torch.equal(maps(ranks), maps(ALONE))
 
