@@ -339,8 +339,9 @@ def main() -> None:
     folder = Path(tempfile.mkdtemp(prefix="skerch-chaos-"))
     arguments = [options.experiment, *SIZES, *options.overrides]
     chaos = Chaos(folder, arguments, options.cold, options.seed, options.first)
-    while chaos.kills < options.kills or (
-        chaos.unstruck() and chaos.kills < options.kills + MORE_KILLS
+    while chaos.runs < options.kills + MORE_KILLS and (
+        chaos.kills < options.kills
+        or (chaos.unstruck() and chaos.kills < options.kills + MORE_KILLS)
     ):
         chaos.one_run()
     print(f"`python tests/jobs/chaos.py {' '.join(sys.argv[1:])}`, {chaos.kills} kills:\n")

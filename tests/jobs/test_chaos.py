@@ -11,6 +11,9 @@ import pytest
 ROOT = Path(__file__).parents[2]
 
 
+GROWN = ["sketch.rounds=4", "sketch.inner=200"]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("kills", "experiment", "options"),
@@ -18,7 +21,7 @@ ROOT = Path(__file__).parents[2]
         (20, "digits", []),
         (10, "mnist_mini", []),
         (10, "digits", ["sketch.rounds=8", "launcher.workers=1", "launcher.blocks_per_task=8"]),
-        (8, "digits", ["--first=sketch.rounds=2", "--first=sketch.inner=100", "sketch.rounds=4"]),
+        (8, "digits", ["--first=sketch.rounds=2", "--first=sketch.inner=100", *GROWN]),
     ],
     ids=["digits", "mnist_mini", "many rounds", "grows"],
 )
