@@ -75,6 +75,7 @@ FAULTS = [
 ]
 # They say when and where a run was made, or depend on when it was killed, or are a mere view.
 NOT_COMPARED = ("config.yaml", ".log", "tasks.jsonl", "checkpoint.pt", "_ALL.h5")
+SUPERSEDED = ("merged.h5", "eigh.h5", "overlap.json")  # as a run grows
 FORK = multiprocessing.get_context("fork")
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -226,6 +227,9 @@ class Chaos:
         if self.first:
             self.undisturbed(config, self.cold, *self.first)
             self.stages = list(dict.fromkeys(map(stage, pipeline.missing(tasks))))
+        of_fewer = {
+            path: mark for path, mark in finished(run.path).items() if path.name in SUPERSEDED
+        }
         kept: Marks = {}
         for _ in range(KILLS_PER_RUN):
             missing = pipeline.missing(tasks)
@@ -241,7 +245,8 @@ class Chaos:
             if self.ends_before_instant(victim, missing, target):
                 break
             victim.kill()
-            kept = finished(run.path) | kept
+            now = finished(run.path).items()
+            kept = {path: mark for path, mark in now if of_fewer.get(path) != mark} | kept
             struck = victim.struck()
             self.kills += 1
             self.aimed += aimed

@@ -56,6 +56,7 @@ METHOD = {  # bound to the method's results: another name or run_dir
     "hessian.memory_format": "channels_last",
     "sketch.kind": "gaussian",
     "sketch.recovery": "sketch={recovery: oversampled, rounds: 1}",
+    "sketch.start": "previous",
     "sketch.probes": "31",
     "sketch.block_size": "16",
     "sketch.seed": "1",
