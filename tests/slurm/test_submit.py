@@ -10,7 +10,7 @@ from collections import Counter
 
 import pytest
 
-MANY = ["sketch.outer=40", "sketch.block_size=1", "launcher.blocks_per_task=1"]  # 110 tasks
+MANY = ["sketch.inner=80", "sketch.block_size=1", "launcher.blocks_per_task=1"]  # 110 tasks
 LATER = "resources.all.sbatch.begin=now+1hour"
 AWKWARD = 'it\'s "100 %", a=b; $HOME %a'
 
