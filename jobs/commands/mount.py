@@ -97,7 +97,10 @@ def plan(
     from skerch.jobs.commands.plan import print_plan
     from skerch.jobs.config import load
 
-    print_plan(load(experiment, overrides or []), calibrate)
+    config = load(experiment, overrides or [])
+    if config.cluster is not None:  # as submit has it
+        config = load(experiment, overrides or [], queued=True)
+    print_plan(config, calibrate)
 
 
 def status(
