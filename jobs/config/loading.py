@@ -175,7 +175,7 @@ def _parse(text: str, source: str) -> DictConfig:
     with _clear_errors(source):
         try:
             content = OmegaConf.load(StringIO(text))
-        except OSError:  # how omegaconf reports a bare number or truth value
+        except (OSError, AssertionError):  # how omegaconf reports a bare number or bytes
             content = None
         if isinstance(content, DictConfig) and content.get("resources"):
             content.resources = written(text).get("resources")
