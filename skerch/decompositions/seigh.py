@@ -120,7 +120,7 @@ def seigh(
         planned = rounds
     if start is not None:
         try:
-            start = torch.as_tensor(start)
+            start = torch.as_tensor(start, device=op.device)
         except (TypeError, ValueError, RuntimeError):
             raise SkerchError(
                 f"start is {start!r}; it must be vectors as columns, ({size}, j) with j ≥ 1."
