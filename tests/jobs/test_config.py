@@ -126,7 +126,8 @@ def test_a_bad_value_is_one_sentence_that_names_its_key(override, words, experim
 
 @pytest.mark.parametrize(
     "text", ["", "3", "'!!binary YQ=='", "just words", "- 1",
-             "problem: {name: digits_mlp}\nproblem: {}", "a: ${", "\0", "problem: !!python/object/apply:os.getcwd []", "problem:\n\t- x",
+             "problem: {name: digits_mlp}\nproblem: {}", "a: ${", "\0",
+             "problem: !!python/object/apply:os.getcwd []", "problem:\n\t- x",
              "problem: 0b_", "problem: &a {x: [*a]}", f"problem: {{x: {'[' * 600}{']' * 600}}}"],
 )  # fmt: skip
 def test_what_is_no_experiment_is_refused(text, experiment):
