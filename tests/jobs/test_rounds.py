@@ -70,6 +70,17 @@ def test_a_whole_round_may_be_lost(whole, small, results_of, lost):
     assert [n for n in range(2, 9) if directory.range(n).exists()] == [8]
 
 
+def test_a_range_that_a_kill_left_behind_goes(whole, small):
+    config = small(*MANY)
+    shutil.copytree(whole.run_dir, config.run_dir, dirs_exist_ok=True)
+    directory = RunDir(config.run_dir).step("seigh", 60, "test")
+    shutil.copy(directory.range(8), directory.range(7))  # found 8, killed before 7 was deleted
+    for later in (directory.merged, directory.eigh):
+        later.unlink()
+    assert not complete(config)
+    assert [n for n in range(2, 9) if directory.range(n).exists()] == [8]
+
+
 def test_a_damaged_round_is_named_and_made_again(whole, small, results_of):
     config = small(*MANY)
     shutil.copytree(whole.run_dir, config.run_dir, dirs_exist_ok=True)

@@ -169,7 +169,7 @@ class Run:
         files = self.round.glob("blocks/*.h5")
         return {path.name: (path.stat().st_ino, path.stat().st_mtime_ns) for path in files}
 
-    def queue(self, form="%i|%T|%r"):
+    def queue(self, form="%i|%T"):
         """What squeue says of each of its jobs that has not ended."""
         lines = self.cluster.run("squeue", "-h", "-r", "-o", f"%Z|{form}").stdout.splitlines()
         mine = f"{self.path}|"

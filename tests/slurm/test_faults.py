@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 pytestmark = pytest.mark.slow
+REASON = "%i|%T|%r"
 MEASURE = "seigh.step-000020-test.measure-1"
 WORKERS = (0, 1, 2)
 DEPENDENTS = ("merge", "decompose", "analyze")
@@ -103,12 +104,12 @@ def test_at_the_time_limit_a_task_goes_on_later_some_times(trained, ends_well, c
     first, second, _ = (f"{trained.job('measure-1.0')}_{index}" for index in WORKERS)
     trained.halt(1, 0)  # once it is requeued
     trained.signal(first, "USR2")
-    trained.wait(lambda: f"{first}|PENDING|BeginTime" in trained.queue(), "a requeue")
+    trained.wait(lambda: f"{first}|PENDING|BeginTime" in trained.queue(REASON), "a requeue")
     status = trained.status()
     assert has(status["measure-1.0"], state="pending", reason="BeginTime", job=first)
     assert has(status["measure-1.1"], state="running", job=second)
     trained.halted(0)
-    trained.wait(lambda: f"{second}|PENDING|BeginTime" in trained.queue(), "Slurm's signal")
+    trained.wait(lambda: f"{second}|PENDING|BeginTime" in trained.queue(REASON), "Slurm's signal")
     trained.go_on(1)
     trained.wait(lambda: trained.status()["measure-1.0"]["state"] == "failed", "a limit", 300)
     status, kept = trained.status(), trained.blocks()
@@ -178,7 +179,7 @@ def test_a_worker_that_outlives_its_node_does_no_harm(trained, ends_well, cluste
             os.kill(pid, signal.SIGSTOP)
         trained.go_on()
         requeued = [f"{trained.job('measure-1.0')}_{index}|PENDING|BeginTime" for index in there]
-        trained.wait(lambda: set(requeued) <= set(trained.queue()), "a requeue")
+        trained.wait(lambda: set(requeued) <= set(trained.queue(REASON)), "a requeue")
         status = trained.status()
         for index in there:
             assert has(status[f"measure-1.{index}"], state="pending", reason="BeginTime")

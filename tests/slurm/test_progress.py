@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ MEASURE = "seigh.step-000020-test.measure-1"
 
 
 def hurry(run):
-    """Start requeued jobs of a run at once; Slurm has them wait."""
+    """Start requeued jobs of a run soon; Slurm has them wait."""
     for line in run.queue("%i|%r"):
         job, _, reason = line.partition("|")
         if reason == "BeginTime":
+            time.sleep(2)  # within the same second a node takes it for the job that was killed
             run.cluster.run("scontrol", "update", f"JobId={job}", "StartTime=now", check=False)
 
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
-from skerch.curvature import CurvatureOperator, label_weight, supervised_loss, vector_to_params
+from skerch.curvature import LossCurvature, label_weight, supervised_loss, vector_to_params
 
 IGNORED = -100
 CLASS_WEIGHTS = torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64)
@@ -64,7 +64,7 @@ class Case:
         pairs = zip(self.x.split(4), self.y.split(4), strict=True)
         return [dict(zip(self.keys, pair, strict=True)) if self.keys else pair for pair in pairs]
 
-    def operator(self, kind: type[CurvatureOperator], **options: Any) -> CurvatureOperator:
+    def operator(self, kind: type[LossCurvature], **options: Any) -> LossCurvature:
         """The curvature of a kind, of the batches."""
         weight = self.batch_weight
         return kind(self.model, self.batches, self.loss_fn, batch_weight=weight, **options)
@@ -106,7 +106,7 @@ def differences(
     return torch.stack(rows) / (2 * step)
 
 
-def matrix(op: CurvatureOperator) -> Tensor:
+def matrix(op: LossCurvature) -> Tensor:
     """All columns of an operator."""
     return op @ torch.eye(op.shape[0], dtype=op.dtype)
 

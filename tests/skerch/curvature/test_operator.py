@@ -187,10 +187,10 @@ def mixed() -> nn.Module:
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"data": (b for b in [])}, "type generator cannot be iterated more than once"),
-        ({"data": iter([])}, "type list_iterator cannot be iterated more than once"),
-        ({"data": 3}, "type int cannot be iterated more than once"),
-        ({"data": []}, "no batch of positive weight"),
+        ({"dataloader": (b for b in [])}, "type generator cannot be iterated more than once"),
+        ({"dataloader": iter([])}, "type list_iterator cannot be iterated more than once"),
+        ({"dataloader": 3}, "type int cannot be iterated more than once"),
+        ({"dataloader": []}, "no batch of positive weight"),
         ({"batch_weight": lambda batch: 0}, "no batch of positive weight"),
         ({"batch_weight": lambda batch: -2}, r"weighs -2\.0"),
         ({"batch_weight": lambda batch: float("nan")}, "weighs nan"),
@@ -206,11 +206,11 @@ def mixed() -> nn.Module:
             r"returned \(4,\); take the mean",
         ),
         ({"loss_fn": lambda model, batch: 1.0}, "returned float; take the mean"),
-        ({"data": ["text", "more"]}, r"cannot be counted .* give a batch_weight"),
+        ({"dataloader": ["text", "more"]}, r"cannot be counted .* give a batch_weight"),
     ],
 )
 def test_what_cannot_be_had_is_said_in_a_sentence(kwargs, message):
     case = cases.make()
-    defaults = {"model": case.model, "data": case.batches, "loss_fn": case.loss_fn}
+    defaults = {"model": case.model, "dataloader": case.batches, "loss_fn": case.loss_fn}
     with pytest.raises(SkerchError, match=message):
         matrix(HessianOperator(**{**defaults, **kwargs}))
