@@ -10,7 +10,7 @@ from rich.console import Console
 
 from skerch.curvature import checks
 from skerch.curvature.checks import CheckError
-from skerch.curvature.operator import CurvatureOperator
+from skerch.curvature.operator import LossCurvature
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.config.checkpoints import files_of
@@ -38,7 +38,7 @@ def print_check(config: Config) -> bool:
     return fit
 
 
-def findings(op: CurvatureOperator) -> Iterator[tuple[bool, str]]:
+def findings(op: LossCurvature) -> Iterator[tuple[bool, str]]:
     """Whether each property holds, and a sentence on it; the first, a fixed loss, is for all."""
     op.check = False
     for guard in (*op.checks, _zero_rows):
@@ -52,7 +52,7 @@ def findings(op: CurvatureOperator) -> Iterator[tuple[bool, str]]:
             return
 
 
-def _zero_rows(op: CurvatureOperator) -> str:
+def _zero_rows(op: LossCurvature) -> str:
     """How many parameters there are, and by which strategy products would be computed."""
     strategy = op.resolve(64).strategy
     generator = stream(0, "synthetic", 0)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from skerch.analysis.results import HessianResults
-from skerch.curvature.operator import CurvatureOperator
+from skerch.curvature.operator import LossCurvature
 from skerch.curvature.parameters import select_parameters
 from skerch.errors import ShapeError, SkerchError
 from skerch.estimate import Estimate
@@ -179,7 +179,7 @@ class Hessian:
         parts = zip(self.parameters.items(), torch.split(vector, list(sizes.values())), strict=True)
         return {name: part.view(parameter.shape) for (name, parameter), part in parts}
 
-    def operator(self) -> CurvatureOperator:
+    def operator(self) -> LossCurvature:
         """The Hessian itself, as it was measured: `h.operator() @ v` for v (N,) or (N, b)."""
         recorded = self.context.provenance
         return curvature_operator(self.context.config, load_inputs(self.context), recorded)

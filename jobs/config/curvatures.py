@@ -1,6 +1,6 @@
 """The curvatures that can be asked for: one row each.
 
-A curvature is a `CurvatureOperator` of this class in the module of its name in `skerch.curvature`.
+A curvature is a `LossCurvature` of this class in the module of its name in `skerch.curvature`.
 """
 
 CURVATURES = {"hessian": "HessianOperator"}

@@ -11,7 +11,7 @@ from torch import Tensor
 
 import skerch
 from skerch.curvature.checks import fingerprint
-from skerch.curvature.operator import CurvatureOperator
+from skerch.curvature.operator import LossCurvature
 from skerch.errors import SkerchError
 from skerch.jobs.pipeline.task_log import Progress, silent
 from skerch.jobs.run_dir.provenance import Provenance
@@ -48,7 +48,7 @@ def run(context: Context) -> None:
         measure(op, array, blocks, range_file, context.progress)
 
 
-def operator(context: Context, array: MeasurementArray) -> CurvatureOperator:
+def operator(context: Context, array: MeasurementArray) -> LossCurvature:
     """The operator that an array was laid out for, on this worker's device."""
     recorded = Provenance.of(array.manifest)
     device = resolve_device(context.config)
@@ -61,7 +61,7 @@ def operator(context: Context, array: MeasurementArray) -> CurvatureOperator:
 
 
 def measure(
-    op: CurvatureOperator,
+    op: LossCurvature,
     array: MeasurementArray,
     blocks: Sequence[Block],
     range_file: RangeFile | None,
@@ -88,7 +88,7 @@ def measure(
     fill(array, blocks, of_block, progress)
 
 
-def require_same(op: CurvatureOperator, array: MeasurementArray) -> None:
+def require_same(op: LossCurvature, array: MeasurementArray) -> None:
     """Refuse an operator that is not the one which the array was laid out for."""
     recorded = Provenance.of(array.manifest)
     laid_out = recorded.fingerprint

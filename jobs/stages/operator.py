@@ -7,7 +7,7 @@ from importlib import import_module
 import torch
 
 from skerch.curvature.batching import split_batch, to_device
-from skerch.curvature.operator import CurvatureOperator
+from skerch.curvature.operator import LossCurvature
 from skerch.curvature.parameters import as_precision
 from skerch.curvature.strategies import Choice
 from skerch.errors import SkerchError
@@ -45,7 +45,7 @@ def resolve_device(config: Config) -> torch.device:
 
 def curvature_operator(
     config: Config, inputs: Inputs, recorded: Provenance | Choice | None = None
-) -> CurvatureOperator:
+) -> LossCurvature:
     """The operator on the device and in the dtype of a config.
 
     Strategy, chunk size and memory format are those `recorded`, if given, and else the config's.
@@ -60,8 +60,9 @@ def curvature_operator(
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = as_precision(tensor.data, dtype)
     name = hessian.curvature
-    curvature = getattr(import_module(f"skerch.curvature.{name}"), CURVATURES[name])
-    operator: CurvatureOperator = curvature(
+    module = import_module(f"skerch.curvature.{name}")
+    kind: type[LossCurvature] = getattr(module, CURVATURES[name])
+    return kind.of_loss(
         model,
         split_batch(data, hessian.batch_size) if hessian.batch_size else [data],
         inputs.problem.loss_fn,
@@ -72,4 +73,3 @@ def curvature_operator(
         memory_format=how.memory_format,
         check=not (isinstance(how, Provenance) and how.fingerprint),
     )
-    return operator

@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import torch
 
-from skerch.curvature.operator import CurvatureOperator
+from skerch.curvature.operator import LossCurvature
 from skerch.decompositions.recoveries import Round
 from skerch.jobs.config.start import source_of
 from skerch.jobs.stages import layout
@@ -33,7 +33,7 @@ def run(context: Context) -> None:
     rounds = SketchFiles(context).rounds()
     total = sum(each.columns + each.probes for each in rounds)
     arrays: list[MeasurementArray] = []
-    op: CurvatureOperator | None = None
+    op: LossCurvature | None = None
     done = 0
     started = source_of(context.config, *context.hessian) is not None
 

@@ -1,7 +1,7 @@
 """Guards: whether the products of an operator are those of a curvature, at the price of a few.
 
 Each takes an operator and returns a sentence on what it found, or raises a `CheckError` that names
-the cause and the way out. `CurvatureOperator.verify` asks those of its curvature before the first
+the cause and the way out. `LossCurvature.verify` asks those of its curvature before the first
 product, the layout stage once an array, and `check` prints them. The first three are `OF_ANY`
 curvature's, the last is the Hessian's.
 
@@ -42,7 +42,7 @@ from skerch.errors import SkerchError
 from skerch.rounding import rounding
 
 if TYPE_CHECKING:
-    from skerch.curvature.operator import CurvatureOperator
+    from skerch.curvature.operator import LossCurvature
 
 FEW = 32  # examples, for what costs more in float64
 LOST = 0.1  # share of a product that rounding may take
@@ -52,7 +52,7 @@ class CheckError(SkerchError):
     """A loss that has no Hessian, or whose products would not be the Hessian's."""
 
 
-def same_twice(op: CurvatureOperator) -> str:
+def same_twice(op: LossCurvature) -> str:
     """The loss is finite, comes out the same again, and changes nothing in the network."""
     state = dict(op.model.named_parameters()) | dict(op.model.named_buffers())
     state = {name: tensor for name, tensor in state.items() if tensor.layout == torch.strided}
@@ -79,7 +79,7 @@ def same_twice(op: CurvatureOperator) -> str:
     return f"the loss is {first:.6g}, the same twice, and leaves no trace in the model"
 
 
-def reached(op: CurvatureOperator) -> str:
+def reached(op: LossCurvature) -> str:
     """Parameters of which the loss of the first batch has no gradient do not change it either."""
     one = op.restricted(op.first_batch())
     _, grads = one.gradients()
@@ -88,7 +88,7 @@ def reached(op: CurvatureOperator) -> str:
         return "the gradient reaches every parameter"
     before = one.loss()
 
-    def loss_beside(wide: CurvatureOperator) -> float:
+    def loss_beside(wide: LossCurvature) -> float:
         nudge([wide.params[name] for name in without])
         return wide.loss()
 
@@ -108,7 +108,7 @@ def reached(op: CurvatureOperator) -> str:
     return f"the loss does not depend on {names}: zero rows"
 
 
-def combined(op: CurvatureOperator) -> str:
+def combined(op: LossCurvature) -> str:
     """The first and the last batch as one have the weighted mean of their losses and gradients."""
     batches = op.data_batches()
     weight, first = next(batches)
@@ -147,7 +147,7 @@ def combined(op: CurvatureOperator) -> str:
 
 
 def _apart(
-    op: CurvatureOperator, batches: Sequence[Any], share: float, dtype: torch.dtype | None = None
+    op: LossCurvature, batches: Sequence[Any], share: float, dtype: torch.dtype | None = None
 ) -> float:
     """How far the loss and gradient of the first batch are from the mean of the other two's."""
     parts = [loss_and_gradient(op.restricted(batch, dtype)) for batch in batches]
@@ -159,7 +159,7 @@ def _apart(
     return error
 
 
-def second_derivative(op: CurvatureOperator) -> str:
+def second_derivative(op: LossCurvature) -> str:
     """On the first batch, products are finite, symmetric, and those of differences of gradients.
 
     The latter is asked of a few examples. Their products are held against differences at θ. Where
@@ -228,11 +228,11 @@ def second_derivative(op: CurvatureOperator) -> str:
     return f"{told} {alike} {error:.0e} beside θ{digits}"
 
 
-OF_ANY: tuple[Callable[[CurvatureOperator], str], ...] = (same_twice, reached, combined)
+OF_ANY: tuple[Callable[[LossCurvature], str], ...] = (same_twice, reached, combined)
 GUARDS = (*OF_ANY, second_derivative)  # the Hessian's
 
 
-def layers(op: CurvatureOperator, words: str) -> str:
+def layers(op: LossCurvature, words: str) -> str:
     """The layers that do the operation without a second derivative that torch's `words` name."""
     missing = re.search(r"_*(\w+?)_backward", words.replace("aten::", " "))
     wanted = f"{missing[1]}backward".replace("_", "") if missing else "?"
@@ -255,7 +255,7 @@ def layers(op: CurvatureOperator, words: str) -> str:
     return f" It is in {', '.join(found)}." if any(found) else ""
 
 
-def fingerprint(op: CurvatureOperator) -> dict[str, float]:
+def fingerprint(op: LossCurvature) -> dict[str, float]:
     """The loss, and ‖Hv‖ and vᵀHv for one v: what a worker's operator must share with the array."""
     v = gaussian((op.shape[0],), 2, op.vector())
     v /= v.norm()
@@ -263,7 +263,7 @@ def fingerprint(op: CurvatureOperator) -> dict[str, float]:
     return {"loss": op.loss(), "‖Hv‖": float(Hv.norm()), "vᵀHv": float(v.double() @ Hv)}
 
 
-def _few(op: CurvatureOperator, batch: Any) -> Any:
+def _few(op: LossCurvature, batch: Any) -> Any:
     """A few of a batch's examples; all where they cannot be taken apart, or have no loss."""
     with suppress(Exception):  # whatever a loss that wants another number of examples raises
         few = split_batch(batch, FEW)[0]

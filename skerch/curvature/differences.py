@@ -20,7 +20,7 @@ from torch.overrides import TorchFunctionMode
 from skerch.curvature.parameters import as_precision
 
 if TYPE_CHECKING:
-    from skerch.curvature.operator import CurvatureOperator
+    from skerch.curvature.operator import LossCurvature
 
 Result = TypeVar("Result")
 
@@ -42,7 +42,7 @@ PRECISIONS = {
 
 
 def compare_beside(
-    op: CurvatureOperator, batch: Any, v: Tensor
+    op: LossCurvature, batch: Any, v: Tensor
 ) -> tuple[float, float, Tensor | None] | None:
     """The errors of products and gradients beside θ, and H v at θ, all in float64.
 
@@ -53,7 +53,7 @@ def compare_beside(
         for nudged in (True, False):  # for networks that are not finite beside θ
 
             def compare(
-                wide: CurvatureOperator, nudged: bool = nudged
+                wide: LossCurvature, nudged: bool = nudged
             ) -> tuple[Tensor, Tensor, Difference, Difference, float, float]:
                 exact = (wide @ v.to(wide.dtype)).double()
                 if nudged:
@@ -86,7 +86,7 @@ class Difference:
     expected: float  # gᵀv
 
 
-def difference(wide: CurvatureOperator, v: Tensor, other: bool = False) -> Difference:
+def difference(wide: LossCurvature, v: Tensor, other: bool = False) -> Difference:
     """By the step of the operator's dtype, or by the other one."""
     how = PRECISIONS[wide.dtype]
     step = (how.other if other else how.step) * max(float(wide.vector().double().norm()), 1e-3)
@@ -106,7 +106,7 @@ def difference(wide: CurvatureOperator, v: Tensor, other: bool = False) -> Diffe
     return Difference((g - f) / (2 * step), noise, slope, expected)
 
 
-def errors(found: Difference, Hv: Tensor, wide: CurvatureOperator) -> tuple[float, float]:
+def errors(found: Difference, Hv: Tensor, wide: LossCurvature) -> tuple[float, float]:
     """Relative errors of H v, the largest of a parameter's rows, and of gᵀv."""
     sizes = [p.numel() for p in wide.params.values()]
     whole = PRECISIONS[wide.dtype].small * max(
@@ -133,10 +133,10 @@ class _Meanwhile(nn.Module):
 
 
 def at_copies(
-    op: CurvatureOperator,
+    op: LossCurvature,
     batch: Any,
     dtype: torch.dtype | None,
-    work: Callable[[CurvatureOperator], Result],
+    work: Callable[[LossCurvature], Result],
 ) -> Result:
     """What work(operator) gives for the operator of a batch at copies of the network's tensors.
 
@@ -181,7 +181,7 @@ def nudge(parameters: list[Any]) -> None:
         parameter.data = parameter.data + 0.1 * (parameter.data.abs() + 0.1) * noise
 
 
-def loss_and_gradient(one: CurvatureOperator) -> list[Tensor]:
+def loss_and_gradient(one: LossCurvature) -> list[Tensor]:
     """The loss (1,) and the gradient (N,) of an operator of one batch, in float64."""
     loss, grads = one.gradients()
     parts = [
@@ -191,7 +191,7 @@ def loss_and_gradient(one: CurvatureOperator) -> list[Tensor]:
     return [loss.detach().double().reshape(1), torch.cat(parts)]
 
 
-def direction(one: CurvatureOperator, index: int) -> Tensor:
+def direction(one: LossCurvature, index: int) -> Tensor:
     """A unit vector, always the same one for an index, in which all parameters weigh alike.
 
     Of embeddings it leaves out padding, to which torch gives no gradient, whatever the loss.

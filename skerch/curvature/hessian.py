@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from skerch.curvature import checks
-from skerch.curvature.operator import BatchCurvature, CurvatureOperator
+from skerch.curvature.operator import BatchCurvature, LossCurvature
 from skerch.curvature.strategies.linear_map import DerivativeError, LinearMap, Tensors
 
 ZEROS: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
@@ -18,7 +18,7 @@ NO_SECOND_DERIVATIVE = (
 )
 
 
-class HessianOperator(CurvatureOperator):
+class HessianOperator(LossCurvature):
     """H = Σ_b w_b ∇²L_b(θ) / Σ_b w_b, of shape (N, N) for the N entries of the parameters θ.
 
     L_b = loss_fn(model, batch) is the scalar mean over batch b and w_b = batch_weight(batch) what
@@ -33,8 +33,8 @@ class HessianOperator(CurvatureOperator):
     Args:
         model: used in the mode it is in; put it in eval mode for a loss without dropout and with
             fixed batch statistics. Neither its parameters nor their `.grad` change.
-        data: batches that can be iterated again and again, such as a list or a DataLoader; in a
-            fixed order for reproducible bits. Tensors are moved to the parameters' device.
+        dataloader: batches that can be iterated again and again, such as a list or a DataLoader;
+            in a fixed order for reproducible bits. Tensors are moved to the parameters' device.
         loss_fn: loss_fn(model, batch), a tensor of shape ().
         batch_weight: w_b ≥ 0, the number of examples by default (`count_examples`); batches of
             weight 0 are left out.

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.nn import Module
 
 from skerch.curvature import strategies
+from skerch.curvature.base import CurvatureOperator
 from skerch.curvature.batching import count_examples, has_images, to_device
 from skerch.curvature.losses import BatchWeight, LossFn, batch_loss, differentiating, weighted
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.curvature.strategies.clock import fastest
 from skerch.curvature.strategies.linear_map import LinearMap, Product, compare
 from skerch.errors import SkerchError
-from skerch.linops.base import LinearOperator
 
 MEMORY_FORMATS = ("preserve", "channels_last")
 Check = Callable[[Any], str]  # of an operator: what it found; raises CheckError
@@ -73,7 +73,7 @@ class _Term:
                 out[chunk, c].view_as(part).add_(part, alpha=self.weight)
 
 
-class CurvatureOperator(LinearOperator):
+class LossCurvature(CurvatureOperator):
     """A = Σ_b w_b A_b(θ) / Σ_b w_b, of shape (N, N) for the N entries of the parameters θ.
 
     A curvature is a subclass with `of_batch`, which makes the linear map v ↦ A_b v of a batch, and
@@ -81,13 +81,12 @@ class CurvatureOperator(LinearOperator):
     of vectors are all curvatures'; arguments, attributes and errors are those of `HessianOperator`.
     """
 
-    self_adjoint = True
     checks: ClassVar[tuple[Check, ...]] = ()  # that products will be right, in order
 
     def __init__(
         self,
         model: Module,
-        data: Iterable[Any],
+        dataloader: Iterable[Any],
         loss_fn: LossFn,
         *,
         batch_weight: BatchWeight | None = None,
@@ -97,11 +96,11 @@ class CurvatureOperator(LinearOperator):
         memory_format: str = "auto",
         check: bool = True,
     ):
-        if not isinstance(data, Iterable) or isinstance(data, Iterator):
+        if not isinstance(dataloader, Iterable) or isinstance(dataloader, Iterator):
             raise SkerchError(
                 "Every product iterates over the data, and one of type "
-                f"{type(data).__name__} cannot be iterated more than once; give a list of batches "
-                "or a DataLoader."
+                f"{type(dataloader).__name__} cannot be iterated more than once; give a list of "
+                "batches or a DataLoader."
             )
         strategies.check_strategy(strategy)
         if memory_format not in ("auto", *MEMORY_FORMATS):
@@ -126,7 +125,7 @@ class CurvatureOperator(LinearOperator):
             self._columns[name] = slice(size, size := size + p.numel())
         super().__init__((size, size), dtype, device)
         self.model = model
-        self.data = data
+        self.dataloader = dataloader
         self.loss_fn = loss_fn
         self.batch_weight = batch_weight or count_examples
         self.strategy = strategy
@@ -136,6 +135,13 @@ class CurvatureOperator(LinearOperator):
         self._frozen = False
         self._kept: _Term | None = None
         self._compared: tuple[strategies.Choice | None, int] = None, 0  # of so many vectors at once
+
+    @classmethod
+    def of_loss(
+        cls, model: Module, dataloader: Iterable[Any], loss_fn: LossFn, **options: Any
+    ) -> LossCurvature:
+        """The curvature of a loss as experiments give it, whatever else its class is made of."""
+        return cls(model, dataloader, loss_fn, **options)
 
     @abstractmethod
     def of_batch(self, batch: Any, memory_format: str) -> BatchCurvature:
@@ -156,7 +162,7 @@ class CurvatureOperator(LinearOperator):
             if not before:
                 self._kept = None
 
-    def restricted(self, batch: Any, dtype: torch.dtype | None = None) -> CurvatureOperator:
+    def restricted(self, batch: Any, dtype: torch.dtype | None = None) -> LossCurvature:
         """The operator of one batch alone, one vector after the other, without the checks.
 
         With a `dtype` it is of a network that is in that dtype meanwhile, as the batch is.
@@ -165,8 +171,8 @@ class CurvatureOperator(LinearOperator):
         one.dtype = dtype or self.dtype
         if dtype is not None:
             batch = to_device(batch, self.device, dtype)
-        one.data, one.strategy, one.chunk_size, one.check = [batch], "loop", 1, False
-        one.memory_format = self._format
+        one.dataloader, one.memory_format = [batch], self._format
+        one.strategy, one.chunk_size, one.check = "loop", 1, False
         one._frozen, one._kept = False, None
         return one
 
@@ -194,7 +200,7 @@ class CurvatureOperator(LinearOperator):
 
     def data_batches(self) -> Iterator[tuple[float, Any]]:
         """Weights and batches; those of weight 0 are left out."""
-        return weighted(self.data, self.batch_weight)
+        return weighted(self.dataloader, self.batch_weight)
 
     def first_batch(self) -> Any:
         """The first batch of positive weight."""
