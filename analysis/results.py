@@ -33,6 +33,7 @@ class HessianResults:
     trace: Sequence[float] = ()  # of all of the Hessian, and how far it may be off
     norm: Sequence[float] = ()  # ‖H‖_F, likewise
     overlap_error: Sequence[float | None] = ()  # (k,) None where the gap is not resolved
+    modules: Sequence[tuple[str, int, float, float]] = ()  # each as an `analysis.modules` share
 
     def eigenvalue(self, index: int) -> str:
         """An eigenvalue with the digits that are known, five at most; four where none can tell."""

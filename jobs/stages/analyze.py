@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor
 
 from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
+from skerch.analysis.modules import module_shares, modules
 from skerch.analysis.overlap import overlap
 from skerch.analysis.results import HessianResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
@@ -25,13 +27,16 @@ def run(context: Context) -> None:
     """Write overlap.json and the Hessian's figure."""
     config, directory = context.config, context.directory
     model = load_inputs(context).model
-    parameters = params_to_vector(select_parameters(model, config.hessian.param_filter))
+    selected = select_parameters(model, config.hessian.param_filter)
+    parameters = params_to_vector(selected)
+    sizes = modules({name: parameter.numel() for name, parameter in selected.items()})
     with SketchFiles(context).eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
         manifests, asymmetry, bound = file.manifests, file.asymmetry, file.eigenvalue_bound
         trace, norm = file.trace or (), file.norm or ()
         seed, sines = config.sketch.seed, file.sines
         result = overlap(file.eigenvectors, parameters, sines=sines, seed=seed)
+        shares = module_shares(eigenvalues, file.eigenvectors, sizes)
     lower, upper = interval(eigenvalues, residual, probes)
     results = HessianResults(
         parameters=len(parameters),
@@ -44,6 +49,7 @@ def run(context: Context) -> None:
         eigenvalue_bound=() if bound is None else bound.tolist(),
         trace=trace,
         norm=norm,
+        modules=[astuple(share) for share in shares],
         **{name: _plain(values) for name, values in vars(result).items()},
     )
     figure = hessian_figure(results, _title(context, results))
