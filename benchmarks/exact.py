@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from skerch.curvature.batching import to_device
 from skerch.curvature.dense import dense_hessian
-from skerch.curvature.parameters import vector_to_params
+from skerch.curvature.parameters import load_vector
 from skerch.jobs.config import Config, load
 from skerch.jobs.problems import Problem, build_model, load_data, load_problem
 from skerch.jobs.run_dir import RunDir
@@ -67,7 +67,7 @@ def kept(step: int) -> dict[str, Tensor]:
 def network(problem: Problem, parameters: Tensor) -> nn.Module:
     """The network with these parameters (N,)."""
     model = build_model(problem).eval()
-    vector_to_params(parameters, dict(model.named_parameters()))
+    load_vector(parameters, dict(model.named_parameters()))
     return model
 
 

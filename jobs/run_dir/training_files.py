@@ -28,7 +28,7 @@ import h5py
 import torch
 from torch import Tensor, nn
 
-from skerch.curvature.parameters import params_to_vector, vector_to_params
+from skerch.curvature.parameters import load_vector, params_to_vector
 from skerch.errors import SkerchError, first_line
 from skerch.files import cause, stream_atomically, write_atomically
 from skerch.hdf5 import create_dataset, open_hdf5, reading, write_arrays, write_hdf5
@@ -148,9 +148,9 @@ def load_model(run: RunDir, problem: Problem, step: int) -> nn.Module:
                 f"differ first in {new}, recorded as {old}; take the old model back, or set "
                 "another run_dir."
             )
-    vector_to_params(state.parameters, kinds["parameters"])
+    load_vector(state.parameters, kinds["parameters"])
     if len(state.buffers):
-        vector_to_params(state.buffers, kinds["buffers"])
+        load_vector(state.buffers, kinds["buffers"])
     return model.eval()
 
 

@@ -5,19 +5,33 @@ from skerch.curvature.batching import count_examples, split_batch, to_device
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.losses import label_weight, supervised_loss
 from skerch.curvature.operator import LossCurvature
-from skerch.curvature.parameters import params_to_vector, select_parameters, vector_to_params
+from skerch.curvature.parameters import (
+    ParamFilter,
+    load_vector,
+    match_names,
+    match_regex,
+    params_to_vector,
+    select_parameters,
+    total_size,
+    vector_to_params,
+)
 
 __all__ = [
     "CurvatureOperator",
     "HessianOperator",
     "LambdaOperator",
     "LossCurvature",
+    "ParamFilter",
     "count_examples",
     "label_weight",
+    "load_vector",
+    "match_names",
+    "match_regex",
     "params_to_vector",
     "select_parameters",
     "split_batch",
     "supervised_loss",
     "to_device",
+    "total_size",
     "vector_to_params",
 ]

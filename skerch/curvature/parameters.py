@@ -6,7 +6,8 @@ order. A tied parameter counts once, under its first name.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from reprlib import repr as short
 
@@ -17,13 +18,27 @@ from torch.nn.parameter import is_lazy
 
 from skerch.errors import ShapeError, SkerchError
 
+ParamFilter = Callable[[str, Parameter], bool]  # of a name and its parameter
+
+
+def match_names(*patterns: str) -> ParamFilter:
+    """The filter that takes names that match one of the glob patterns."""
+    return lambda name, _: bool(_matching([name], patterns))
+
+
+def match_regex(*patterns: str) -> ParamFilter:
+    """The filter that takes names in which one of the regular expressions is found."""
+    compiled = [re.compile(pattern) for pattern in patterns]
+    return lambda name, _: any(pattern.search(name) for pattern in compiled)
+
 
 def select_parameters(
-    model: Module, patterns: str | Sequence[str] | None = None
+    model: Module, param_filter: ParamFilter | str | Sequence[str] | None = None
 ) -> dict[str, Parameter]:
-    """The trainable parameters whose names match one of the glob patterns; None takes all.
+    """The trainable parameters that a filter takes, in order; None takes all.
 
-    Patterns that begin with ! take away from what the others select, or from all.
+    A filter is a callable of a name and its parameter, or glob patterns: those that begin with !
+    take away from what the others select, or from all.
 
     Raises SkerchError for a pattern that matches nothing, where nothing is left, for a complex
     parameter, and for a model without trainable parameters or with a shape that is not known yet.
@@ -32,9 +47,16 @@ def select_parameters(
     known = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not known:
         raise SkerchError("The model has no parameter with requires_grad=True; set it on some.")
-    if patterns is None:
+    if param_filter is None:
         return _real(known)
-    patterns = [patterns] if isinstance(patterns, str) else list(patterns)
+    if callable(param_filter):
+        taken = {name: p for name, p in known.items() if param_filter(name, p)}
+        if not taken:
+            raise SkerchError(
+                f"The param_filter selects zero parameters; the model has {', '.join(known)}."
+            )
+        return _real(taken)
+    patterns = [param_filter] if isinstance(param_filter, str) else list(param_filter)
     if not patterns:
         raise SkerchError("An empty param_filter selects nothing; leave it out to select all.")
     for pattern in patterns:
@@ -85,22 +107,34 @@ def as_precision(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if tensor.is_floating_point() else tensor
 
 
+def total_size(params: Mapping[str, Tensor] | Iterable[Tensor]) -> int:
+    """N, the number of entries of the parameters."""
+    return sum(p.numel() for p in (params.values() if isinstance(params, Mapping) else params))
+
+
 def params_to_vector(params: Mapping[str, Tensor]) -> Tensor:
     """The parameters as one detached copy of shape (N,)."""
     return torch.cat([p.detach().reshape(-1) for p in params.values()])
 
 
-def vector_to_params(vector: Tensor, params: Mapping[str, Tensor]) -> None:
-    """Copy a vector of shape (N,) into the parameters, in place.
+def vector_to_params(vector: Tensor, params: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A vector of shape (N,) in parts by name, shaped as the parameters; views of it.
 
     Raises ShapeError when the vector's shape is not (N,).
     """
-    sizes = [p.numel() for p in params.values()]
-    if vector.shape != (sum(sizes),):
+    size = total_size(params)
+    if vector.shape != (size,):
         raise ShapeError(
-            f"The parameters have {sum(sizes)} entries and take a vector of shape "
-            f"({sum(sizes)},), not {tuple(vector.shape)}."
+            f"The parameters have {size} elements and take a 1-D vector of shape ({size},), not "
+            f"{tuple(vector.shape)}."
         )
+    parts = torch.split(vector, [p.numel() for p in params.values()])
+    return {name: part.view_as(p) for (name, p), part in zip(params.items(), parts, strict=True)}
+
+
+def load_vector(vector: Tensor, params: Mapping[str, Tensor]) -> None:
+    """Copy a vector of shape (N,) into the parameters, in place; raises as `vector_to_params`."""
+    parts = vector_to_params(vector, params)
     with torch.no_grad():
-        for p, part in zip(params.values(), torch.split(vector, sizes), strict=True):
-            p.copy_(part.view_as(p))
+        for name, p in params.items():
+            p.copy_(parts[name])

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, hessian
 from torch.nn import functional as F
 
-from skerch.curvature import LossCurvature, label_weight, supervised_loss, vector_to_params
+from skerch.curvature import LossCurvature, label_weight, load_vector, supervised_loss
 
 IGNORED = -100
 CLASS_WEIGHTS = torch.tensor([0.2, 3.0, 1.0], dtype=torch.float64)
@@ -96,13 +96,13 @@ def differences(
     theta = nn.utils.parameters_to_vector(params.values()).detach()
 
     def gradient(vector: Tensor) -> Tensor:
-        vector_to_params(vector, params)
+        load_vector(vector, params)
         grads = torch.autograd.grad(loss(), list(params.values()), materialize_grads=True)
         return nn.utils.parameters_to_vector(grads)
 
     shifts = step * torch.eye(len(theta), dtype=theta.dtype)
     rows = [gradient(theta + e) - gradient(theta - e) for e in shifts]
-    vector_to_params(theta, params)
+    load_vector(theta, params)
     return torch.stack(rows) / (2 * step)
 
 
