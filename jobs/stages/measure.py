@@ -100,7 +100,7 @@ def require_same(op: LossCurvature, array: MeasurementArray) -> None:
     changes = [
         f"{name} was {value:.6g} and is {found[name]:.6g}"
         for name, value in laid_out.items()
-        if not abs(found[name] - value) <= rounding(op.dtype) * scales[name]
+        if not abs(found[name] - value) <= rounding(op.precision) * scales[name]
     ]
     if changes:
         ours = {"skerch": skerch.__version__, "torch": str(torch.__version__)}

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import Module
+from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.utils.rnn import PackedSequence
 
 from skerch.errors import ShapeError, SkerchError
@@ -45,6 +47,21 @@ def split_batch(batch: Any, size: int) -> list[Any]:
     if size >= total:
         return [batch]
     return [_part(batch, slice(start, start + size), total) for start in range(0, total, size)]
+
+
+def check_microbatches(model: Module) -> None:
+    """Refuse a network whose layers look at all examples of a batch together, by their names."""
+    layers = [
+        f"{name or 'the model'} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if isinstance(module, _BatchNorm) and (module.training or module.running_mean is None)
+    ]
+    if layers:
+        raise SkerchError(
+            f"Microbatches have other statistics than their batch, and {', '.join(layers[:5])} "
+            "normalises by them, so the loss would be another. Put the model in eval mode, leave "
+            "microbatch_size out, or set microbatch_unsafe=True if that loss is meant."
+        )
 
 
 def join_batches(a: Any, b: Any) -> Any:

@@ -70,7 +70,7 @@ def same_twice(op: LossCurvature) -> str:
         raise CheckError(
             f"The loss is {first}; check the data and the learning rate, or take an earlier step."
         )
-    if abs(first - second) > min(10 * torch.finfo(op.dtype).eps, 0.01) * abs(first):
+    if abs(first - second) > min(10 * torch.finfo(op.precision).eps, 0.01) * abs(first):
         raise CheckError(
             f"The loss of the same parameters and data is {first!r} and then {second!r}; switch "
             "off dropout and other randomness (model.eval()), and give the same batches each time "
@@ -94,7 +94,7 @@ def reached(op: LossCurvature) -> str:
 
     after = at_copies(op, op.first_batch(), None, loss_beside)
     names = ", ".join(list(without)[:3]) + (", …" if len(without) > 3 else "")
-    if abs(after - before) > 0.1 * rounding(op.dtype) * abs(before):
+    if abs(after - before) > 0.1 * rounding(op.precision) * abs(before):
         raise CheckError(
             f"The loss depends on {names}, but its gradient does not reach there: something cuts "
             "the graph (no_grad, detach, .data, a reentrant checkpoint). Mend that, as by "
@@ -110,6 +110,8 @@ def reached(op: LossCurvature) -> str:
 
 def combined(op: LossCurvature) -> str:
     """The first and the last batch as one have the weighted mean of their losses and gradients."""
+    if op.microbatch_size and op.microbatch_unsafe:
+        return "whether microbatches combine is not asked (microbatch_unsafe)"
     batches = op.data_batches()
     weight, first = next(batches)
     rest = deque(batches, maxlen=1)
@@ -125,7 +127,7 @@ def combined(op: LossCurvature) -> str:
     alike = tensor_shapes(first) == tensor_shapes(last)
     if alike and weight == last_weight == op.batch_weight(both):
         return "batches weigh alike"  # and were joined along something else than examples
-    allowed = rounding(op.dtype)
+    allowed = rounding(op.precision)
     if error > rounding(torch.float32):  # in half precisions, and under autocast, by rounding?
         with suppress(Exception):
             error = at_copies(
@@ -188,11 +190,13 @@ def second_derivative(op: LossCurvature) -> str:
             torch.float64,
             lambda wide: errors(difference(wide, v), H_few_v, wide),
         )
-        if max(error, slope, asymmetry) <= min(rounding(op.dtype), PRECISIONS[torch.float64].wrong):
+        if max(error, slope, asymmetry) <= min(
+            rounding(op.precision), PRECISIONS[torch.float64].wrong
+        ):
             return f"{told} {alike} {error:.0e}"
     beside = compare_beside(op, few, v)
     if beside is None:
-        if asymmetry > rounding(op.dtype):
+        if asymmetry > rounding(op.precision):
             raise CheckError(
                 f"|uᵀHv - vᵀHu| is {asymmetry:.1g} ‖u‖‖Hv‖, and H is symmetric: an operation of "
                 "this model has a wrong second derivative, or rounding has lost it. Replace the "
@@ -219,7 +223,7 @@ def second_derivative(op: LossCurvature) -> str:
         if exact is None
         else float((H_few_v - exact).norm() / exact.norm().clamp(min=scale))
     )
-    if max(lost, asymmetry) > max(LOST, rounding(op.dtype)):
+    if max(lost, asymmetry) > max(LOST, rounding(op.precision)):
         raise CheckError(
             f"Rounding takes {max(lost, asymmetry):.1g} of the norm of H v. Take float64 "
             "(hessian.dtype=float64), or a step whose loss is not as near to zero."

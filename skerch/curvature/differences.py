@@ -202,7 +202,7 @@ def direction(one: LossCurvature, index: int) -> Tensor:
             if isinstance(module, nn.Embedding) and module.weight is p:
                 part[[] if module.padding_idx is None else module.padding_idx] = 0
     units = [part.flatten() / part.double().norm().clamp(min=1e-300) for part in parts]
-    return torch.cat(units) / math.sqrt(len(units))
+    return torch.cat(units).to(one.dtype) / math.sqrt(len(units))
 
 
 def gaussian(shape: tuple[int, ...], index: int, like: Tensor) -> Tensor:

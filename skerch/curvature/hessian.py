@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Iterable
+from reprlib import repr as short
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.nn import Module
 
 from skerch.curvature import checks
+from skerch.curvature.finite_difference import STEPS, central_difference
+from skerch.curvature.losses import LossFn
 from skerch.curvature.operator import BatchCurvature, LossCurvature
 from skerch.curvature.strategies.linear_map import DerivativeError, LinearMap, Tensors
+from skerch.errors import SkerchError
 
 ZEROS: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
 NO_SECOND_DERIVATIVE = (
     "This model's loss cannot be differentiated twice: {}. Replace that operation by others with "
     "the same values, or sketch the rest of the network by param_filter."
 )
+NO_GRADIENT = "The gradient beside the parameters cannot be had: {}."
 
 
 class HessianOperator(LossCurvature):
@@ -26,20 +33,34 @@ class HessianOperator(LossCurvature):
     into batches. Products are exact: the gradient's graph of a batch is built once, applied to all
     vectors of the block (Pearlmutter 1994) and freed before the next batch. θ is ordered as in
     `skerch.curvature.parameters`; entries that the loss does not depend on, or only linearly, have
-    zero rows and columns. Half precisions are summed over batches in float32. The first product
-    costs a few more, by which the operator sees that it is the Hessian (`skerch.curvature.checks`).
+    zero rows and columns. Vectors are float64 where the parameters are, and else float32: products
+    of half precisions are summed over batches in that. The first product costs a few more, by which
+    the operator sees that it is the Hessian (`skerch.curvature.checks`). Products change nothing of
+    the network and of torch's random numbers, also where they fail.
     A program whose products are on a CPU calls `skerch.curvature.memory.keep_freed_memory` first.
 
     Args:
         model: used in the mode it is in; put it in eval mode for a loss without dropout and with
-            fixed batch statistics. Neither its parameters nor their `.grad` change.
+            fixed batch statistics.
         dataloader: batches that can be iterated again and again, such as a list or a DataLoader;
             in a fixed order for reproducible bits. Tensors are moved to the parameters' device.
         loss_fn: loss_fn(model, batch), a tensor of shape ().
         batch_weight: w_b ≥ 0, the number of examples by default (`count_examples`); batches of
             weight 0 are left out.
-        param_filter: glob patterns on parameter names, those with ! to leave out; None selects all
-            trainable ones.
+        param_filter: glob patterns on parameter names, those with ! to leave out; or a callable
+            of a name and its parameter (`match_names`, `match_regex`); None selects all trainable
+            ones.
+        full_dataset: whether a product takes all the data; else it takes the next `num_batches`
+            batches (one by default) and the product after it those behind them, around and around.
+        num_batches: the first so many batches are all the data; None takes all.
+        microbatch_size: the number of examples that go through the network at once, in parts of a
+            batch; None for whole batches. The Hessian is the same.
+        microbatch_unsafe: whether to let a network through whose loss depends on how examples are
+            parted, as by batch norm in training mode.
+        method: "autograd", or "finite_difference": (∇L(θ + hu) - ∇L(θ - hu)) ‖v‖ / 2h for
+            u = v / ‖v‖, which keeps no graph, so that fused kernels of attention may serve.
+        fd_eps: h; None for that of the dtype (`finite_difference.STEPS`).
+        backend: kept for who computes with vectors; products do not use it.
         strategy: a name in `strategies.STRATEGIES`, or "auto" for the fastest by the clock, chosen
             by `resolve` or by the first block of two or more columns.
         chunk_size: the most vectors that "batched" and "tape" take at once, a bound on their
@@ -65,7 +86,46 @@ class HessianOperator(LossCurvature):
 
     checks = checks.GUARDS
 
+    def __init__(
+        self,
+        model: Module,
+        dataloader: Iterable[Any],
+        loss_fn: LossFn,
+        *,
+        method: Literal["autograd", "finite_difference"] = "autograd",
+        fd_eps: float | None = None,
+        **options: Any,
+    ):
+        super().__init__(model, dataloader, loss_fn, **options)
+        self.method = method
+        self._fd_eps = fd_eps
+        if fd_eps is not None and not fd_eps > 0:
+            raise SkerchError(f"fd_eps is {fd_eps}; it is the length of a step, above 0.")
+        if method == "finite_difference":
+            if self.strategy not in ("auto", "loop"):
+                raise SkerchError(
+                    f"Strategy {self.strategy} differentiates, and finite differences go one "
+                    "vector after the other; leave it out, or set it to loop."
+                )
+            self.strategy, self.derivatives, self.checks = "loop", 1, checks.OF_ANY
+
+    @property
+    def fd_eps(self) -> float:
+        """h, the step of finite differences."""
+        return self._fd_eps or STEPS[self.precision]
+
     def of_batch(self, batch: Any, memory_format: str) -> BatchCurvature:
+        """v ↦ H_b v by the operator's method."""
+        if self.method == "autograd":
+            return self._by_autograd(batch, memory_format)
+        if self.method == "finite_difference":
+            return self._by_difference(batch, memory_format)
+        raise SkerchError(
+            f"HessianOperator has an unknown method {short(self.method)}; choose autograd or "
+            "finite_difference."
+        )
+
+    def _by_autograd(self, batch: Any, memory_format: str) -> BatchCurvature:
         """v ↦ (∂g/∂θ)ᵀ v for the gradient g and its graph, of the parameters where it has one.
 
         A parameter whose gradient has no graph has a zero row in H_b, by symmetry also a column.
@@ -87,6 +147,23 @@ class HessianOperator(LossCurvature):
             any(g is not None for g in grads),
             list(curved),
             LinearMap(backward, params, NO_SECOND_DERIVATIVE),
+        )
+
+    def _by_difference(self, batch: Any, memory_format: str) -> BatchCurvature:
+        """v ↦ (g(θ + hu) - g(θ - hu)) ‖v‖ / 2h for the gradient g."""
+        params = list(self.params.values())
+        step = self.fd_eps
+
+        def gradient() -> list[Tensor]:
+            _, grads = self.batch_gradients(batch, memory_format)
+            found = zip(params, grads, strict=True)
+            return [torch.zeros_like(p) if g is None else g for p, g in found]
+
+        def product(vector: Tensors) -> tuple[Tensor, ...]:
+            return central_difference(gradient, params, vector, step)
+
+        return BatchCurvature(
+            None, True, list(self.params), LinearMap(product, params, NO_GRADIENT)
         )
 
     def _products(self, rows: Tensor) -> Tensor:

@@ -79,15 +79,17 @@ def weighted(data: Iterable[Any], batch_weight: BatchWeight) -> Iterator[tuple[f
         )
 
 
-def batch_loss(model: Module, loss_fn: LossFn, batch: Any, memory_format: str) -> Tensor:
-    """The loss of a batch, which has first and second derivatives; raises where it is no scalar."""
+def batch_loss(
+    model: Module, loss_fn: LossFn, batch: Any, memory_format: str, *, derivatives: int = 2
+) -> Tensor:
+    """The loss of a batch, which has so many derivatives; raises where it is no scalar."""
     if memory_format == "channels_last":
         batch = channels_last(batch)
     with ExitStack() as stack:
-        # neither fused kernels of attention nor compiled graphs have a second derivative
-        stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        if "torch._dynamo" in sys.modules:
-            stack.enter_context(torch.compiler.set_stance("force_eager"))
+        if derivatives > 1:  # which fused kernels of attention and compiled graphs do not have
+            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+            if "torch._dynamo" in sys.modules:
+                stack.enter_context(torch.compiler.set_stance("force_eager"))
         loss = loss_fn(model, batch)
     if not isinstance(loss, Tensor) or loss.ndim:
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__

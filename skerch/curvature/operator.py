@@ -8,9 +8,9 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import islice
+from itertools import chain, islice
 from reprlib import repr as short
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,9 +18,16 @@ from torch.nn import Module
 
 from skerch.curvature import strategies
 from skerch.curvature.base import CurvatureOperator
-from skerch.curvature.batching import count_examples, has_images, to_device
+from skerch.curvature.batching import (
+    check_microbatches,
+    count_examples,
+    has_images,
+    split_batch,
+    to_device,
+)
 from skerch.curvature.losses import BatchWeight, LossFn, batch_loss, differentiating, weighted
-from skerch.curvature.parameters import params_to_vector, select_parameters
+from skerch.curvature.parameters import ParamFilter, params_to_vector, select_parameters
+from skerch.curvature.state import unchanged
 from skerch.curvature.strategies.clock import fastest
 from skerch.curvature.strategies.linear_map import LinearMap, Product, compare
 from skerch.errors import SkerchError
@@ -33,7 +40,7 @@ Check = Callable[[Any], str]  # of an operator: what it found; raises CheckError
 class BatchCurvature:
     """The curvature A_b of one batch, where it is not zero."""
 
-    loss: float
+    loss: float | None  # where it is known
     reached: bool  # whether the loss has a gradient at all
     names: list[str]  # of the parameters that A_b touches: others have zero rows and columns
     map: LinearMap  # v ↦ A_b v, in tensors of these parameters' shapes
@@ -63,7 +70,7 @@ class _Term:
             block = [
                 vectors[:, c]
                 .view(len(vectors), *p.shape)
-                .clone(memory_format=torch.contiguous_format)
+                .to(p.dtype, copy=True, memory_format=torch.contiguous_format)
                 for c, p in zip(self.columns, A.like, strict=True)
             ]
             products = self.product(block)
@@ -81,7 +88,8 @@ class LossCurvature(CurvatureOperator):
     of vectors are all curvatures'; arguments, attributes and errors are those of `HessianOperator`.
     """
 
-    checks: ClassVar[tuple[Check, ...]] = ()  # that products will be right, in order
+    checks: tuple[Check, ...] = ()  # that products will be right, in order
+    derivatives: int = 2  # of the loss, that products take
 
     def __init__(
         self,
@@ -90,7 +98,12 @@ class LossCurvature(CurvatureOperator):
         loss_fn: LossFn,
         *,
         batch_weight: BatchWeight | None = None,
-        param_filter: str | Sequence[str] | None = None,
+        param_filter: ParamFilter | str | Sequence[str] | None = None,
+        full_dataset: bool = True,
+        num_batches: int | None = None,
+        microbatch_size: int | None = None,
+        microbatch_unsafe: bool = False,
+        backend: Any = None,
         strategy: str = "auto",
         chunk_size: int | None = None,
         memory_format: str = "auto",
@@ -108,9 +121,13 @@ class LossCurvature(CurvatureOperator):
                 f"Unknown memory format {short(memory_format)}; choose auto, "
                 f"{', '.join(MEMORY_FORMATS)}."
             )
-        if chunk_size is not None and chunk_size < 1:
-            raise SkerchError(f"chunk_size is {chunk_size}; the least is 1, None leaves it open.")
+        sizes = {"num_batches": num_batches, "microbatch_size": microbatch_size}
+        for name, number in {**sizes, "chunk_size": chunk_size}.items():
+            if number is not None and number < 1:
+                raise SkerchError(f"{name} is {number}; the least is 1, None leaves it open.")
         model = getattr(model, "_orig_mod", model)  # of what torch.compile returns
+        if microbatch_size is not None and not microbatch_unsafe:
+            check_microbatches(model)
         self.params = select_parameters(model, param_filter)
         kinds = {(p.dtype, p.device) for p in self.params.values()}
         if len(kinds) > 1:
@@ -123,9 +140,13 @@ class LossCurvature(CurvatureOperator):
         self._columns, size = {}, 0
         for name, p in self.params.items():
             self._columns[name] = slice(size, size := size + p.numel())
-        super().__init__((size, size), dtype, device)
+        super().__init__((size, size), torch.promote_types(dtype, torch.float32), device)
+        self.precision = dtype
         self.model = model
         self.dataloader = dataloader
+        self.full_dataset, self.num_batches = full_dataset, num_batches
+        self.microbatch_size, self.microbatch_unsafe = microbatch_size, microbatch_unsafe
+        self.backend = backend
         self.loss_fn = loss_fn
         self.batch_weight = batch_weight or count_examples
         self.strategy = strategy
@@ -134,6 +155,8 @@ class LossCurvature(CurvatureOperator):
         self.check = self.compare = check
         self._frozen = False
         self._kept: _Term | None = None
+        self._turn: list[Any] | None = None  # the batches of the next product, if not all
+        self._turns: Iterator[Any] | None = None  # and those after them
         self._compared: tuple[strategies.Choice | None, int] = None, 0  # of so many vectors at once
 
     @classmethod
@@ -154,7 +177,7 @@ class LossCurvature(CurvatureOperator):
         What the first product prepares serves the others, where all the data are one batch.
         """
         before = self._frozen
-        self._frozen = True
+        self._frozen = self.full_dataset
         try:
             yield
         finally:
@@ -168,7 +191,9 @@ class LossCurvature(CurvatureOperator):
         With a `dtype` it is of a network that is in that dtype meanwhile, as the batch is.
         """
         one = copy.copy(self)
-        one.dtype = dtype or self.dtype
+        one.precision = dtype or self.precision
+        one.dtype = torch.promote_types(one.precision, torch.float32)
+        one.full_dataset, one.num_batches, one.microbatch_size = True, None, None
         if dtype is not None:
             batch = to_device(batch, self.device, dtype)
         one.dataloader, one.memory_format = [batch], self._format
@@ -178,18 +203,18 @@ class LossCurvature(CurvatureOperator):
 
     def vector(self) -> Tensor:
         """θ, a copy of shape (N,)."""
-        return params_to_vector(self.params)
+        return params_to_vector(self.params).to(self.dtype)
 
     def verify(self) -> None:
         """See that products will be right, before the first one; raises CheckError."""
-        with differentiating():
+        with unchanged(self.model, self.device), differentiating():
             for check in self.checks:
                 check(self)
         self.check = False
 
     def loss(self) -> float:
         """The mean loss Σ_b w_b L_b / Σ_b w_b."""
-        if self._kept is not None:
+        if self._kept is not None and self._kept.curvature.loss is not None:
             return self._kept.curvature.loss
         with differentiating():  # for a loss that itself takes derivatives
             terms = [
@@ -200,7 +225,20 @@ class LossCurvature(CurvatureOperator):
 
     def data_batches(self) -> Iterator[tuple[float, Any]]:
         """Weights and batches; those of weight 0 are left out."""
-        return weighted(self.dataloader, self.batch_weight)
+        return weighted(self._batches(), self.batch_weight)
+
+    def _batches(self) -> Iterator[Any]:
+        """The batches of the next product, whole or in parts."""
+        batches: Iterable[Any] = islice(self.dataloader, self.num_batches)
+        if not self.full_dataset:
+            if self._turn is None:
+                self._turns = self._turns or _in_turn(self.dataloader)
+                self._turn = list(islice(self._turns, self.num_batches or 1))
+            batches = self._turn
+        if self.microbatch_size is None:
+            return iter(batches)
+        size = self.microbatch_size
+        return chain.from_iterable(split_batch(batch, size) for batch in batches)
 
     def first_batch(self) -> Any:
         """The first batch of positive weight."""
@@ -224,7 +262,8 @@ class LossCurvature(CurvatureOperator):
 
     def _batch_loss(self, batch: Any, memory_format: str) -> Tensor:
         batch = to_device(batch, self.device)
-        return batch_loss(self.model, self.loss_fn, batch, memory_format)
+        n = self.derivatives
+        return batch_loss(self.model, self.loss_fn, batch, memory_format, derivatives=n)
 
     def resolve(self, block_size: int) -> strategies.Choice:
         """Settle "auto" for blocks of `block_size` columns, and return what products will use.
@@ -271,21 +310,27 @@ class LossCurvature(CurvatureOperator):
         self._require_same_parameters()
         if self.check:
             self.verify()
-        with differentiating():
-            return self._products(X.detach().T.contiguous()).T
+        rows = X.detach().T.contiguous()
+        if half := self.precision != self.dtype:  # whose range is that of entries around 1
+            scales = rows.norm(dim=1, keepdim=True) / math.sqrt(max(self.size, 1))
+            rows = rows / scales.masked_fill(scales == 0, 1.0)
+        with unchanged(self.model, self.device), differentiating():
+            products = self._products(rows)
+        self._turn = None
+        return (products * scales if half else products).T
 
     def _products(self, rows: Tensor) -> Tensor:
         """(A X)ᵀ for rows Xᵀ of shape (b, N)."""
-        out = torch.zeros_like(rows, dtype=torch.promote_types(self.dtype, torch.float32))
+        out = torch.zeros_like(rows)
         if not len(rows):
-            return out.to(self.dtype)
+            return out
         if self.strategy == "auto" and len(rows) == 1:
             choice = strategies.Choice("loop", 1, self._format)
         else:
             choice = self.resolve(len(rows))
         if self._kept is not None and self._kept.choice == choice:
             self._kept.add(rows, out, self._to_compare(choice, len(rows)))
-            return out.div_(self._kept.weight).to(self.dtype)
+            return out.div_(self._kept.weight)
         total, count, reached = 0.0, 0, False
         check = self._to_compare(choice, len(rows))
         for weight, batch in self.data_batches():
@@ -301,7 +346,7 @@ class LossCurvature(CurvatureOperator):
             )
         if self._frozen and count == 1:
             self._kept = term
-        return out.div_(total).to(self.dtype)
+        return out.div_(total)
 
     def _term(self, weight: float, batch: Any, choice: strategies.Choice) -> _Term:
         """The batch's curvature with its product; one that touches nothing needs no strategy."""
@@ -326,9 +371,19 @@ class LossCurvature(CurvatureOperator):
         named = dict(self.model.named_parameters())
         for name, parameter in self.params.items():
             kind = (parameter.dtype, parameter.device, parameter.requires_grad)
-            if named.get(name) is not parameter or kind != (self.dtype, self.device, True):
+            if named.get(name) is not parameter or kind != (self.precision, self.device, True):
                 raise SkerchError(
                     f"The model's parameter {name} is another one than when this operator was made "
                     "(load_state_dict(assign=True), a replaced layer, another dtype or device, "
                     "requires_grad=False); make the operator anew."
                 )
+
+
+def _in_turn(data: Iterable[Any]) -> Iterator[Any]:
+    """The batches, again and again."""
+    there = True
+    while there:
+        there = False
+        for batch in data:
+            there = True
+            yield batch

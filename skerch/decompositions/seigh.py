@@ -291,11 +291,11 @@ def _symmetric(op: Any) -> LinearOperator:
 def _warn_of_asymmetry(op: LinearOperator, health: dict[str, float]) -> None:
     """Warn where products are less symmetric than rounding explains."""
     asymmetry = health.get("asymmetry", 0.0)
-    if asymmetry > rounding(op.dtype):
+    if asymmetry > rounding(op.precision):
         warnings.warn(
             f"{op!r} is declared symmetric, and its products are so to {asymmetry:.1g} only, "
-            f"where rounding explains {rounding(op.dtype):.1g}: they are inexact, or of another "
-            "matrix each time.",
+            f"where rounding explains {rounding(op.precision):.1g}: they are inexact, or of "
+            "another matrix each time.",
             stacklevel=3,
         )
 

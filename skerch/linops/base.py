@@ -55,6 +55,7 @@ class LinearOperator(ABC):
             )
         self.shape = (int(shape[0]), int(shape[1]))
         self.dtype = dtype
+        self.precision = dtype  # in which products are computed; their rounding is its
         self.device = torch.device(device)
 
     @abstractmethod

@@ -95,7 +95,7 @@ def test_padding_gets_no_gradient_and_is_let_through(sparse):
     assert not H[6:9].any()
     assert not H[:, 6:9].any()
     assert H[:6].any()
-    exact = dense_hessian(model, list(op.params), op.data[0], CROSS_ENTROPY)
+    exact = dense_hessian(model, list(op.params), op.dataloader[0], CROSS_ENTROPY)
     torch.testing.assert_close(H, exact)
 
 

@@ -11,7 +11,7 @@ from skerch.curvature.dense import dense_hessian
 from skerch.curvature.strategies.linear_map import DerivativeError
 
 from . import cases
-from .cases import assert_close, matrix, network
+from .cases import CROSS_ENTROPY, assert_close, matrix, network
 
 
 @pytest.mark.parametrize("strategy", strategies.STRATEGIES)
@@ -24,6 +24,26 @@ def test_equals_the_dense_hessian_on_uneven_batches(name, strategy):
     assert_close(H, H.T, 1e-13)
     assert op.T is op
     assert op.loss() == pytest.approx(float(case.loss().detach()), rel=1e-12)
+
+
+def test_linear_regression_has_the_second_moment_of_its_inputs():
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 5).double(), torch.randn(16, 1).double()
+    model = nn.Linear(5, 1, bias=False).double()
+    op = HessianOperator(model, [(x[:9], y[:9]), (x[9:], y[9:])], supervised_loss(nn.MSELoss()))
+    assert_close(matrix(op), 2 / 16 * x.T @ x, 1e-13)
+
+
+def test_logistic_regression_weighs_it_by_the_covariance_of_its_labels():
+    """H = Σ_i (diag p_i - p_i p_iᵀ) ⊗ x_i x_iᵀ / n."""
+    torch.manual_seed(0)
+    x, y = torch.randn(16, 5).double(), torch.arange(16) % 3
+    model = nn.Linear(5, 3, bias=False).double()
+    op = HessianOperator(model, [(x[:9], y[:9]), (x[9:], y[9:])], CROSS_ENTROPY)
+    p = model(x).detach().softmax(1)
+    covariance = torch.diag_embed(p) - p[:, :, None] * p[:, None, :]
+    H = torch.einsum("iab,ic,id->acbd", covariance, x, x).reshape(15, 15) / 16
+    assert_close(matrix(op), H, 1e-13)
 
 
 def test_equals_curvlinops_in_float32():
