@@ -22,8 +22,8 @@ from benchmarks.scheduler import Work, Workers, makespan, recording, replay
 from benchmarks.tables.scale import ASLEEP, Run, measure_machine, submitted
 from skerch import seigh, synthmat
 from skerch.jobs import pipeline
-from skerch.jobs.commands.costs import costs, seconds, workload
 from skerch.jobs.commands.plan import duration
+from skerch.jobs.commands.seigh.costs import costs, seconds, workload
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline import Task
 

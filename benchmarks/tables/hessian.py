@@ -32,7 +32,7 @@ from skerch.analysis.overlap import overlap
 from skerch.curvature import params_to_vector
 from skerch.curvature.memory import keep_freed_memory
 from skerch.jobs import pipeline
-from skerch.jobs.commands.costs import workload
+from skerch.jobs.commands.seigh.costs import workload
 from skerch.jobs.problems import load_data, load_problem
 from skerch.jobs.training.datapoints import hessian_batch
 

@@ -29,8 +29,8 @@ from benchmarks.rates import drop_cache, gemm_operation, machine, peak_bytes, re
 from benchmarks.runs import begin, do, quadratic
 from skerch import load, synthmat
 from skerch.decompositions.solve import solve
-from skerch.jobs.commands.costs import workload
-from skerch.jobs.commands.disk import hessian_disk
+from skerch.jobs.commands.seigh.costs import workload
+from skerch.jobs.commands.seigh.disk import hessian_disk
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline import Task
 from skerch.jobs.stages.sketch import SketchFiles

@@ -17,8 +17,8 @@ from benchmarks.harness import Benchmark, Figure, Options, clock, say, table
 from benchmarks.rates import gemm_rate, machine
 from benchmarks.runs import begin
 from skerch.jobs import config
-from skerch.jobs.commands.calibrate import measure_pace
 from skerch.jobs.commands.plan import duration
+from skerch.jobs.commands.seigh.calibrate import measure_pace
 from skerch.jobs.config import Config
 from skerch.jobs.run_dir import method_name
 from skerch.jobs.stages.context import Context

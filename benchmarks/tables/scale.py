@@ -31,8 +31,8 @@ from skerch import aslinearoperator
 from skerch.analysis.figures import BLACK, BLUE, GREY, VERMILLION
 from skerch.jobs import pipeline
 from skerch.jobs.commands.check import sample_inputs
-from skerch.jobs.commands.costs import Machine, costs, seconds, workload
 from skerch.jobs.commands.plan import duration
+from skerch.jobs.commands.seigh.costs import Machine, costs, seconds, workload
 from skerch.jobs.config import Config
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir

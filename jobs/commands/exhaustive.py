@@ -35,7 +35,7 @@ from skerch.jobs.launchers import progress as console
 from skerch.jobs.launchers.preflight import count_parameters
 from skerch.jobs.pipeline import Task
 from skerch.jobs.problems import user_code
-from skerch.jobs.run_dir import RunDir, exact_file, method_name, overlap_file
+from skerch.jobs.run_dir import RunDir, exact_file, method_name, results_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import Inputs, load_inputs
 from skerch.jobs.stages.operator import curvature_operator
@@ -178,7 +178,7 @@ def compare(context: Context) -> Comparison:
             residual=file.residual.tolist(),
             overlap=overlap(vectors, theta, random_masks=0).overlap.tolist(),
         )
-    sketched = overlap_file.read(context.directory.overlap)
+    sketched = results_file.read(context.directory.overlap, HessianResults)
     return Comparison(sketched, exact, W, vectors, achieved)
 
 

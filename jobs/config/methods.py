@@ -1,7 +1,8 @@
 """The methods that can be asked for: one row each.
 
-The tasks of one Hessian by a method, and how its files are looked at for damage, are in the module
-of its name in `skerch.jobs.pipeline`.
+What else is a method's own stands under the name of its family: the tasks of one Hessian, what its
+config must fulfil and how its files are looked at for damage in `pipeline/<family>.py`; what it
+shows in `commands/<family>/`.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ class Method:
     """What a run directory is told of a method."""
 
     name: str
+    family: str  # of methods that share modules
     sections: tuple[str, ...]  # of a config: what gives results their value besides the training
     result: str  # below a step's folder, the file that is there once all is done
     manifests: str | None = None  # below a step's folder: files that hold the identity of its files
@@ -29,7 +31,11 @@ METHODS = {
     method.name: method
     for method in (
         Method(
-            "seigh", ("hessian", "sketch"), "overlap.json", "measurements/round-*/manifest.json"
+            "seigh",
+            "seigh",
+            ("hessian", "sketch"),
+            "overlap.json",
+            "measurements/round-*/manifest.json",
         ),
     )
 }

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from skerch.curvature.parameters import select_parameters
 from skerch.curvature.strategies import check_strategy
-from skerch.decompositions.recoveries import check_dimension
 from skerch.errors import SkerchError
-from skerch.jobs import problems
+from skerch.jobs import pipeline, problems
 from skerch.jobs.config import Config, ConfigError
-from skerch.jobs.config.methods import METHODS
 from skerch.jobs.stages.operator import resolve_device
 from skerch.jobs.training.optimizer import make_optimizer
 
@@ -17,7 +15,7 @@ def count_parameters(config: Config, here: bool = True) -> int:
     """N, from the problem's network, where all that can be known before the training is in order.
 
     The device is looked for where tasks are to run `here`. Raises ConfigError where the problem,
-    the optimizer, the device, the strategy or the sizes of the sketch cannot be had.
+    the optimizer, the device, the strategy or what the method asks for cannot be had.
     """
     problem = problems.load_problem(config.problem, config.problem_path)
     model = problems.build_model(problem)
@@ -29,9 +27,7 @@ def count_parameters(config: Config, here: bool = True) -> int:
         if here:
             resolve_device(config)
         check_strategy(config.hessian.strategy)
-        if "sketch" in METHODS[config.method].sections:
-            sketch = config.sketch
-            check_dimension(N, sketch.outer, sketch.inner, sketch.target is not None)
+        pipeline.method_of(config).check(config, N)
     except SkerchError as error:
         raise ConfigError(str(error)) from error
     return N

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Protocol
 
 from skerch.jobs.config import Config
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.config.start import in_order
 from skerch.jobs.pipeline.task import Task, missing
 from skerch.jobs.run_dir import RunDir, StepDir
@@ -20,7 +21,10 @@ __all__ = ["Task", "method_of", "missing", "tasks"]
 
 
 class MethodModule(Protocol):
-    """What the module of a method has."""
+    """What the module of a method's family has."""
+
+    def check(self, config: Config, N: int) -> None:
+        """Refuse what cannot be had of N parameters, before any task runs."""
 
     def hessian_tasks(self, config: Config, run: RunDir, step: int, split: str) -> Iterable[Task]:
         """The tasks of one Hessian, each after those that it needs."""
@@ -31,7 +35,8 @@ class MethodModule(Protocol):
 
 def method_of(config: Config) -> MethodModule:
     """The module of the method that a config asks for."""
-    module: MethodModule = import_module(f"skerch.jobs.pipeline.{config.method}")
+    family = METHODS[config.method].family
+    module: MethodModule = import_module(f"skerch.jobs.pipeline.{family}")
     return module
 
 

@@ -17,14 +17,21 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from skerch.decompositions.recoveries import Round
+from skerch.analysis.results import HessianResults
+from skerch.decompositions.recoveries import Round, check_dimension
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
 from skerch.jobs.config.schema import Sketch
 from skerch.jobs.config.start import source_of
 from skerch.jobs.pipeline.task import Task, refusal
-from skerch.jobs.run_dir import RunDir, StepDir, method_name, overlap_file, rounds_file
+from skerch.jobs.run_dir import RunDir, StepDir, method_name, results_file, rounds_file
 from skerch.measurements.manifest import block_path, manifest_path, read
+
+
+def check(config: Config, N: int) -> None:
+    """Refuse sizes of the sketch that N parameters have not."""
+    sketch = config.sketch
+    check_dimension(N, sketch.outer, sketch.inner, sketch.target is not None)
 
 
 def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterator[Task]:
@@ -197,7 +204,7 @@ def damage(directory: StepDir, outputs: Iterable[Path]) -> Iterator[str]:
         elif path.name == "manifest.json" and path.exists():
             yield from _array_damage(path.parent)
         elif path.name == "overlap.json":
-            yield from refusal(path, partial(overlap_file.read, path))
+            yield from refusal(path, partial(results_file.read, path, HessianResults))
         if path == directory.eigh:
             yield from refusal(directory.rounds, partial(rounds_file.check, directory.rounds))
 

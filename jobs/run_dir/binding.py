@@ -8,28 +8,19 @@ from __future__ import annotations
 
 import fcntl
 import sys
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, fields, replace
+from dataclasses import replace
 from typing import Any
 
-from skerch import hdf5
-from skerch.decompositions.recoveries import Round
-from skerch.errors import SkerchError
 from skerch.files import cause
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError
 from skerch.jobs.config.checkpoints import checkpoint_files
 from skerch.jobs.config.methods import METHODS
-from skerch.jobs.run_dir import RunDir, StepDir, method_name, rounds_file
-from skerch.jobs.run_dir.provenance import Provenance
+from skerch.jobs.run_dir import RunDir, method_name, provenance, rounds_file
+from skerch.jobs.run_dir.paths import RunDirError
 from skerch.jobs.run_dir.training_files import check_checkpoints, describe, load_column
-from skerch.measurements import manifest
-from skerch.measurements.manifest import Manifest
-
-
-class RunDirError(SkerchError):
-    """A run directory that cannot be made or used."""
 
 
 @contextmanager
@@ -129,21 +120,18 @@ def _check_measurements(run: RunDir, config: Config) -> None:
     """Refuse measurements of other settings, parameters or datapoints than the run has."""
     if not run.parameters.exists():
         return
-    there = describe(run)
+    there, method = describe(run), METHODS[config.method]
     datapoints = there.datapoints
     for step in filter(there.steps.__contains__, config.training.record_steps):
         parameters = None
         for split in filter(datapoints.__contains__, config.hessian.splits):
             directory = run.step(method_name(config), step, split)
-            arrays = {
-                path: manifest.read(path)
-                for path in METHODS[config.method].manifests_in(directory.path)
-            }
-            _check_rounds(directory, arrays.values(), config)
-            for path, array in arrays.items():
+            if "sketch" in method.sections:
+                rounds_file.check_growth(directory, config)
+            for path in method.manifests_in(directory.path):
                 if parameters is None:
                     parameters = load_column(run, step).hash()
-                found = Provenance.of(array)
+                found = provenance.read(path)
                 ours = replace(
                     found,
                     step=step,
@@ -157,33 +145,6 @@ def _check_measurements(run: RunDir, config: Config) -> None:
                         f"{path} is of other measurements than this run's; delete "
                         f"{directory.path} to measure anew."
                     )
-
-
-def _check_rounds(directory: StepDir, arrays: Collection[Manifest], config: Config) -> None:
-    """Refuse a plan of rounds that does not begin with those that are measured."""
-    plan, needed = config.sketch.each_round(), rounds_file.rounds(directory, config.sketch)
-    for array in arrays:
-        asked = plan[array.round - 1 : array.round]
-        if [asdict(each) for each in asked] != [
-            {f.name: getattr(array, f.name) for f in fields(Round)}
-        ]:
-            measured = [each.columns for each in sorted(arrays, key=lambda array: array.round)]
-            raise RunDirError(
-                f"{directory.path} has rounds of {measured} matvecs, and sketch asks for "
-                f"{[each.columns for each in plan]} (recovery={config.sketch.recovery}, "
-                f"outer={config.sketch.outer}): a run grows by further rounds of at most as many, "
-                "and loses none. Leave sketch.inner and sketch.rounds away, or set another "
-                f"name (as in name={config.method}-2)."
-            )
-    merged = 0
-    with suppress(SkerchError), hdf5.open_for_reading(directory.merged) as file:
-        merged = len(hdf5.attribute(file, "manifests").split())
-    blocks = directory.path.glob("measurements/round-*/blocks/*.h5")
-    if 0 < merged < len(needed) and not any(blocks):
-        raise RunDirError(
-            f"{directory.path} has no blocks any more (keep_blocks=false), in which further rounds "
-            f"would be found; set another name (as in name={config.method}-2)."
-        )
 
 
 def _unusable(run: RunDir, error: OSError) -> RunDirError:
@@ -204,7 +165,7 @@ def _method_identity(run: RunDir, config: Config) -> dict[str, Any] | None:
     folder, path = run.method(name), run.hessian_config(name)
     found = next(METHODS[config.method].manifests_in(folder, "step-*/"), None)
     if found is not None:
-        return dict(Provenance.of(manifest.read(found)).identity)
+        return dict(provenance.read(found).identity)
     if not any(folder.glob("step-*/*")):
         return None
     if path.exists():

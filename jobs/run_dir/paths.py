@@ -13,10 +13,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from skerch.errors import SkerchError
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError, method_name
 from skerch.jobs.config.methods import METHODS
+from skerch.jobs.run_dir import provenance
 from skerch.measurements.manifest import manifest_path, range_path, read
+
+
+class RunDirError(SkerchError):
+    """A run directory that cannot be made or used."""
 
 
 def command(verb: str, path: Path, *arguments: str) -> str:
@@ -46,14 +52,23 @@ class StepDir:
         return self.path / "measurements" / "rounds.json"
 
     def measured(self, hashes: Sequence[str]) -> bool:
-        """Whether these are the hashes of the manifests of round 1, 2, …, as far as they are here.
+        """Whether these are the hashes of what is measured, as far as its manifests are here.
+
+        They are those of round 1, 2, …, or the one of the provenance of a method without rounds.
 
         Raises:
-            ManifestError: a manifest is damaged.
+            SkerchError: a manifest is damaged.
         """
+        if self.provenance.exists():
+            return list(hashes) == [provenance.read(self.provenance).hash()]
         paths = [manifest_path(self.measurements(n)) for n in range(1, len(hashes) + 1)]
         pairs = zip(paths, hashes, strict=True)
         return bool(hashes) and all(not p.exists() or read(p).hash() == h for p, h in pairs)
+
+    @property
+    def provenance(self) -> Path:
+        """Of what the results of a method without measurement arrays are."""
+        return self.path / provenance.PROVENANCE
 
     @property
     def merged(self) -> Path:
@@ -176,20 +191,23 @@ class RunDir:
 
     def hessians(self, config: Config) -> list[tuple[int, str]]:
         """The steps and splits that a method's latest run is of, and others that have results."""
-        name, asked = method_name(config), config.training.record_steps
-        result = METHODS[config.method].result
+        asked = config.training.record_steps
         whole = self.grown(config)
         return [
             (step, split)
             for step in whole.training.record_steps
             for split in whole.hessian.splits
             if (step in asked and split in config.hessian.splits)
-            or (self.step(name, step, split).path / result).exists()
+            or self.result(config, step, split).exists()
         ]
 
     def step(self, name: str, step: int, split: str) -> StepDir:
         """The folder of a method's results at a training step, of a split."""
         return StepDir(self.method(name) / _step_name(step, split))
+
+    def result(self, config: Config, step: int, split: str) -> Path:
+        """The file that is there once all of a Hessian is done."""
+        return self.step(method_name(config), step, split).path / METHODS[config.method].result
 
     @property
     def training_figure(self) -> Path:

@@ -1,17 +1,29 @@
-"""Of what a run's files are: measurements by their manifests, recorded parameters by theirs."""
+"""Of what a run's files are: a Hessian's by its manifests, recorded parameters by theirs.
+
+The manifest of a measurement array holds its provenance. A method that has no arrays has a file
+`provenance.json` instead, which is written before its first product, once.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
+from skerch.errors import SkerchError
+from skerch.files import write_atomically
+from skerch.measurements import manifest
 from skerch.measurements.manifest import Manifest
+
+PROVENANCE = "provenance.json"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provenance:
-    """Whose matvecs a measurement array holds, and what decides their bits.
+    """Whose matvecs they are, and what decides their bits.
 
     What has a default was not written by older versions.
     """
@@ -34,6 +46,36 @@ class Provenance:
     def of(cls, manifest: Manifest) -> Provenance:
         """The provenance that a stage `layout` wrote into a manifest."""
         return cls(**_known(cls, manifest.provenance))
+
+    def hash(self) -> str:
+        """SHA-256 of what is written."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
+
+
+def read(path: Path) -> Provenance:
+    """The provenance in the manifest of an array, or in a file of its own.
+
+    Raises SkerchError where it is missing or damaged.
+    """
+    if path.name != PROVENANCE:
+        return Provenance.of(manifest.read(path))
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        expected = content.pop("hash")
+        found = Provenance(**content)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        found = None
+    if found is None or found.hash() != expected:
+        raise SkerchError(f"{path} is damaged; delete {path.parent} to compute all of it anew.")
+    return found
+
+
+def write(path: Path, provenance: Provenance) -> None:
+    """Write a file of its own, unless there is one."""
+    text = json.dumps(asdict(provenance) | {"hash": provenance.hash()}, indent=1)
+    write_atomically(
+        path, lambda temporary: temporary.write_text(text, encoding="utf-8"), once=True
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

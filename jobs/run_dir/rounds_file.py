@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from contextlib import suppress
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +17,12 @@ from skerch.decompositions.recoveries import Round
 from skerch.decompositions.target import Judgement
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
+from skerch.jobs.config import Config
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.config.schema import Sketch
 from skerch.jobs.run_dir import StepDir
+from skerch.jobs.run_dir.paths import RunDirError
+from skerch.measurements import manifest
 
 
 def rounds(directory: StepDir, sketch: Sketch) -> list[Round]:
@@ -61,6 +66,37 @@ def check(path: Path) -> None:
         raise SkerchError(
             f"{path} is damaged; delete it, and the rounds are judged again."
         ) from None
+
+
+def check_growth(directory: StepDir, config: Config) -> None:
+    """Refuse a plan of rounds that does not begin with those that are measured."""
+    plan, needed = config.sketch.each_round(), rounds(directory, config.sketch)
+    method = METHODS[config.method]
+    arrays = [manifest.read(path) for path in method.manifests_in(directory.path)]
+    for array in arrays:
+        asked = plan[array.round - 1 : array.round]
+        if [asdict(each) for each in asked] != [
+            {f.name: getattr(array, f.name) for f in fields(Round)}
+        ]:
+            measured = [each.columns for each in sorted(arrays, key=lambda array: array.round)]
+            raise RunDirError(
+                f"{directory.path} has rounds of {measured} matvecs, and sketch asks for "
+                f"{[each.columns for each in plan]} (recovery={config.sketch.recovery}, "
+                f"outer={config.sketch.outer}): a run grows by further rounds of at most as many, "
+                "and loses none. Leave sketch.inner and sketch.rounds away, or set another "
+                f"name (as in name={config.method}-2)."
+            )
+    from skerch import hdf5  # h5py takes a tenth of a second
+
+    merged = 0
+    with suppress(SkerchError), hdf5.open_for_reading(directory.merged) as file:
+        merged = len(hdf5.attribute(file, "manifests").split())
+    blocks = directory.path.glob("measurements/round-*/blocks/*.h5")
+    if 0 < merged < len(needed) and not any(blocks):
+        raise RunDirError(
+            f"{directory.path} has no blocks any more (keep_blocks=false), in which further rounds "
+            f"would be found; set another name (as in name={config.method}-2)."
+        )
 
 
 def _read(path: Path) -> dict[str, Any]:

@@ -15,7 +15,7 @@ from skerch.analysis.overlap import overlap
 from skerch.analysis.results import HessianResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.estimate import Estimate
-from skerch.jobs.run_dir import overlap_file, rounds_file
+from skerch.jobs.run_dir import results_file, rounds_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.program import main
@@ -54,7 +54,7 @@ def run(context: Context) -> None:
     )
     figure = hessian_figure(results, _title(context, results))
     save(figure, context.run.figure(context.name, *context.hessian))
-    overlap_file.write(directory.overlap, results, manifests, config.sketch.outer)
+    results_file.write(directory.overlap, results, manifests, outer=config.sketch.outer)
 
 
 def _plain(values: Tensor) -> list[Any]:

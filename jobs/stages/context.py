@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 from skerch.jobs.config import Config
 from skerch.jobs.config.methods import METHODS
 from skerch.jobs.pipeline.task_log import Progress, silent
-from skerch.jobs.run_dir import RunDir, StepDir, rounds_file
-from skerch.jobs.run_dir.provenance import Provenance
-from skerch.measurements.manifest import read
+from skerch.jobs.run_dir import RunDir, StepDir
+from skerch.jobs.run_dir.provenance import Provenance, read
 from skerch.measurements.team import ALONE, Team
 
 
@@ -42,17 +42,11 @@ class Context:
         return self.run.step(self.name, *self.hessian)
 
     @property
-    def needed(self) -> bool:
-        """Whether its round is; those after the one that reached the target are not."""
-        sketch = self.config.sketch
-        if sketch.target is None or self.round == 1:
-            return True
-        rounds = self.team.one(lambda: rounds_file.rounds(self.directory, sketch))
-        return self.round <= len(rounds)
+    def manifest(self) -> Path | None:
+        """The first file that says of what the method's files of this Hessian are, if any does."""
+        return min(METHODS[self.config.method].manifests_in(self.directory.path), default=None)
 
     @property
     def provenance(self) -> Provenance | None:
         """Of what the method's files of this Hessian are; None before there are any."""
-        method = METHODS[self.config.method]
-        found = min(method.manifests_in(self.directory.path), default=None)
-        return None if found is None else Provenance.of(read(found))
+        return None if self.manifest is None else read(self.manifest)

@@ -6,29 +6,18 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from itertools import zip_longest
 
-import torch
 from torch import Tensor
 
-import skerch
-from skerch.curvature.checks import fingerprint
 from skerch.curvature.operator import LossCurvature
-from skerch.errors import SkerchError
 from skerch.jobs.pipeline.task_log import Progress, silent
-from skerch.jobs.run_dir.provenance import Provenance
+from skerch.jobs.stages.choice import MeasureError, operator, require_same
 from skerch.jobs.stages.context import Context
-from skerch.jobs.stages.inputs import load_inputs
-from skerch.jobs.stages.operator import curvature_operator, resolve_device
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.array import MeasurementArray
 from skerch.measurements.manifest import Block
 from skerch.measurements.measure import Measurer, NonFiniteError
 from skerch.measurements.range_finder import RangeFile
-from skerch.rounding import rounding
-
-
-class MeasureError(SkerchError):
-    """A worker that cannot honour the manifest."""
 
 
 def run(context: Context) -> None:
@@ -37,27 +26,17 @@ def run(context: Context) -> None:
     Measurement task t is blocks [t p, (t + 1) p) with p = launcher.blocks_per_task.
     """
     files = SketchFiles(context)
+    if not files.needed:
+        return
     array = files.array(files.which_round().round)
     wanted = _indices(context, len(array.manifest.blocks()))
     blocks = context.team.share(lambda: array.missing(wanted))
     if not blocks:
         return
-    op = operator(context, array)
+    op = operator(context)
     with op.frozen(), files.range_file(context.round) as range_file:
-        require_same(op, array)
+        require_same(op, context)
         measure(op, array, blocks, range_file, context.progress)
-
-
-def operator(context: Context, array: MeasurementArray) -> LossCurvature:
-    """The operator that an array was laid out for, on this worker's device."""
-    recorded = Provenance.of(array.manifest)
-    device = resolve_device(context.config)
-    if device.type != recorded.device:
-        raise MeasureError(
-            f"{array.directory} was laid out for {recorded.device}, and this worker has "
-            f"{device.type}; set launcher.device={recorded.device}, or delete the folder."
-        )
-    return curvature_operator(context.config, load_inputs(context), recorded)
 
 
 def measure(
@@ -86,32 +65,6 @@ def measure(
             ) from None
 
     fill(array, blocks, of_block, progress)
-
-
-def require_same(op: LossCurvature, array: MeasurementArray) -> None:
-    """Refuse an operator that is not the one which the array was laid out for."""
-    recorded = Provenance.of(array.manifest)
-    laid_out = recorded.fingerprint
-    if laid_out is None:
-        return
-    found = fingerprint(op)
-    scales = {name: abs(value) for name, value in laid_out.items()}
-    scales["vᵀHv"] = scales["‖Hv‖"]  # v has unit norm
-    changes = [
-        f"{name} was {value:.6g} and is {found[name]:.6g}"
-        for name, value in laid_out.items()
-        if not abs(found[name] - value) <= rounding(op.precision) * scales[name]
-    ]
-    if changes:
-        ours = {"skerch": skerch.__version__, "torch": str(torch.__version__)}
-        versions = recorded.versions
-        other = ", ".join(f"{k} {versions[k]} -> {v}" for k, v in ours.items() if versions[k] != v)
-        raise MeasureError(
-            f"{array.directory} was laid out for another loss: {', '.join(changes)}. The problem's "
-            f"code has changed since{f', or the program ({other})' if other else ''}; take the old "
-            f"code back, or delete {array.directory.parents[2]} to measure all anew, or set "
-            "another name."
-        )
 
 
 def fill(

@@ -2,6 +2,8 @@
 
 python -m skerch.jobs.stages.<stage> RUN [--name seigh] [--step 300] [--split test]
                                          [--round 1] [--tasks 3,5-9]
+
+The last two are of stages whose tasks are of a round, or of an array.
 """
 
 from __future__ import annotations
@@ -17,19 +19,16 @@ from pathlib import Path
 from skerch.errors import SkerchError
 from skerch.files import print_always, refusals_named
 from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.config.stages import STAGES
 from skerch.jobs.pipeline.ranges import parse_ranges
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.stages.context import Context
 
 
 def execute(stage: str, context: Context) -> None:
-    """Run a stage in this process, with the threads and kernels that keep its bits the same.
-
-    On a round that is not needed it leaves nothing.
-    """
+    """Run a stage in this process, with the threads and kernels that keep its bits the same."""
     settle(stage, context)
-    if context.needed:
-        import_module(f"skerch.jobs.stages.{stage}").run(context)
+    import_module(f"skerch.jobs.stages.{stage}").run(context)
 
 
 def settle(stage: str, context: Context) -> None:
@@ -51,9 +50,10 @@ def main(stage: str) -> None:
     parser.add_argument("--name", help="the method's folder; default: that of the latest run")
     parser.add_argument("--step", type=int, help="a recorded step; default: all")
     parser.add_argument("--split", help="default: all")
-    first = 2 if stage == "range_finder" else 1
-    parser.add_argument("--round", type=int, default=first, help=f"default: {first}")
-    parser.add_argument("--tasks", help="measurement tasks, as in 3,5-9; default: all")
+    if first := STAGES[stage].first_round:
+        parser.add_argument("--round", type=int, default=first, help=f"default: {first}")
+    if STAGES[stage].array:
+        parser.add_argument("--tasks", help="as in 3,5-9; default: all")
     options = parser.parse_args()
     print_always()
     try:
@@ -61,11 +61,11 @@ def main(stage: str) -> None:
             run = RunDir(options.run)
             asked = run.load(options.name)
             config, name = run.grown(asked), method_name(asked)
-            tasks = None if options.tasks is None else parse_ranges(options.tasks)
+            part = {key: vars(options)[key] for key in ("round", "tasks") if key in options}
+            if part.get("tasks") is not None:
+                part["tasks"] = parse_ranges(part["tasks"])
             for step, split in _hessians(stage, [asked, config], options.step, options.split):
-                execute(
-                    stage, Context(run, config, name, step, split, options.round, tasks, _print)
-                )
+                execute(stage, Context(run, config, name, step, split, progress=_print, **part))
     except SkerchError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(error.exit_status)

@@ -24,6 +24,8 @@ def run(context: Context) -> None:
     the rounds before have reached the target, that is recorded instead.
     """
     number = context.round
+    if not SketchFiles(context).needed:
+        return
     if number < 2:
         find_start(context)
         return

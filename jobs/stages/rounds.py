@@ -15,9 +15,10 @@ from skerch.curvature.operator import LossCurvature
 from skerch.decompositions.recoveries import Round
 from skerch.jobs.config.start import source_of
 from skerch.jobs.stages import layout
+from skerch.jobs.stages.choice import operator, require_same
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.judge import is_reached
-from skerch.jobs.stages.measure import measure, operator, require_same
+from skerch.jobs.stages.measure import measure
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.range_finder import find_start
 from skerch.jobs.stages.sketch import SketchFiles
@@ -93,9 +94,9 @@ def run(context: Context) -> None:
                     arrays.append(array(number))
                     blocks = team.share(arrays[-1].missing)
                     if op is None:
-                        op = operator(context, arrays[0])
+                        op = operator(context)
                         frozen.enter_context(op.frozen())
-                        require_same(op, arrays[0])
+                        require_same(op, context)
                     if blocks:
                         measure(op, arrays[-1], blocks, test_vectors, progress)
                 team.one(lambda: None)  # all have measured

@@ -13,7 +13,6 @@ from skerch.jobs.config import ConfigError
 from skerch.jobs.config.start import source_of
 from skerch.jobs.run_dir import command, rounds_file
 from skerch.jobs.stages.context import Context
-from skerch.measurements.manifest import manifest_path
 
 if TYPE_CHECKING:
     from skerch.decompositions.eigh_file import EighFile
@@ -50,17 +49,18 @@ class SketchFiles:
             lambda: rounds_file.rounds(context.directory, context.config.sketch)
         )
 
+    @property
+    def needed(self) -> bool:
+        """Whether the context's round is; those after the one that reached the target are not."""
+        if self.context.config.sketch.target is None or self.context.round == 1:
+            return True
+        return self.context.round <= len(self.rounds())
+
     def array(self, round_number: int) -> MeasurementArray:
         """The measurement array of a round."""
         from skerch.measurements.array import MeasurementArray
 
         return MeasurementArray(self.context.directory.measurements(round_number))
-
-    def any_array(self) -> MeasurementArray:
-        """The measurement array of the first round that is there; all have one provenance."""
-        measurements = self.context.directory.measurements
-        numbers = range(1, len(self.context.config.sketch.each_round()) + 1)
-        return self.array(next((n for n in numbers if manifest_path(measurements(n)).exists()), 1))
 
     def arrays(self, rounds: int | None = None) -> list[MeasurementArray]:
         """The measurement arrays of the first rounds, by default of all that are needed."""

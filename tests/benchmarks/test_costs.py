@@ -6,7 +6,7 @@ import pytest
 
 from benchmarks.runs import begin, do, quadratic
 from skerch.jobs import pipeline
-from skerch.jobs.commands.costs import workload
+from skerch.jobs.commands.seigh.costs import workload
 
 N = 20_480  # rows and columns fill the chunks of the files
 

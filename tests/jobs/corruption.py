@@ -116,7 +116,7 @@ def command(*arguments: str) -> tuple[int | None, str]:
 def import_all(run_dir: Path) -> None:
     """Import what commands import, here, once for all children."""
     stages = [f"jobs.stages.{stage}" for stage in STAGES]
-    for module in [*stages, "jobs.commands.plan", "decompositions.recoveries.nystrom"]:
+    for module in [*stages, "jobs.commands.seigh.plan", "decompositions.recoveries.nystrom"]:
         import_module(f"skerch.{module}")
     load_problem({"name": "digits_mlp"})
     sys.argv = ["skerch", "status", str(run_dir), "--verify"]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
+from skerch.jobs.commands.plan import Plan
 from skerch.jobs.config.methods import METHODS, Method
 from skerch.jobs.config.stages import STAGES, Stage
 from skerch.jobs.launchers.slurm.task import _stuck
@@ -33,18 +34,31 @@ def toy(monkeypatch, tmp_path):
         context.directory.path.mkdir()
         (context.directory.path / "step.json").write_text(str(context.step))
 
-    graph = SimpleNamespace(hessian_tasks=hessian_tasks, damage=damage)
-    monkeypatch.setitem(METHODS, "toy", Method("toy", ("hessian",), "step.json"))
-    monkeypatch.setitem(STAGES, "note", Stage("note", result=True))
-    monkeypatch.setitem(sys.modules, "skerch.jobs.pipeline.toy", graph)
-    monkeypatch.setitem(sys.modules, "skerch.jobs.stages.note", SimpleNamespace(run=run))
+    modules = {
+        "pipeline.toy": {"check": lambda config, N: None, "hessian_tasks": hessian_tasks}
+        | {"damage": damage},
+        "stages.note": {"run": run},
+        "commands.toy": {},
+        "commands.toy.plan": {"plan": lambda *_: Plan([], [])},
+        "commands.toy.results": {
+            "read": lambda path: int(path.read_text()),
+            "title": lambda config: "notes",
+            "tables": lambda config, hessians: [],
+            "lines": lambda run, config, hessians: [f"steps {sorted({*hessians.values()})}"],
+            "row": lambda directory, config, results: {"noted": results},
+        },
+    }
+    for name, content in modules.items():
+        monkeypatch.setitem(sys.modules, f"skerch.jobs.{name}", SimpleNamespace(**content))
+    monkeypatch.setitem(METHODS, "toy", Method("toy", "toy", ("hessian",), "step.json"))
+    monkeypatch.setitem(STAGES, "note", Stage("note", resumes="note", result=True))
     monkeypatch.chdir(tmp_path)
     return RunDir("runs/digits")
 
 
 def test_a_stage_that_resumes_and_gets_no_further_is_told_of(toy):
     told = _stuck(toy, Task("toy.note", "note", {}, (), ()), [])
-    assert told.startswith("toy.note wrote no file from one time limit to the next")
+    assert told.startswith("toy.note wrote no note from one time limit to the next")
 
 
 def test_a_plan_tells_of_no_sketch_where_none_is_made(toy, skerch):
@@ -66,7 +80,8 @@ def test_a_method_without_manifests_runs_and_runs_again(toy, skerch):
         status, out, err = skerch("run", "digits", *OPTIONS)
         assert (status, err) == (0, "")
         assert said in out
-        assert out.count("\ntoy\n") == 1
+        assert out.count("\ntoy: notes\n") == 1
+        assert "steps [0, 20]" in out
         assert "missing" not in out
     assert skerch("run", "digits", *OPTIONS, "hessian.splits=[test]")[0] == 0
     counts = json.loads(skerch("status", toy.path, "--json")[1])["methods"][0]["stages"]["note"]

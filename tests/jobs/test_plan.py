@@ -7,9 +7,9 @@ import math
 import pytest
 
 from skerch.jobs import pipeline
-from skerch.jobs.commands import calibrate, plan
-from skerch.jobs.commands.calibrate import Pace, measure_pace
-from skerch.jobs.commands.disk import hessian_disk, training_disk
+from skerch.jobs.commands.seigh import calibrate, plan
+from skerch.jobs.commands.seigh.calibrate import Pace, measure_pace
+from skerch.jobs.commands.seigh.disk import hessian_disk, training_disk
 from skerch.jobs.config import load
 from skerch.jobs.launchers.complete import complete
 from skerch.jobs.pipeline import task_log

@@ -14,9 +14,10 @@ import pytest
 from matplotlib.figure import Figure
 
 from skerch.analysis.figures import overlap_panel
+from skerch.analysis.results import HessianResults
 from skerch.estimate import Estimate, extremes
 from skerch.jobs.commands import results
-from skerch.jobs.run_dir import RunDir, overlap_file
+from skerch.jobs.run_dir import RunDir, results_file
 from skerch.jobs.run_dir.binding import bind
 from skerch.jobs.stages.analyze import _title
 from skerch.jobs.stages.context import Context
@@ -38,7 +39,8 @@ def write(run, step, **changes):
     """Write a step's results anew with changes."""
     path = run.step("seigh", step, "test").overlap
     manifests = content(run, step)["manifests"]
-    overlap_file.write(path, replace(overlap_file.read(path), **changes), manifests, 20)
+    found = results_file.read(path, HessianResults)
+    results_file.write(path, replace(found, **changes), manifests, outer=20)
 
 
 def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
@@ -136,8 +138,8 @@ def test_overlap_of_an_older_version_is_read(copy, skerch):
     lacking = ("hash", "grid", "quantiles", "ties", "trace", "norm", "overlap_error")
     old = {key: value for key, value in old.items() if key not in lacking}
     old["random"] = [[0.01] * 20] * 5
-    path.write_text(json.dumps(old | {"hash": overlap_file._hash(old)}))
-    found = overlap_file.read(path)
+    path.write_text(json.dumps(old | {"hash": results_file._hash(old)}))
+    found = results_file.read(path, HessianResults)
     assert found.overlap == old["overlap"]
     overlap_panel(Figure().subplots(), found)
     assert skerch("results", copy.path)[0] == 0
@@ -171,7 +173,7 @@ def test_results_are_printed_without_torch(reference):
 
 
 def test_a_figures_title_says_which_hessian_it_is_and_what_was_spent(copy, reference):
-    found = overlap_file.read(copy.step("seigh", 60, "test").overlap)
+    found = results_file.read(copy.step("seigh", 60, "test").overlap, HessianResults)
     assert _title(Context(copy, reference, "seigh", 60, "test"), found) == (
         "digits_mlp, step 60, test split\nseigh: 20 eigenpairs of N = 1,930 from 40 matvecs"
         f"\n{found.negative} of 20 negative; trace {Estimate(*found.trace)}; "

@@ -295,7 +295,7 @@ def next_memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) ->
 
 def _script(run: RunDir, job: Job, submission: Submission) -> str:
     log = run.task_log(submission.task)
-    resumes = STAGES[job.tasks[0].stage].resumes
+    resumes = STAGES[job.tasks[0].stage].resumes is not None
     return script.script(submission, job.resources, run.path, log, resumes=resumes)
 
 

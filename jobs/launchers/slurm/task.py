@@ -26,13 +26,6 @@ if TYPE_CHECKING:
     from skerch.jobs.run_dir import RunDir
     from skerch.jobs.stages.context import Context
 
-# What a stage that resumes goes on from, and what else shortens the way to the next.
-WRITTEN = {
-    "train": ("checkpoint", ", or lower training.eval_samples if evaluations take long"),
-    "rounds": ("block", ", or take a smaller sketch.block_size, under another name"),
-    "measure": ("block", ", or take a smaller sketch.block_size, under another name"),
-}
-
 
 def main() -> None:
     """Run the task, unless what it leaves is there; exit status 1 if it fails.
@@ -111,12 +104,14 @@ def _run(options: argparse.Namespace) -> str | None:
 
 def _stuck(run: RunDir, task: Task, before: list[tuple[Path, int, int]]) -> str | None:
     """A sentence on a task that has only `before` to go on from, as it had when it began."""
+    from skerch.jobs.config.stages import STAGES
+
     if _kept(run, task) != before:
         return None
-    wrote, other = WRITTEN.get(task.stage, ("file", ""))
+    stage = STAGES[task.stage]
     return (
-        f"{task.id} wrote no {wrote} from one time limit to the next, and would never end; raise "
-        f"resources.{task.stage}.time{other}."
+        f"{task.id} wrote no {stage.resumes} from one time limit to the next, and would never end; "
+        f"raise resources.{task.stage}.time{stage.sooner}."
     )
 
 

@@ -17,13 +17,11 @@ from skerch.jobs.config import Config
 from skerch.jobs.config.resources import resources
 from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.layout import array_manifest
 from skerch.jobs.stages.operator import curvature_operator
 from skerch.jobs.stages.program import omp_threads, settle
 from skerch.jobs.stages.sketch import SketchFiles
-from skerch.measurements.manifest import manifest_path, read
 from skerch.measurements.measure import Measurer
 
 REPETITIONS = 7  # at most, of which the median counts …
@@ -59,8 +57,7 @@ def measure_pace(config: Config) -> Pace:
     context = Context(RunDir(config.run_dir), config, method_name(config), step, split)
     settle("measure", context)
     inputs = sample_inputs(config)
-    path = manifest_path(context.directory.measurements(1))
-    recorded = Provenance.of(read(path)) if path.exists() else None
+    recorded = context.provenance
     with user_code("A block cannot be measured"):
         op = curvature_operator(config, inputs, recorded)
     with user_code("A block cannot be measured"), op.frozen():

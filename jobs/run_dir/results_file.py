@@ -1,4 +1,4 @@
-"""overlap.json: what the analysis of a Hessian found, whose it is, and a hash of itself."""
+"""A JSON file of what was found of a Hessian, whose it is, and a hash of itself."""
 
 from __future__ import annotations
 
@@ -7,22 +7,26 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
-from skerch.analysis.results import HessianResults
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
 from skerch.jobs.run_dir import StepDir, command
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
 
-def write(path: Path, results: HessianResults, manifests: Sequence[str], outer: int) -> None:
-    """Write results, the hashes of the manifests of their measurements, and what was asked for."""
-    content = {"manifests": list(manifests), "outer": outer, **asdict(results)}
+Kind = TypeVar("Kind", bound="DataclassInstance")
+
+
+def write(path: Path, results: DataclassInstance, manifests: Sequence[str], **asked: Any) -> None:
+    """Write results, the hashes of the manifests that they are of, and what was asked for."""
+    content = {"manifests": list(manifests), **asked, **asdict(results)}
     whole = json.dumps(content | {"hash": _hash(content)})
     write_atomically(path, lambda temporary: temporary.write_text(whole, encoding="utf-8"))
 
 
-def read(path: Path) -> HessianResults:
+def read(path: Path, kind: type[Kind]) -> Kind:
     """What `write` wrote, or an older version: what that did not know of is left empty.
 
     Refused if anything changed since, or if it is of other measurements.
@@ -41,8 +45,8 @@ def read(path: Path) -> HessianResults:
         raise SkerchError(
             f"{path} is of other measurements than are there now; delete it and run again."
         )
-    known = {field.name for field in fields(HessianResults)}
-    return HessianResults(**{name: value for name, value in content.items() if name in known})
+    known = {field.name for field in fields(kind)}
+    return kind(**{name: value for name, value in content.items() if name in known})
 
 
 def _hash(content: dict[str, Any]) -> str:

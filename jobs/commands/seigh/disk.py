@@ -7,7 +7,7 @@ from itertools import accumulate
 
 from skerch.decompositions.eigh_file import CHUNK_COLUMNS
 from skerch.hdf5 import even_width, stored_size
-from skerch.jobs.commands.costs import ITEMS
+from skerch.jobs.commands.seigh.costs import ITEMS
 from skerch.jobs.config import Config
 from skerch.jobs.stages.layout import array_manifest
 

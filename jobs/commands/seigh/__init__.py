@@ -1,0 +1,1 @@
+"""What of the commands is a sketched eigendecomposition's own."""
