@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 
 import pytest
 
@@ -172,6 +173,16 @@ def test_memory_that_cannot_suffice_is_warned_of(tmp_path, monkeypatch, skerch):
     _, out, _ = skerch("plan", "digits", "resources.merge.memory=100M", "resources.train.memory=9T")
     (warning,) = [line for line in out.splitlines() if line.startswith("warning")]
     assert "resources.merge.memory is 100M, which is too little" in warning
+
+
+def test_blocks_that_this_machine_cannot_hold_are_warned_of(tmp_path, monkeypatch, skerch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(os, "sysconf", lambda name: 2**11)  # 4 MiB
+    monkeypatch.setattr("skerch.jobs.commands.seigh.plan.python_memory", lambda: 0)
+    for size, warned in ((64, True), (1, False)):
+        blocks = f"sketch.block_size={size}"
+        _, out, _ = skerch("plan", "mnist_mini", "sketch.rounds=2", blocks)
+        assert ("give it a smaller sketch.block_size" in out) == warned
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -100,8 +101,10 @@ def _memory_notes(config: Config, N: int) -> Iterator[str]:
     sketch = config.sketch
     width = sum(each.stored for each in sketch.each_round()) + sketch.probes
     width += sketch.start is not None and sketch.each_round()[0].columns
+    widest = max(sketch.probes, *(each.columns for each in sketch.each_round()))
     # X, Y and its copy for the sketch, and the Y before as it is written, twice
-    vectors = 5 * N * min(sketch.block_size, sketch.inner) * ITEMS[config.hessian.dtype]
+    column = 5 * N * ITEMS[config.hessian.dtype]
+    vectors = column * min(sketch.block_size, widest)
     solver = 8 * (2 * SLAB_ROWS * width + 6 * width**2)
     yield (
         f"memory   a worker about {decimal(vectors)} besides the network, its activations and "
@@ -112,6 +115,12 @@ def _memory_notes(config: Config, N: int) -> Iterator[str]:
     if at_once(config):
         needs["measure"] += solver
     yield from memory_warnings(config, needs)
+    here = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    if config.cluster is None and needs["measure"] + python_memory() > here:
+        yield (
+            f"warning  a worker takes more than the {decimal(here)} of this machine; give it a "
+            f"smaller sketch.block_size: vectors take {decimal(column)} a column of a block."
+        )
 
 
 def _start_notes(config: Config, N: int) -> Iterator[str]:
