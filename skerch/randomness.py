@@ -17,6 +17,8 @@ ROLES = {
     "synthetic": 5,
     "fresh": 6,
     "start": 7,
+    "krylov": 8,  # where a Krylov space begins
+    "estimate": 9,  # test vectors of estimators of the trace, the diagonal and the density
 }
 
 

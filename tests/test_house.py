@@ -22,7 +22,7 @@ from skerch.jobs.config.schema import Config
 ROOT = Path(__file__).parents[1]
 FLOORS = ["skerch", "analysis", "jobs"]
 ROOMS = {  # of each folder: an import points to a room further up, or to its own
-    "skerch": ["linops", "sketch_operators", "measurements", "decompositions"],
+    "skerch": ["linops", "sketch_operators", "measurements", "decompositions", "krylov"],
     "analysis": [],
     "jobs": [
         *("errors", "problems", "config", "run_dir", "pipeline", "training", "stages"),
