@@ -100,7 +100,7 @@ def seigh(
     reached. Raises ShapeError for an operator that is not square, SkerchError for one that is not
     symmetric or not declared so, and for sizes that do not fit.
     """
-    op = _symmetric(op)
+    op = symmetric(op, "seigh")
     size = op.shape[0]
     outer = index(outer)  # NumPy's integers, too
     if block_size < 1:
@@ -272,17 +272,17 @@ def _of_all(op: LinearOperator, outer: int, block_size: int, dtype: torch.dtype)
     )
 
 
-def _symmetric(op: Any) -> LinearOperator:
-    """`op` as a `LinearOperator`, refused unless it is symmetric."""
+def symmetric(op: Any, caller: str) -> LinearOperator:
+    """`op` as a `LinearOperator`, refused unless it is symmetric; `caller` is named in errors."""
     operator = as_operand(op)
     if operator.shape[1] != operator.shape[0]:
         raise ShapeError(
-            f"seigh needs a square operator, not one of shape {operator.shape}; see ssvd."
+            f"{caller} needs a square operator, not one of shape {operator.shape}; see ssvd."
         )
     if not operator.self_adjoint:
         raise SkerchError(
-            f"seigh needs a symmetric operator, and {operator} is neither a symmetric matrix nor "
-            "declared symmetric; take (A + A.T) / 2 or ssvd, or, if it is, wrap it by "
+            f"{caller} needs a symmetric operator, and {operator} is neither a symmetric matrix "
+            "nor declared symmetric; take (A + A.T) / 2 or ssvd, or, if it is, wrap it by "
             "aslinearoperator(..., self_adjoint=True)."
         )
     return operator
