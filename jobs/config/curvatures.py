@@ -3,4 +3,4 @@
 A curvature is a `LossCurvature` of this class in the module of its name in `skerch.curvature`.
 """
 
-CURVATURES = {"hessian": "HessianOperator"}
+CURVATURES = {"hessian": "HessianOperator", "ggn": "GGNOperator"}

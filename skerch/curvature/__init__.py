@@ -2,6 +2,7 @@
 
 from skerch.curvature.base import CurvatureOperator, LambdaOperator
 from skerch.curvature.batching import count_examples, split_batch, to_device
+from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.losses import label_weight, supervised_loss
 from skerch.curvature.operator import LossCurvature
@@ -18,6 +19,7 @@ from skerch.curvature.parameters import (
 
 __all__ = [
     "CurvatureOperator",
+    "GGNOperator",
     "HessianOperator",
     "LambdaOperator",
     "LossCurvature",

@@ -170,7 +170,7 @@ def second_derivative(op: LossCurvature) -> str:
     rounding.
     """
     batch = op.first_batch()
-    one, few = op.restricted(batch), _few(op, batch)
+    one, few = op.restricted(batch), few_of(op, batch)
     u, v = (direction(one, index) for index in range(2))
     Hu, Hv = (one @ u).double(), (one @ v).double()
     if not bool(torch.isfinite(Hu).all() and torch.isfinite(Hv).all()):
@@ -267,7 +267,7 @@ def fingerprint(op: LossCurvature) -> dict[str, float]:
     return {"loss": op.loss(), "‖Hv‖": float(Hv.norm()), "vᵀHv": float(v.double() @ Hv)}
 
 
-def _few(op: LossCurvature, batch: Any) -> Any:
+def few_of(op: LossCurvature, batch: Any) -> Any:
     """A few of a batch's examples; all where they cannot be taken apart, or have no loss."""
     with suppress(Exception):  # whatever a loss that wants another number of examples raises
         few = split_batch(batch, FEW)[0]

@@ -148,7 +148,8 @@ class LossCurvature(CurvatureOperator):
         self.microbatch_size, self.microbatch_unsafe = microbatch_size, microbatch_unsafe
         self.backend = backend
         self.loss_fn = loss_fn
-        self.batch_weight = batch_weight or count_examples
+        of_loss: BatchWeight | None = getattr(loss_fn, "batch_weight", None)
+        self.batch_weight = batch_weight or of_loss or count_examples
         self.strategy = strategy
         self.chunk_size = chunk_size
         self.memory_format = memory_format

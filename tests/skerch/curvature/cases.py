@@ -67,7 +67,7 @@ class Case:
     def operator(self, kind: type[LossCurvature], **options: Any) -> LossCurvature:
         """The curvature of a kind, of the batches."""
         weight = self.batch_weight
-        return kind(self.model, self.batches, self.loss_fn, batch_weight=weight, **options)
+        return kind.of_loss(self.model, self.batches, self.loss_fn, batch_weight=weight, **options)
 
     def loss(self, call: Callable[[Tensor], Tensor] | None = None) -> Tensor:
         """The mean loss over all the data, of the network or of another `call`."""
@@ -87,6 +87,20 @@ class Case:
         sizes = {name: fixed[name].numel() for name in names}
         rows = [[H[a][b].reshape(sizes[a], sizes[b]) for b in names] for a in names]
         return torch.cat([torch.cat(row, 1) for row in rows])
+
+    def jacobian(self, z: Tensor | None = None) -> Tensor:
+        """∂z/∂θ of the network's outputs, or of others of theirs, one row an entry."""
+        z, params = self.model(self.x) if z is None else z, list(self.model.parameters())
+        rows = [
+            torch.autograd.grad(entry, params, retain_graph=True, materialize_grads=True)
+            for entry in z.flatten()
+        ]
+        return torch.stack([nn.utils.parameters_to_vector(row) for row in rows])
+
+    def ggn(self) -> Tensor:
+        """Jᵀ ∇²L J of the loss L of the network's outputs over all the data."""
+        z, J = self.model(self.x).detach(), self.jacobian()
+        return J.T @ hessian(lambda flat: self.mean(flat.view_as(z), self.y))(z.flatten()) @ J
 
 
 def differences(

@@ -10,7 +10,7 @@ from skerch.curvature import HessianOperator, label_weight
 from skerch.curvature.dense import dense_hessian
 from skerch.errors import ShapeError, SkerchError
 
-from .cases import CROSS_ENTROPY, network
+from ..cases import CROSS_ENTROPY, network
 
 
 def test_the_weight_of_all_the_data_in_one_batch_need_not_be_known():

@@ -1,4 +1,4 @@
-"""Losses of batches, what their means divide by, and how a batch's loss is computed."""
+"""How the loss of a batch is computed, and how batches combine."""
 
 from __future__ import annotations
 
@@ -18,42 +18,6 @@ from skerch.errors import ShapeError, SkerchError
 
 LossFn = Callable[[Module, Any], Tensor]
 BatchWeight = Callable[[Any], float]
-
-
-def supervised_loss(criterion: Callable[[Tensor, Tensor], Tensor]) -> LossFn:
-    """The loss criterion(model(x), y) of a batch (x, y); `criterion` takes a mean."""
-
-    def loss_fn(model: Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-        x, y = batch
-        return criterion(model(x), y)
-
-    return loss_fn
-
-
-def label_weight(
-    ignore_index: int = -100, class_weights: Tensor | None = None, *, labels: int | str = 1
-) -> BatchWeight:
-    """What a mean cross-entropy divides by: the sum of c[y] over the labels y ≠ ignore_index.
-
-    `class_weights` c has shape (classes,); without it the labels are counted. `labels` is where the
-    batch holds its integer labels, of any shape: a position in a tuple, or a key of a dict. With
-    `ignore_index` and `class_weights` those of `torch.nn.CrossEntropyLoss`, batches of any
-    composition combine to the mean over all labels.
-    """
-
-    def batch_weight(batch: Any) -> float:
-        y: Tensor = batch[labels]
-        if y.is_floating_point():
-            raise SkerchError(
-                f"label_weight needs integer labels, and batch[{labels!r}] has dtype {y.dtype}; "
-                "set labels= to where they are, or give a batch_weight of your own."
-            )
-        counted = y[y != ignore_index]
-        if class_weights is None:
-            return float(counted.numel())
-        return float(class_weights.to(y.device)[counted].double().sum())
-
-    return batch_weight
 
 
 def weighted(data: Iterable[Any], batch_weight: BatchWeight) -> Iterator[tuple[float, Any]]:
@@ -79,10 +43,10 @@ def weighted(data: Iterable[Any], batch_weight: BatchWeight) -> Iterator[tuple[f
         )
 
 
-def batch_loss(
-    model: Module, loss_fn: LossFn, batch: Any, memory_format: str, *, derivatives: int = 2
-) -> Tensor:
-    """The loss of a batch, which has so many derivatives; raises where it is no scalar."""
+def run(
+    model: Module, function: LossFn, batch: Any, memory_format: str, derivatives: int = 2
+) -> Any:
+    """function(model, batch), which has so many derivatives."""
     if memory_format == "channels_last":
         batch = channels_last(batch)
     with ExitStack() as stack:
@@ -90,7 +54,14 @@ def batch_loss(
             stack.enter_context(sdpa_kernel(SDPBackend.MATH))
             if "torch._dynamo" in sys.modules:
                 stack.enter_context(torch.compiler.set_stance("force_eager"))
-        loss = loss_fn(model, batch)
+        return function(model, batch)
+
+
+def batch_loss(
+    model: Module, loss_fn: LossFn, batch: Any, memory_format: str, *, derivatives: int = 2
+) -> Tensor:
+    """The loss of a batch, which has so many derivatives; raises where it is no scalar."""
+    loss = run(model, loss_fn, batch, memory_format, derivatives)
     if not isinstance(loss, Tensor) or loss.ndim:
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise SkerchError(
