@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from skerch.curvature import checks
 from skerch.curvature.finite_difference import STEPS, central_difference
+from skerch.curvature.functional import Function
 from skerch.curvature.losses import LossFn
 from skerch.curvature.operator import BatchCurvature, LossCurvature
 from skerch.curvature.strategies.linear_map import DerivativeError, LinearMap, Tensors
@@ -41,10 +42,11 @@ class HessianOperator(LossCurvature):
 
     Args:
         model: used in the mode it is in; put it in eval mode for a loss without dropout and with
-            fixed batch statistics.
+            fixed batch statistics. A function (params, x) ↦ y is one, too, with `params`.
         dataloader: batches that can be iterated again and again, such as a list or a DataLoader;
             in a fixed order for reproducible bits. Tensors are moved to the parameters' device.
         loss_fn: loss_fn(model, batch), a tensor of shape ().
+        params: the tensors by name of a model that is a function; `param_filter` selects of them.
         batch_weight: w_b ≥ 0, the number of examples by default (`count_examples`); batches of
             weight 0 are left out.
         param_filter: glob patterns on parameter names, those with ! to leave out; or a callable
@@ -72,6 +74,7 @@ class HessianOperator(LossCurvature):
             first vectorised block with products one by one; the attribute `compare` is the latter.
 
     Attributes:
+        model: the Module, also where it was given as a function.
         params: the selected parameters by name.
         strategy, chunk_size, memory_format: as given, or as chosen once "auto" is resolved.
 
@@ -88,7 +91,7 @@ class HessianOperator(LossCurvature):
 
     def __init__(
         self,
-        model: Module,
+        model: Module | Function,
         dataloader: Iterable[Any],
         loss_fn: LossFn,
         *,

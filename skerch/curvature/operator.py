@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import chain, islice
@@ -25,6 +25,7 @@ from skerch.curvature.batching import (
     split_batch,
     to_device,
 )
+from skerch.curvature.functional import Function, as_module
 from skerch.curvature.losses import BatchWeight, LossFn, batch_loss, differentiating, weighted
 from skerch.curvature.parameters import ParamFilter, params_to_vector, select_parameters
 from skerch.curvature.state import unchanged
@@ -93,10 +94,11 @@ class LossCurvature(CurvatureOperator):
 
     def __init__(
         self,
-        model: Module,
+        model: Module | Function,
         dataloader: Iterable[Any],
         loss_fn: LossFn,
         *,
+        params: Mapping[str, Tensor] | None = None,
         batch_weight: BatchWeight | None = None,
         param_filter: ParamFilter | str | Sequence[str] | None = None,
         full_dataset: bool = True,
@@ -125,7 +127,7 @@ class LossCurvature(CurvatureOperator):
         for name, number in {**sizes, "chunk_size": chunk_size}.items():
             if number is not None and number < 1:
                 raise SkerchError(f"{name} is {number}; the least is 1, None leaves it open.")
-        model = getattr(model, "_orig_mod", model)  # of what torch.compile returns
+        model = as_module(model, params)
         if microbatch_size is not None and not microbatch_unsafe:
             check_microbatches(model)
         self.params = select_parameters(model, param_filter)
@@ -162,7 +164,7 @@ class LossCurvature(CurvatureOperator):
 
     @classmethod
     def of_loss(
-        cls, model: Module, dataloader: Iterable[Any], loss_fn: LossFn, **options: Any
+        cls, model: Module | Function, dataloader: Iterable[Any], loss_fn: LossFn, **options: Any
     ) -> LossCurvature:
         """The curvature of a loss as experiments give it, whatever else its class is made of."""
         return cls(model, dataloader, loss_fn, **options)

@@ -323,6 +323,31 @@ def test_curvlinops_operators_keep_their_products_adjoints_and_declarations():
     assert_is_matrix(aslinearoperator(jacobian), (jacobian @ identity).numpy())
 
 
+class DictOperator:
+    """What curvlinops' operators of parameters in a dict have, after 3.0: tensors or lists of them.
+
+    A Jacobian of the entries of the parameters, (7, 5).
+    """
+
+    SELF_ADJOINT = False
+    shape, dtype, device = (7, 5), torch.float64, torch.device("cpu")
+
+    def __init__(self, params: dict[str, torch.Tensor], matrix: np.ndarray = A):
+        self.params, self.matrix, self.shape = params, T(matrix), matrix.shape
+
+    def __matmul__(self, X: torch.Tensor | list[torch.Tensor]) -> torch.Tensor:
+        assert isinstance(X, torch.Tensor)
+        return self.matrix @ X
+
+    def adjoint(self) -> "DictOperator":
+        return DictOperator(self.params, self.matrix.numpy().T)
+
+
+def test_curvlinops_operators_of_parameters_in_a_dict_are_operators():
+    theirs = DictOperator({"weight": torch.ones(2, 2), "bias": torch.ones(1)})
+    assert_is_matrix(aslinearoperator(theirs), A)
+
+
 @pytest.mark.parametrize(
     ("mistake", "words"),
     [
