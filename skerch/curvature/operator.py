@@ -5,10 +5,10 @@ from __future__ import annotations
 import copy
 import math
 from abc import abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from itertools import chain, islice
+from itertools import accumulate, chain, islice, pairwise
 from reprlib import repr as short
 from typing import Any
 
@@ -25,9 +25,16 @@ from skerch.curvature.batching import (
     split_batch,
     to_device,
 )
+from skerch.curvature.blocks import SubmatrixOperator, diagonal_blocks, parted
 from skerch.curvature.functional import Function, as_module
 from skerch.curvature.losses import BatchWeight, LossFn, batch_loss, differentiating, weighted
-from skerch.curvature.parameters import ParamFilter, params_to_vector, select_parameters
+from skerch.curvature.parameters import (
+    Filter,
+    filter_parameters,
+    params_to_vector,
+    select_parameters,
+    total_size,
+)
 from skerch.curvature.state import unchanged
 from skerch.curvature.strategies.clock import fastest
 from skerch.curvature.strategies.linear_map import LinearMap, Product, compare
@@ -100,7 +107,7 @@ class LossCurvature(CurvatureOperator):
         *,
         params: Mapping[str, Tensor] | None = None,
         batch_weight: BatchWeight | None = None,
-        param_filter: ParamFilter | str | Sequence[str] | None = None,
+        param_filter: Filter | None = None,
         full_dataset: bool = True,
         num_batches: int | None = None,
         microbatch_size: int | None = None,
@@ -139,9 +146,7 @@ class LossCurvature(CurvatureOperator):
                 "convert the model or select some by param_filter."
             )
         ((dtype, device),) = kinds
-        self._columns, size = {}, 0
-        for name, p in self.params.items():
-            self._columns[name] = slice(size, size := size + p.numel())
+        size = total_size(self.params)
         super().__init__((size, size), torch.promote_types(dtype, torch.float32), device)
         self.precision = dtype
         self.model = model
@@ -156,6 +161,7 @@ class LossCurvature(CurvatureOperator):
         self.chunk_size = chunk_size
         self.memory_format = memory_format
         self.check = self.compare = check
+        self.blocks: list[list[str]] | None = None  # the names of each, if others are left out
         self._frozen = False
         self._kept: _Term | None = None
         self._turn: list[Any] | None = None  # the batches of the next product, if not all
@@ -193,7 +199,8 @@ class LossCurvature(CurvatureOperator):
 
         With a `dtype` it is of a network that is in that dtype meanwhile, as the batch is.
         """
-        one = copy.copy(self)
+        one = self._copy()
+        one.blocks = None
         one.precision = dtype or self.precision
         one.dtype = torch.promote_types(one.precision, torch.float32)
         one.full_dataset, one.num_batches, one.microbatch_size = True, None, None
@@ -201,8 +208,42 @@ class LossCurvature(CurvatureOperator):
             batch = to_device(batch, self.device, dtype)
         one.dataloader, one.memory_format = [batch], self._format
         one.strategy, one.chunk_size, one.check = "loop", 1, False
-        one._frozen, one._kept = False, None
         return one
+
+    def block_diagonal(self, groups: Iterable[Filter] | None = None) -> LossCurvature:
+        """The curvature with zeros in the place of what is between blocks, of the same shape.
+
+        A block is of the parameters that a module has itself, or of those of a group, given by a
+        filter as `param_filter` is; those of no group are the last block. A product costs one of
+        the whole for each block, in one pass over the data.
+        """
+        part = self._copy()
+        part.blocks = parted(self.params, groups)
+        return part
+
+    def submatrix(self, rows: Filter, columns: Filter) -> SubmatrixOperator:
+        """The rows and columns of some parameters, given by filters as `param_filter` is.
+
+        A product costs one of the curvature of both.
+        """
+        chosen = [filter_parameters(self.params, taken) for taken in (rows, columns)]
+        part = self._copy()
+        part.params = {n: p for n, p in self.params.items() if n in chosen[0] or n in chosen[1]}
+        size = total_size(part.params)
+        part.shape = (size, size)
+        return SubmatrixOperator(part, list(chosen[0]), list(chosen[1]))
+
+    def _copy(self) -> LossCurvature:
+        """The same operator, with nothing prepared."""
+        one = copy.copy(self)
+        one._frozen, one._kept, one._turn, one._turns = False, None, None, None
+        return one
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Where each parameter has its rows and columns."""
+        ends = accumulate((p.numel() for p in self.params.values()), initial=0)
+        return {name: slice(*at) for name, at in zip(self.params, pairwise(ends), strict=True)}
 
     def vector(self) -> Tensor:
         """θ, a copy of shape (N,)."""
@@ -302,7 +343,7 @@ class LossCurvature(CurvatureOperator):
         times: dict[strategies.Choice, float] = {}
         for memory_format in formats:
             with differentiating():
-                A = self.of_batch(batch, memory_format).map
+                A = self._curvature(batch, memory_format).map
             choice, seconds = fastest(choices, A, vectors)
             times[replace(choice, memory_format=memory_format)] = seconds
             del A  # and its graph, before the next one's
@@ -351,10 +392,19 @@ class LossCurvature(CurvatureOperator):
             self._kept = term
         return out.div_(total)
 
+    def _curvature(self, batch: Any, memory_format: str) -> BatchCurvature:
+        """A_b of a batch, or its blocks."""
+        found = self.of_batch(batch, memory_format)
+        if self.blocks is None:
+            return found
+        parts = [[i for i, n in enumerate(found.names) if n in block] for block in self.blocks]
+        return replace(found, map=diagonal_blocks(found.map, [part for part in parts if part]))
+
     def _term(self, weight: float, batch: Any, choice: strategies.Choice) -> _Term:
         """The batch's curvature with its product; one that touches nothing needs no strategy."""
-        found = self.of_batch(batch, choice.memory_format)
-        columns = [self._columns[name] for name in found.names]
+        found = self._curvature(batch, choice.memory_format)
+        where = self.columns
+        columns = [where[name] for name in found.names]
         product = strategies.prepare(choice.strategy if found.names else "loop", found.map)
         return _Term(weight, choice, found, columns, product)
 

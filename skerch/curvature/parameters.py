@@ -19,6 +19,7 @@ from torch.nn.parameter import is_lazy
 from skerch.errors import ShapeError, SkerchError
 
 ParamFilter = Callable[[str, Parameter], bool]  # of a name and its parameter
+Filter = ParamFilter | str | Sequence[str]  # glob patterns, too
 
 
 def match_names(*patterns: str) -> ParamFilter:
@@ -32,9 +33,7 @@ def match_regex(*patterns: str) -> ParamFilter:
     return lambda name, _: any(pattern.search(name) for pattern in compiled)
 
 
-def select_parameters(
-    model: Module, param_filter: ParamFilter | str | Sequence[str] | None = None
-) -> dict[str, Parameter]:
+def select_parameters(model: Module, param_filter: Filter | None = None) -> dict[str, Parameter]:
     """The trainable parameters that a filter takes, in order; None takes all.
 
     A filter is a callable of a name and its parameter, or glob patterns: those that begin with !
@@ -47,15 +46,18 @@ def select_parameters(
     known = {name: p for name, p in model.named_parameters() if p.requires_grad}
     if not known:
         raise SkerchError("The model has no parameter with requires_grad=True; set it on some.")
-    if param_filter is None:
-        return _real(known)
+    return _real(known if param_filter is None else filter_parameters(known, param_filter))
+
+
+def filter_parameters(known: Mapping[str, Parameter], param_filter: Filter) -> dict[str, Parameter]:
+    """Those of the known parameters that a filter takes; raises as `select_parameters`."""
     if callable(param_filter):
         taken = {name: p for name, p in known.items() if param_filter(name, p)}
         if not taken:
             raise SkerchError(
                 f"The param_filter selects zero parameters; the model has {', '.join(known)}."
             )
-        return _real(taken)
+        return taken
     patterns = [param_filter] if isinstance(param_filter, str) else list(param_filter)
     if not patterns:
         raise SkerchError("An empty param_filter selects nothing; leave it out to select all.")
@@ -72,7 +74,7 @@ def select_parameters(
             f"The patterns {', '.join(map(short, patterns))} leave no parameter; those with ! take "
             f"away all that the others select of {', '.join(known)}."
         )
-    return _real({name: p for name, p in known.items() if name in chosen})
+    return {name: p for name, p in known.items() if name in chosen}
 
 
 def _real(params: dict[str, Parameter]) -> dict[str, Parameter]:
