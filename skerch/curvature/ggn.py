@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from skerch.curvature import output_checks
+from skerch.curvature.functional import Function
 from skerch.curvature.losses import ForwardFn, LossFn, LossOfOutputFn, OutputProduct, by_autograd
 from skerch.curvature.operator import LossCurvature
 from skerch.curvature.outputs import OutputCurvature
@@ -38,7 +39,7 @@ class GGNOperator(OutputCurvature):
 
     def __init__(
         self,
-        model: Module,
+        model: Module | Function,
         dataloader: Iterable[Any],
         forward_fn: ForwardFn,
         loss_of_output_fn: LossOfOutputFn,
@@ -60,7 +61,7 @@ class GGNOperator(OutputCurvature):
 
     @classmethod
     def of_loss(
-        cls, model: Module, dataloader: Iterable[Any], loss_fn: LossFn, **options: Any
+        cls, model: Module | Function, dataloader: Iterable[Any], loss_fn: LossFn, **options: Any
     ) -> LossCurvature:
         known = hasattr(getattr(loss_fn, "of_output", None), "hvp")
         how = "analytical" if known else "autograd"

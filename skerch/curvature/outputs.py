@@ -12,6 +12,7 @@ from torch.nn import Module
 
 from skerch.curvature import checks, output_checks
 from skerch.curvature.batching import to_device
+from skerch.curvature.functional import Function, as_module
 from skerch.curvature.losses import (
     ForwardFn,
     Loss,
@@ -49,7 +50,7 @@ class OutputCurvature(LossCurvature):
 
     def __init__(
         self,
-        model: Module,
+        model: Module | Function,
         dataloader: Iterable[Any],
         forward_fn: ForwardFn,
         loss_of_output_fn: LossOfOutputFn,
@@ -60,8 +61,9 @@ class OutputCurvature(LossCurvature):
 
     @classmethod
     def of_loss(
-        cls, model: Module, dataloader: Iterable[Any], loss_fn: LossFn, **options: Any
+        cls, model: Module | Function, dataloader: Iterable[Any], loss_fn: LossFn, **options: Any
     ) -> LossCurvature:
+        model = as_module(model, options.pop("params", None))
         loss = in_two_steps(loss_fn, model)
         options["batch_weight"] = options.get("batch_weight") or loss.batch_weight
         return cls(model, dataloader, loss.forward, loss.of_output, **options)
