@@ -169,8 +169,8 @@ class HessianOperator(LossCurvature):
             None, True, list(self.params), LinearMap(product, params, NO_GRADIENT)
         )
 
-    def _products(self, rows: Tensor) -> Tensor:
-        """(H X)ᵀ; where an operation has no second derivative, the layers that do it are named."""
+    def _products(self, rows: Tensor) -> tuple[Tensor, float, bool]:
+        """Where an operation has no second derivative, the layers that do it are named."""
         try:
             return super()._products(rows)
         except DerivativeError as error:

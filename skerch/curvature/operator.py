@@ -41,6 +41,10 @@ from skerch.curvature.strategies.linear_map import LinearMap, Product, compare
 from skerch.errors import SkerchError
 
 MEMORY_FORMATS = ("preserve", "channels_last")
+UNREACHED = (
+    "The loss depends on none of the {} selected parameters; loss_fn must compute it by the model "
+    "that it is given, and not under no_grad."
+)
 Check = Callable[[Any], str]  # of an operator: what it found; raises CheckError
 
 
@@ -260,12 +264,17 @@ class LossCurvature(CurvatureOperator):
         """The mean loss Σ_b w_b L_b / Σ_b w_b."""
         if self._kept is not None and self._kept.curvature.loss is not None:
             return self._kept.curvature.loss
+        total, weight = self.weighted_loss()
+        return total / weight
+
+    def weighted_loss(self) -> tuple[float, float]:
+        """Σ_b w_b L_b and Σ_b w_b."""
         with differentiating():  # for a loss that itself takes derivatives
             terms = [
                 (w, w * float(self._batch_loss(batch, self.memory_format).detach()))
                 for w, batch in self.data_batches()
             ]
-        return math.fsum(term for _, term in terms) / math.fsum(w for w, _ in terms)
+        return math.fsum(term for _, term in terms), math.fsum(w for w, _ in terms)
 
     def data_batches(self) -> Iterator[tuple[float, Any]]:
         """Weights and batches; those of weight 0 are left out."""
@@ -351,6 +360,13 @@ class LossCurvature(CurvatureOperator):
 
     def _matmul(self, X: Tensor) -> Tensor:
         """A X for X of shape (N, b); fastest for the transpose of a contiguous (b, N)."""
+        out, total, reached = self.weighted_products(X)
+        if not reached:
+            raise SkerchError(UNREACHED.format(len(self.params)))
+        return out.div_(total).T
+
+    def weighted_products(self, X: Tensor) -> tuple[Tensor, float, bool]:
+        """Σ_b w_b (A_b X)ᵀ of shape (b, N), Σ_b w_b, and whether any L_b has a gradient."""
         self._require_same_parameters()
         if self.check:
             self.verify()
@@ -359,22 +375,21 @@ class LossCurvature(CurvatureOperator):
             scales = rows.norm(dim=1, keepdim=True) / math.sqrt(max(self.size, 1))
             rows = rows / scales.masked_fill(scales == 0, 1.0)
         with unchanged(self.model, self.device), differentiating():
-            products = self._products(rows)
+            out, total, reached = self._products(rows)
         self._turn = None
-        return (products * scales if half else products).T
+        return (out * scales if half else out), total, reached
 
-    def _products(self, rows: Tensor) -> Tensor:
-        """(A X)ᵀ for rows Xᵀ of shape (b, N)."""
+    def _products(self, rows: Tensor) -> tuple[Tensor, float, bool]:
         out = torch.zeros_like(rows)
         if not len(rows):
-            return out
+            return out, 1.0, True
         if self.strategy == "auto" and len(rows) == 1:
             choice = strategies.Choice("loop", 1, self._format)
         else:
             choice = self.resolve(len(rows))
         if self._kept is not None and self._kept.choice == choice:
             self._kept.add(rows, out, self._to_compare(choice, len(rows)))
-            return out.div_(self._kept.weight)
+            return out, self._kept.weight, True
         total, count, reached = 0.0, 0, False
         check = self._to_compare(choice, len(rows))
         for weight, batch in self.data_batches():
@@ -383,14 +398,9 @@ class LossCurvature(CurvatureOperator):
             term.add(rows, out, check and not count)
             total, count = total + weight, count + 1
             reached = reached or term.curvature.reached
-        if not reached:
-            raise SkerchError(
-                f"The loss depends on none of the {len(self.params)} selected parameters; loss_fn "
-                "must compute it by the model that it is given, and not under no_grad."
-            )
-        if self._frozen and count == 1:
+        if self._frozen and count == 1 and reached:
             self._kept = term
-        return out.div_(total)
+        return out, total, reached
 
     def _curvature(self, batch: Any, memory_format: str) -> BatchCurvature:
         """A_b of a batch, or its blocks."""

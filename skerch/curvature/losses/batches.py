@@ -20,6 +20,10 @@ LossFn = Callable[[Module, Any], Tensor]
 BatchWeight = Callable[[Any], float]
 
 
+class NoDataError(SkerchError):
+    """Data without a batch of positive weight, whose mean loss is 0/0."""
+
+
 def weighted(data: Iterable[Any], batch_weight: BatchWeight) -> Iterator[tuple[float, Any]]:
     """Weights and batches; those of weight 0, whose mean is 0/0, are left out."""
     seen = False
@@ -37,7 +41,7 @@ def weighted(data: Iterable[Any], batch_weight: BatchWeight) -> Iterator[tuple[f
             seen = True
             yield weight, batch
     if not seen:
-        raise SkerchError(
+        raise NoDataError(
             "The data have no batch of positive weight, so their mean loss is 0/0; give a "
             "non-empty list of batches and a batch_weight that counts them."
         )
