@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import timedelta
 from pathlib import Path
 
+import pytest
 import torch
 import torch.distributed as dist
 from torch.multiprocessing import spawn
@@ -35,3 +36,10 @@ def _rank(rank: int, claims: list[Claim], size: int, folder: Path) -> None:
             told[claim.__name__] = f"\nrank {rank}:\n{traceback.format_exc()}"
     torch.save(told, folder / f"{rank}.pt")
     dist.destroy_process_group()
+
+
+def raised(kind: type[Exception], work: Callable[[], object]) -> str:
+    """The message of the error of a kind that work() raises."""
+    with pytest.raises(kind) as error:
+        work()
+    return str(error.value)

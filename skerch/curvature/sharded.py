@@ -1,0 +1,212 @@
+"""Curvatures of networks that FSDP2 shards over ranks, with vectors sharded like the parameters.
+
+FSDP2 frees a layer's whole parameters after it has been used, which cuts the graph that a second
+derivative needs. Here the network has its whole parameters, without FSDP's hooks, for as long as a
+block of products takes; what lasts, parameters and vectors, is sharded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
+from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Shard
+from torch.nn import Module, Parameter
+
+from skerch.curvature.distributed import DistributedOperator
+from skerch.curvature.hessian import HessianOperator
+from skerch.curvature.operator import LossCurvature
+from skerch.errors import SkerchError
+from skerch.ranks import Ranks
+
+
+class FSDPOperator(DistributedOperator):
+    """A curvature of a network under `fully_shard`, on vectors of which each rank has its rows.
+
+    Rank r multiplies X of shape (n_r, b) and has n_r rows of A X: those of its own shards of the
+    selected parameters, one after the other in the order of `model.named_parameters()`, each in
+    row-major order. They are the rows `A.rows()` of what one process multiplies. n_r may differ
+    between ranks, and be 0; replicas, on a mesh that has them, have the same rows. Products are
+    exact: those of one process, in the dtype of the sharded parameters, whatever FSDP's mixed
+    precision.
+
+    Memory on each rank while a block of b columns is multiplied: all parameters whole, the graph of
+    their gradient, and two blocks (N, b) in float32 or float64. Give few columns at once where
+    that is much. A `frozen` operator holds the whole parameters throughout. In between, a rank has
+    nothing but its shards.
+
+    Args:
+        model: of which every parameter belongs to a module under `fully_shard`, over one mesh.
+
+    Other arguments are those of `kind`, with this rank's share of the data, or all the data on
+    every rank. Raises SkerchError for a model that is sharded in another way.
+    """
+
+    def __init__(self, model: Module, *args: Any, **options: Any):
+        self.model = getattr(model, "_orig_mod", model)  # of what torch.compile returns
+        self._reshard()
+        shards = dict(self.model.named_parameters())
+        self._mesh = _mesh(shards)
+        self._whole = False
+        with self._gathered():
+            super().__init__(
+                Ranks.of_mesh(self._mesh), lambda: self.kind(self.model, *args, **options)
+            )
+        self.shards: dict[str, DTensor] = {name: shards[name] for name in self.local.params}
+        self.total = self.local.size  # N
+        n = sum(p.to_local().numel() for p in self.shards.values())
+        self.shape = (n, n)
+
+    def vector(self) -> Tensor:
+        """The rows of θ, a copy of shape (n_r,)."""
+        return torch.cat([p.detach().to_local().reshape(-1) for p in self.shards.values()])
+
+    def rows(self) -> Tensor:
+        """The places (n_r,) of this rank's rows among the N of one process."""
+        found, start = [], 0
+        for p in self.shards.values():
+            places = torch.arange(start, start + p.numel(), device=self.device).view(p.shape)
+            found.append(_part(places, p).reshape(-1))
+            start += p.numel()
+        return torch.cat(found)
+
+    @contextmanager
+    def frozen(self) -> Iterator[None]:
+        """As of `LossCurvature`; the model is whole within."""
+        with self._gathered(), self.local.frozen():
+            yield
+
+    def loss(self) -> float:
+        with self._gathered():
+            return super().loss()
+
+    def verify(self) -> None:
+        with self._gathered():
+            super().verify()
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        """A X for X of shape (n_r, b)."""
+        _, columns = self.ranks.each(lambda: (None, (X.shape[1],)), 1)
+        if len(set(columns[:, 0].tolist())) > 1:
+            raise SkerchError(
+                f"The ranks multiply {', '.join(f'{b:.0f}' for b in columns[:, 0])} columns; they "
+                "must have the rows of the same ones."
+            )
+        if not X.shape[1]:
+            return torch.zeros_like(X)
+        with self._gathered():
+            out, weight = self._products(self._gather(X.detach().T).T)
+            return self._scatter(out).div_(weight).to(self.dtype).T
+
+    def _gather(self, rows: Tensor) -> Tensor:
+        """The vectors (b, N) of which this rank has (b, n_r), parameter by parameter."""
+        whole = torch.empty(len(rows), self.total, dtype=rows.dtype, device=rows.device)
+        places = _split(whole, [p.numel() for p in self.shards.values()])
+        parts = _split(rows, [p.to_local().numel() for p in self.shards.values()])
+        for p, part, place in zip(self.shards.values(), parts, places, strict=True):
+            shape = torch.Size([len(rows), *p.shape])
+            local = part.reshape(len(rows), *p.to_local().shape)
+            stride = torch.empty(shape, device="meta").stride()
+            sharded = DTensor.from_local(
+                local, self._mesh, _after_first(p), run_check=False, shape=shape, stride=stride
+            )
+            place.view(shape).copy_(sharded.full_tensor())
+        return whole
+
+    def _scatter(self, whole: Tensor) -> Tensor:
+        """This rank's (b, n_r) of the sum over ranks of blocks (b, N), parameter by parameter."""
+        partial = [Partial()] * self._mesh.ndim
+        summed = []
+        for p, part in zip(
+            self.shards.values(),
+            _split(whole, [p.numel() for p in self.shards.values()]),
+            strict=True,
+        ):
+            block = part.reshape(len(whole), *p.shape)
+            terms = DTensor.from_local(block, self._mesh, partial, run_check=False)
+            summed.append(terms.redistribute(placements=_after_first(p)).to_local().flatten(1))
+        return torch.cat(summed, dim=1)
+
+    def _reshard(self) -> None:
+        for module in self.model.modules():
+            if isinstance(module, FSDPModule):
+                module.reshard()
+
+    @contextmanager
+    def _gathered(self) -> Iterator[None]:
+        """Within, the model has its whole parameters, and FSDP's hooks do nothing."""
+        if self._whole:
+            yield
+            return
+        self._reshard()  # as a forward pass leaves the outermost parameters whole
+        whole: dict[Any, Parameter] = {}
+        with ExitStack() as back:
+            for module in self.model.modules():
+                for hooks in (module._forward_pre_hooks, module._forward_hooks):
+                    for key, hook in list(hooks.items()):
+                        if "torch.distributed.fsdp" in (getattr(hook, "__module__", None) or ""):
+                            hooks[key] = _nothing
+                            back.callback(hooks.__setitem__, key, hook)
+                for name, p in list(module.named_parameters(recurse=False, remove_duplicate=False)):
+                    if p not in whole:
+                        whole[p] = Parameter(p.full_tensor().detach(), p.requires_grad)
+                    setattr(module, name, whole[p])
+                    back.callback(setattr, module, name, p)
+            self._whole = True
+            back.callback(setattr, self, "_whole", False)
+            if hasattr(self, "local"):
+                named = dict(self.model.named_parameters())
+                self.local.params = {name: named[name] for name in self.local.params}
+                back.callback(setattr, self.local, "params", dict(self.shards))
+            yield
+
+
+class FSDPHessianOperator(FSDPOperator):
+    """The Hessian of a network under `fully_shard`; arguments as of `FSDPOperator`."""
+
+    kind: ClassVar[type[LossCurvature]] = HessianOperator
+
+
+def _nothing(*_: Any) -> None:
+    """What a hook of FSDP does meanwhile."""
+
+
+def _mesh(params: dict[str, Any]) -> Any:
+    """The one device mesh over which all the parameters are sharded."""
+    others = [name for name, p in params.items() if not isinstance(p, DTensor)]
+    if others or not params:
+        raise SkerchError(
+            f"The parameters {', '.join(others[:3])} are not sharded; call fully_shard on the "
+            "whole model, without ignored_params, after its layers."
+        )
+    meshes = {p.device_mesh for p in params.values()}
+    kinds = {type(way) for p in params.values() for way in p.placements}
+    if len(meshes) > 1 or kinds - {Shard, Replicate}:
+        raise SkerchError(
+            "The parameters are sharded over several meshes, or in more ways than by fully_shard; "
+            "use one mesh and no tensor parallelism."
+        )
+    return meshes.pop()
+
+
+def _after_first(p: DTensor) -> list[Placement]:
+    """How a block (b, *shape) of vectors is sharded like a parameter."""
+    return [Shard(way.dim + 1) if isinstance(way, Shard) else way for way in p.placements]
+
+
+def _part(whole: Tensor, p: DTensor) -> Tensor:
+    """This rank's part of a tensor that is sharded like a parameter."""
+    for dim, way in enumerate(p.placements):
+        if isinstance(way, Shard):
+            chunks = whole.chunk(p.device_mesh.size(dim), way.dim)
+            rank = p.device_mesh.get_local_rank(dim)
+            whole = chunks[rank] if rank < len(chunks) else whole.narrow(way.dim, 0, 0)
+    return whole
+
+
+def _split(rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    return torch.split(rows, sizes, dim=1)
