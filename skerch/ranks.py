@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 import torch
@@ -16,6 +17,7 @@ Result = TypeVar("Result")
 WORDS = 2048  # bytes of an error's message that the other ranks are told
 
 
+@dataclass(frozen=True)
 class Ranks:
     """The ranks of a group, or of a mesh, which do the same work on different data.
 
@@ -23,10 +25,10 @@ class Ranks:
     the only rank.
     """
 
-    def __init__(self, groups: Sequence[Any], rank: int, size: int, device: torch.device | str):
-        self.groups = groups  # a sum over one after the other is over all ranks
-        self.rank, self.size = rank, size
-        self.device = device  # where tensors are that the groups can send
+    groups: Sequence[Any]  # a sum over one after the other is over all ranks
+    rank: int
+    size: int
+    device: torch.device | str  # where tensors are that the groups can send
 
     @classmethod
     def of_group(cls, group: Any = None, device: torch.device | str = "cpu") -> Ranks:

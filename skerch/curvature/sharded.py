@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from functools import cached_property
 from typing import Any, ClassVar
 
 import torch
@@ -21,6 +23,7 @@ from skerch.curvature.distributed import DistributedOperator
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.operator import LossCurvature
 from skerch.errors import SkerchError
+from skerch.krylov.distributed import DistributedBackend
 from skerch.ranks import Ranks
 
 
@@ -57,19 +60,30 @@ class FSDPOperator(DistributedOperator):
                 Ranks.of_mesh(self._mesh), lambda: self.kind(self.model, *args, **options)
             )
         self.shards: dict[str, DTensor] = {name: shards[name] for name in self.local.params}
-        self.total = self.local.size  # N
-        n = sum(p.to_local().numel() for p in self.shards.values())
-        self.shape = (n, n)
+        self._sizes = [p.numel() for p in self.shards.values()]
+        self._sizes_here = [p.to_local().numel() for p in self.shards.values()]
+        self.shape_here = sum(self._sizes_here), sum(self._sizes_here)
+
+    @cached_property
+    def backend(self) -> DistributedBackend:
+        """For the algorithms of `skerch.krylov` on these vectors."""
+        ways = next(iter(self.shards.values())).placements
+        groups = [
+            group
+            for group, way in zip(self.ranks.groups, ways, strict=True)
+            if isinstance(way, Shard)
+        ]
+        return DistributedBackend(replace(self.ranks, groups=groups), self.rows())
 
     def vector(self) -> Tensor:
         """The rows of θ, a copy of shape (n_r,)."""
-        return torch.cat([p.detach().to_local().reshape(-1) for p in self.shards.values()])
+        return torch.cat([p.to_local().detach().reshape(-1) for p in self.shards.values()])
 
     def rows(self) -> Tensor:
-        """The places (n_r,) of this rank's rows among the N of one process."""
+        """The places (n_r,) of this rank's rows among the N of one process, ascending."""
         found, start = [], 0
         for p in self.shards.values():
-            places = torch.arange(start, start + p.numel(), device=self.device).view(p.shape)
+            places = torch.arange(start, start + p.numel(), device="cpu").view(p.shape)
             found.append(_part(places, p).reshape(-1))
             start += p.numel()
         return torch.cat(found)
@@ -104,9 +118,9 @@ class FSDPOperator(DistributedOperator):
 
     def _gather(self, rows: Tensor) -> Tensor:
         """The vectors (b, N) of which this rank has (b, n_r), parameter by parameter."""
-        whole = torch.empty(len(rows), self.total, dtype=rows.dtype, device=rows.device)
-        places = _split(whole, [p.numel() for p in self.shards.values()])
-        parts = _split(rows, [p.to_local().numel() for p in self.shards.values()])
+        whole = torch.empty(len(rows), self.size, dtype=rows.dtype, device=rows.device)
+        places = torch.split(whole, self._sizes, dim=1)
+        parts = torch.split(rows, self._sizes_here, dim=1)
         for p, part, place in zip(self.shards.values(), parts, places, strict=True):
             shape = torch.Size([len(rows), *p.shape])
             local = part.reshape(len(rows), *p.to_local().shape)
@@ -121,11 +135,8 @@ class FSDPOperator(DistributedOperator):
         """This rank's (b, n_r) of the sum over ranks of blocks (b, N), parameter by parameter."""
         partial = [Partial()] * self._mesh.ndim
         summed = []
-        for p, part in zip(
-            self.shards.values(),
-            _split(whole, [p.numel() for p in self.shards.values()]),
-            strict=True,
-        ):
+        parts = torch.split(whole, self._sizes, dim=1)
+        for p, part in zip(self.shards.values(), parts, strict=True):
             block = part.reshape(len(whole), *p.shape)
             terms = DTensor.from_local(block, self._mesh, partial, run_check=False)
             summed.append(terms.redistribute(placements=_after_first(p)).to_local().flatten(1))
@@ -206,7 +217,3 @@ def _part(whole: Tensor, p: DTensor) -> Tensor:
             rank = p.device_mesh.get_local_rank(dim)
             whole = chunks[rank] if rank < len(chunks) else whole.narrow(way.dim, 0, 0)
     return whole
-
-
-def _split(rows: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
-    return torch.split(rows, sizes, dim=1)

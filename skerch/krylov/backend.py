@@ -7,6 +7,7 @@ every vector: the other backend sums inner products over processes.
 from __future__ import annotations
 
 import secrets
+from bisect import bisect_left
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeVar, cast
 
@@ -56,8 +57,8 @@ class LinAlgBackend(Protocol[V]):
     def dots(self, A: V, B: V) -> Tensor:
         """The inner products of the columns of two blocks (n, b), (b,)."""
 
-    def rows(self, size: int) -> range:
-        """Which entries of a vector of `size` entries are here."""
+    def rows(self, size: int) -> range | Tensor:
+        """Which entries of a vector of `size` entries are here, in ascending order."""
 
     def randn(self, like: V, columns: Sequence[int], *, size: int, seed: int, role: str) -> V:
         """Standard Gaussian vectors as columns (n, b): the rows that are here.
@@ -115,7 +116,7 @@ class SingleDeviceBackend:
             d += (A[start : start + step].double() * B[start : start + step].double()).sum(0)
         return d.cpu()
 
-    def rows(self, size: int) -> range:
+    def rows(self, size: int) -> range | Tensor:
         return range(size)
 
     def randn(
@@ -154,7 +155,7 @@ def drawn(
     draw: Draw,
     like: Tensor,
     columns: Sequence[int],
-    rows: range,
+    rows: range | Tensor,
     size: int,
     seed: int,
     role: str,
@@ -164,11 +165,17 @@ def drawn(
     A vector is drawn on the CPU in parts of DRAWN_ROWS rows, each of a stream of its own.
     """
     block = torch.empty(len(columns), len(rows), dtype=like.dtype, device=like.device)
+    places = rows.numpy() if isinstance(rows, Tensor) else rows
+    parts = range(places[0] // DRAWN_ROWS, places[-1] // DRAWN_ROWS + 1) if len(places) else ()
     for vector, column in zip(block, columns, strict=True):
-        for part in range(rows.start // DRAWN_ROWS, -(-rows.stop // DRAWN_ROWS)):
+        for part in parts:
             first = part * DRAWN_ROWS
             numbers = draw(stream(seed, role, column, part), min(DRAWN_ROWS, size - first))
-            start, stop = max(rows.start, first), min(rows.stop, first + len(numbers))
-            here = torch.from_numpy(numbers[start - first : stop - first])
-            vector[start - rows.start : stop - rows.start] = here
+            start, stop = bisect_left(places, first), bisect_left(places, first + len(numbers))
+            here = places[start:stop]
+            if isinstance(here, range):
+                picked = numbers[here.start - first : here.stop - first]
+            else:
+                picked = numbers[here - first]
+            vector[start:stop] = torch.from_numpy(picked)
     return block.T

@@ -54,6 +54,7 @@ class LinearOperator(ABC):
                 "convert to torch.float32 or torch.float64."
             )
         self.shape = (int(shape[0]), int(shape[1]))
+        self.shape_here = self.shape  # rows of results and operands, where processes share them
         self.dtype = dtype
         self.precision = dtype  # in which products are computed; their rounding is its
         self.device = torch.device(device)
@@ -103,7 +104,7 @@ class LinearOperator(ABC):
         """Check a vector or block against the contract, and multiply it."""
         if X.is_complex():
             return torch.complex(self._apply(X.real, adjoint), self._apply(X.imag, adjoint))
-        result_rows, rows = self.shape[::-1] if adjoint else self.shape
+        result_rows, rows = self.shape_here[::-1] if adjoint else self.shape_here
         name = f"{type(self).__name__}{' (adjoint)' if adjoint else ''}"
         if X.ndim not in (1, 2) or X.shape[0] != rows:
             raise ShapeError(

@@ -65,7 +65,7 @@ def products_have_the_same_bits_on_all_ranks_and_every_time(rank, size):
 
 @claim
 def every_case_is_that_of_one_process_with_its_weights(rank, size):
-    for name in set(cases.NAMES) - {"attention"}:  # whose oracle takes long
+    for name in [name for name in cases.NAMES if name != "attention"]:  # whose oracle takes long
         case = cases.make(name)
         op = DDPHessianOperator(
             case.model, case.batches[rank::size], case.loss_fn, batch_weight=case.batch_weight

@@ -39,7 +39,7 @@ def sharded(model, size, tied=False, **options):
 def assert_rows_of(H, op, tolerance=1e-10):
     """The operator has the rows that it says of all columns of H."""
     rows = op.rows()
-    assert_close(op @ torch.eye(op.total, dtype=op.dtype)[rows], H[rows], tolerance)
+    assert_close(op @ torch.eye(op.size, dtype=op.dtype)[rows], H[rows], tolerance)
 
 
 @claim
@@ -56,7 +56,7 @@ def every_case_is_that_of_one_process(rank, size):
         assert_rows_of(H, op, case.tolerance)
         assert op.loss() == pytest.approx(float(case.loss().detach()), rel=1e-12)
         assert torch.equal(op.vector(), vector[op.rows()])
-        one = torch.arange(1.0, op.total + 1, dtype=op.dtype)
+        one = torch.arange(1.0, op.size + 1, dtype=op.dtype)
         assert_close(op @ one[op.rows()], (H @ one)[op.rows()], case.tolerance)
 
 
@@ -163,7 +163,7 @@ def an_error_on_one_rank_ends_all(rank, size):
 
     op = FSDPHessianOperator(sharded(case.model, size), case.batches, loss_fn)
     assert "the fourth image is broken" in raised(ValueError, lambda: op @ op.vector())
-    X = torch.zeros(op.size, 1 + rank, dtype=op.dtype)
+    X = torch.zeros(op.shape_here[0], 1 + rank, dtype=op.dtype)
     assert "columns" in raised(SkerchError, lambda: op @ X)
 
 

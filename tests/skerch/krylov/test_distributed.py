@@ -1,0 +1,135 @@
+"""Vectors that are shared out by rows have the inner products and the numbers of one process."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from skerch.errors import ShapeError, SkerchError
+from skerch.krylov import SingleDeviceBackend, backend
+from skerch.krylov.distributed import DistributedBackend, ShardedOperator
+from skerch.linops import aslinearoperator
+from skerch.ranks import Ranks
+
+from ..ranks import failures, raised
+
+N = 23
+CLAIMS = []
+
+
+def claim(function):
+    """It is checked by 2 and by 3 ranks."""
+    CLAIMS.append(function)
+    return function
+
+
+def backends(rank, size):
+    """Backends with contiguous rows, with every other row, and with one rank that has none."""
+    scattered = torch.arange(N)[rank::size]
+    lopsided = range(N) if rank == 1 else range(0)
+    return [
+        DistributedBackend(),
+        DistributedBackend(rows=scattered),
+        DistributedBackend(rows=lopsided),
+    ]
+
+
+def here(rows, X):
+    return X[rows.start : rows.stop] if isinstance(rows, range) else X[rows]
+
+
+def assert_same_on_all_ranks(tensor, size):
+    others = [torch.empty_like(tensor) for _ in range(size)]
+    dist.all_gather(others, tensor.contiguous())
+    assert all(torch.equal(tensor, other) for other in others)
+
+
+@claim
+def inner_products_are_those_of_one_process_with_the_same_bits_on_all_ranks(rank, size):
+    one = SingleDeviceBackend()
+    torch.manual_seed(0)
+    A, B = torch.randn(N, 4), torch.randn(N, 4)
+    for ours in backends(rank, size):
+        a, b = here(ours.rows(N), A), here(ours.rows(N), B)
+        for of_ranks, alone in [
+            (ours.inner(a, b), one.inner(A, B)),
+            (ours.dots(a, b), one.dots(A, B)),
+            (ours.dot(a, b), one.dot(A, B)),
+            (ours.norm(a), one.norm(A)),
+        ]:
+            torch.testing.assert_close(of_ranks, alone)
+            assert_same_on_all_ranks(of_ranks, size)
+
+
+@claim
+def random_vectors_are_those_of_one_process(rank, size):
+    like, drawn_rows = torch.empty(0, dtype=torch.float64), backend.DRAWN_ROWS
+    backend.DRAWN_ROWS = 8
+    how = {"size": N, "seed": 3, "role": "estimate"}
+    try:
+        for ours in backends(rank, size):
+            rows = ours.rows(N)
+            for law in ("randn", "rademacher"):
+                whole = getattr(SingleDeviceBackend(), law)(like, [0, 5], **how)
+                assert torch.equal(getattr(ours, law)(like, [0, 5], **how), here(rows, whole))
+                law += "_like"
+                generators = [torch.Generator().manual_seed(7) for _ in range(2)]
+                a = torch.empty(len(rows), 2)
+                part = getattr(ours, law)(a, generator=generators[0])
+                whole = getattr(SingleDeviceBackend(), law)(
+                    torch.empty(N, 2), generator=generators[1]
+                )
+                assert torch.equal(part, here(rows, whole))
+    finally:
+        backend.DRAWN_ROWS = drawn_rows
+
+
+@claim
+def a_fresh_seed_is_the_same_on_all_ranks(rank, size):
+    seeds = [DistributedBackend().seed(None) for _ in range(2)]
+    assert seeds[0] != seeds[1]
+    assert_same_on_all_ranks(torch.tensor(seeds), size)
+    assert DistributedBackend().seed(2**62) == 2**62
+    assert "non-negative" in raised(SkerchError, lambda: DistributedBackend().seed(-1))
+
+
+@claim
+def an_operator_of_whole_vectors_has_the_rows_of_its_products(rank, size):
+    torch.manual_seed(0)
+    A, X = torch.randn(N, N), torch.randn(N, 3)
+    A = A + A.T
+    for ours in backends(rank, size):
+        rows = ours.rows(N)
+        op = ShardedOperator(aslinearoperator(A, self_adjoint=True), ours)
+        torch.testing.assert_close(op @ here(rows, X), here(rows, A @ X))
+        torch.testing.assert_close(op @ here(rows, X[:, 0]), here(rows, A @ X[:, 0]))
+    op = ShardedOperator(aslinearoperator(A, self_adjoint=True), DistributedBackend())
+    assert "multiplies" in raised(ShapeError, lambda: op @ X)
+
+
+@claim
+def what_fails_on_one_rank_fails_on_all_in_its_words(rank, size):
+    ranks = Ranks.of_group()
+
+    def work():
+        if rank == 1:
+            raise SkerchError(10 * "Maße fehlen. " + 3000 * "!")
+        return "made", (rank, 0.5)
+
+    message = raised(SkerchError, lambda: ranks.each(work, 2))
+    assert ("Rank 1 of" in message) == (rank != 1)
+    assert "Maße fehlen" in message
+    made, table = ranks.each(lambda: ("made", (rank, 0.5)), 2)
+    assert made == "made"
+    assert table.tolist() == [[r, 0.5] for r in range(size)]
+
+
+@pytest.fixture(scope="module", params=[2, 3])
+def failed(request, tmp_path_factory):
+    return failures(CLAIMS, request.param, tmp_path_factory.mktemp("ranks"))
+
+
+@pytest.mark.parametrize("name", [claim.__name__ for claim in CLAIMS])
+def test_ranks_see_that(name, failed):
+    assert not failed[name], failed[name]
