@@ -5,26 +5,28 @@ from __future__ import annotations
 import pytest
 import torch
 
-from skerch.curvature import HessianOperator, match_names, strategies
+from skerch.curvature import GGNOperator, HessianOperator, LossCurvature, match_names, strategies
 from skerch.errors import SkerchError
 
 from . import cases
 from .cases import assert_close, matrix
 
 
-def where(op: HessianOperator, names: list[str]) -> torch.Tensor:
+def where(op: LossCurvature, names: list[str]) -> torch.Tensor:
     """The indices of some parameters' entries in θ."""
     sizes = [p.numel() for p in op.params.values()]
     spans = dict(zip(op.params, torch.arange(op.size).split(sizes), strict=True))
     return torch.cat([spans[name] for name in names])
 
 
-@pytest.mark.parametrize("strategy", ["auto", *strategies.STRATEGIES])
-@pytest.mark.parametrize("name", ["mlp", "tied weights", "unused parameters"])
-def test_a_block_a_module_by_default(name, strategy):
+@pytest.mark.parametrize("strategy", strategies.STRATEGIES)
+@pytest.mark.parametrize("kind", [HessianOperator, GGNOperator])
+@pytest.mark.parametrize("name", ["tied weights", "unused parameters"])
+def test_a_block_a_module_by_default(name, kind, strategy):
     case = cases.make(name)
-    op = case.operator(HessianOperator, strategy=strategy)
-    H, expected = case.hessian(), torch.zeros(op.size, op.size).double()
+    op = case.operator(kind, strategy=strategy)
+    H = case.ggn() if kind is GGNOperator else case.hessian()
+    expected = torch.zeros(op.size, op.size).double()
     for module in {name.rpartition(".")[0] for name in op.params}:
         own = where(op, [n for n in op.params if n.rpartition(".")[0] == module])
         expected[own[:, None], own] = H[own[:, None], own]
