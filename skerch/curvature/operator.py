@@ -234,7 +234,7 @@ class LossCurvature(CurvatureOperator):
         part = self._copy()
         part.params = {n: p for n, p in self.params.items() if n in chosen[0] or n in chosen[1]}
         size = total_size(part.params)
-        part.shape = (size, size)
+        part.shape = part.shape_here = (size, size)
         return SubmatrixOperator(part, list(chosen[0]), list(chosen[1]))
 
     def _copy(self) -> LossCurvature:
