@@ -9,9 +9,10 @@ from torch import Tensor
 
 from skerch.errors import ShapeError, SkerchError
 from skerch.krylov.backend import LinAlgBackend
+from skerch.krylov.basis import ROUNDINGS, rotate
 from skerch.krylov.operand import BLOCK_BYTES, Operand
 from skerch.krylov.results import EigenResult, LanczosTridiag
-from skerch.krylov.space import ORDERS, ROUNDINGS, KrylovSpace, Which, rotate
+from skerch.krylov.space import ORDERS, KrylovSpace, Which
 
 LEAST_BASIS = 20  # as ARPACK has
 LOOKS = 33 / 32  # times the last basis that was looked at, before it is looked at again
@@ -80,7 +81,7 @@ def lanczos(
                 space.restart(pairs.coefficients[:, : (basis - block_size + k) // 2])
                 looked = 0
     vectors = A.like.new_empty(k, A.local_size)
-    rotate(space.rows[: space.size], pairs.coefficients[:, :k], vectors)
+    rotate(space.basis.rows[: space.size], pairs.coefficients[:, :k], vectors)
     values = pairs.values[:k].to(A.like)
     residuals, converged = residuals.to(A.like), converged.to(A.device)
     return EigenResult(values, vectors, residuals, iterations, converged, A.products)

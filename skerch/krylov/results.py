@@ -37,7 +37,7 @@ class TraceResult:
     """An estimate of a trace."""
 
     estimate: float
-    stderr: float  # standard error of the estimate, NaN for a single sample
+    stderr: float  # standard error of the estimate, not finite for a single sample
     samples: Tensor  # (m,) whose mean is the estimate but for a constant
     interval: Estimate  # where the trace lies, in 95 of 100
     products: int  # matvecs spent

@@ -20,6 +20,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from skerch.krylov.basis import Basis, rotate
 from skerch.krylov.operand import Operand
 
 Which = Literal["LM", "LA", "SA"]
@@ -28,9 +29,6 @@ ORDERS: dict[str, Callable[[Tensor], Tensor]] = {
     "LA": lambda values: -values,
     "SA": lambda values: values,
 }
-MOST_PASSES = 8
-ROUNDINGS = 10  # eps ‖A‖, to which a direction is told from rounding
-SLAB = 2**16  # entries of all rows that are rotated at a time
 
 
 @dataclass(frozen=True)
@@ -42,31 +40,31 @@ class RitzPairs:
     beyond: Tensor  # (m,) norm of the residual's part along Q, which more steps reduce
     inside: Tensor  # (m,) norm of its part along V, which they do not: A's asymmetry
 
-    @property
-    def residuals(self) -> Tensor:
-        """‖A v - θ v‖ of each pair."""
-        return torch.hypot(self.beyond, self.inside)
-
 
 class KrylovSpace:
-    """V and Q in one array of `capacity` rows, of which a random block is the first Q."""
+    """V, a basis of which the last `width` rows in memory are the next block, Q."""
 
     def __init__(self, operand: Operand, capacity: int, block: int, seed: int):
-        self.operand, self.seed = operand, seed
-        self.rows = operand.like.new_empty(capacity, operand.local_size)
+        self.operand = operand
+        self.basis = Basis(operand, capacity, seed, "krylov")
         self.H = torch.zeros(capacity, capacity, dtype=torch.float64, device="cpu")
-        self.size, self.drawn = 0, 0
-        self.rows[:block] = self._random(block).T
-        _, _, self.width = self._orthonormalise(0, block)
+        self.basis.rows[:block] = self.basis.random(block).T
+        _, _, self.width = self.basis.orthonormalise(block)
+
+    @property
+    def size(self) -> int:
+        """m, the number of rows of V, whose products are known."""
+        return self.basis.size
 
     def expand(self) -> None:
         """Multiply Q, append it to V, and make what is new in the products the next Q."""
-        m, b = self.size + self.width, self.width
-        self.rows[m : m + b] = self.operand(self.rows[self.size : m].T).T
-        h, R, self.width = self._orthonormalise(m, b)
-        self.H[:m, self.size : m] = h
-        self.H[m : m + self.width, self.size : m] = R
-        self.size = m
+        known, b = self.size, self.width
+        self.basis.size = m = known + b
+        self.basis.rows[m : m + b] = self.operand(self.basis.block(known, m)).T
+        norm = float(torch.linalg.norm(self.H, dim=0).max())
+        h, R, self.width = self.basis.orthonormalise(b, norm)
+        self.H[:m, known:m] = h
+        self.H[m : m + self.width, known:m] = R
 
     @property
     def is_closed(self) -> bool:
@@ -85,57 +83,10 @@ class KrylovSpace:
 
     def restart(self, S: Tensor) -> None:
         """Keep the part of V that coefficients S (m, p) span."""
-        m, p, b = self.size, S.shape[1], self.width
-        rotate(self.rows[:m], S, self.rows[:p])
-        self.rows[p : p + b] = self.rows[m : m + b].clone()
+        rows, m, p, b = self.basis.rows, self.size, S.shape[1], self.width
+        rotate(rows[:m], S, rows[:p])
+        rows[p : p + b] = rows[m : m + b].clone()
         kept, along = S.T @ self.H[:m, :m] @ S, self.H[m : m + b, :m] @ S
         self.H.zero_()
         self.H[:p, :p], self.H[p : p + b, :p] = kept, along
-        self.size = p
-
-    def _orthonormalise(self, m: int, b: int) -> tuple[Tensor, Tensor, int]:
-        """(h, R, b') with W = Vᵀh + QᵀR for the rows W = [m, m + b), whose place Q takes.
-
-        Random vectors take the place of directions that V and rounding explain, as when V is an
-        invariant subspace; their rows of R are zero. b' < b where fewer make V the whole space.
-        """
-        backend = self.operand.backend
-        V, W = self.rows[:m].T, self.rows[m : m + b].T
-        b = min(b, self.operand.size - m)
-        h = torch.zeros(m, W.shape[1], dtype=torch.float64, device="cpu")
-        R = torch.eye(W.shape[1], dtype=torch.float64, device="cpu")
-        norm = torch.cat([self.H.square().sum(0), backend.dots(W, W)]).max().sqrt()
-        eps = torch.finfo(self.rows.dtype).eps
-        least = float(ROUNDINGS * eps * norm) ** 2
-        for turn in range(MOST_PASSES if b else 1):
-            if m:
-                c = backend.inner(V, W)
-                W.addmm_(V, c.to(W), alpha=-1)
-                h += c @ R
-            values, E = torch.linalg.eigh(backend.inner(W, W))
-            values, E = values.flip(0)[:b], E.flip(1)[:, :b]
-            there = values > least
-            T = torch.where(there, E / values.clamp(min=1e-300).sqrt(), 0.0)
-            R = torch.where(there, values.clamp(min=0).sqrt(), 0.0)[:, None] * (E.T @ R)
-            self.rows[m : m + b] = (W @ T.to(W)).T
-            W = self.rows[m : m + b].T
-            lost = torch.nonzero(~there)[:, 0].tolist()
-            if lost:
-                self.rows[torch.tensor(lost, device=W.device) + m] = self._random(len(lost)).T
-            elif turn and float(values.min()) > 0.5:
-                break
-            least = eps  # of squares of what were unit vectors
-        return h, R, b
-
-    def _random(self, count: int) -> Tensor:
-        """Random vectors (n, count) of about unit norm, other ones each time."""
-        columns = range(self.drawn, self.drawn + count)
-        self.drawn += count
-        return self.operand.randn(columns, self.seed, "krylov").div_(self.operand.size**0.5)
-
-
-def rotate(rows: Tensor, S: Tensor, out: Tensor) -> None:
-    """out = Sᵀ rows for rows (m, n) and S (m, p); `out` may be the first p rows."""
-    factor = S.T.to(rows)
-    for start in range(0, rows.shape[1], SLAB):
-        out[:, start : start + SLAB] = factor @ rows[:, start : start + SLAB]
+        self.basis.size = p
