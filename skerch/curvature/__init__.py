@@ -2,7 +2,7 @@
 
 from skerch.curvature.base import CurvatureOperator, LambdaOperator
 from skerch.curvature.batching import count_examples, split_batch, to_device
-from skerch.curvature.distributed import DDPHessianOperator
+from skerch.curvature.distributed import DDPGGNOperator, DDPHessianOperator
 from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.losses import label_weight, supervised_loss
@@ -20,6 +20,7 @@ from skerch.curvature.parameters import (
 
 __all__ = [
     "CurvatureOperator",
+    "DDPGGNOperator",
     "DDPHessianOperator",
     "GGNOperator",
     "HessianOperator",

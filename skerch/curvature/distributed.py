@@ -17,6 +17,8 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from skerch.curvature.base import CurvatureOperator
+from skerch.curvature.functional import Function, as_module
+from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.losses.batches import NoDataError
 from skerch.curvature.operator import UNREACHED, LossCurvature
@@ -112,8 +114,7 @@ class DistributedOperator(CurvatureOperator):
             try:
                 out, weight, reached = self.local.weighted_products(X)
             except NoDataError:
-                wide = torch.promote_types(X.dtype, torch.float32)
-                out, weight, reached = torch.zeros_like(X.T, dtype=wide), 0.0, False
+                out, weight, reached = torch.zeros_like(X.T), 0.0, False
             return out, (weight, reached, *same[0], same[1])
 
         out, table = self.ranks.each(work, 5)
@@ -147,8 +148,10 @@ class DDPOperator(DistributedOperator):
     (N, b) on all ranks and returns the same bits on all of them.
     """
 
-    def __init__(self, model: Module, *args: Any, process_group: Any = None, **options: Any):
-        model = getattr(model, "_orig_mod", model)  # of what torch.compile returns
+    def __init__(
+        self, model: Module | Function, *args: Any, process_group: Any = None, **options: Any
+    ):
+        model = as_module(model, options.pop("params", None))
         model = model.module if isinstance(model, DistributedDataParallel) else model
         device = next((p.device for p in model.parameters()), "cpu")
         ranks = Ranks.of_group(process_group, device)
@@ -161,13 +164,19 @@ class DDPOperator(DistributedOperator):
     def _matmul(self, X: Tensor) -> Tensor:
         """A X for X of shape (N, b)."""
         out, weight = self._products(X)
-        return self.ranks.sum(out).div_(weight).to(self.dtype).T
+        return self.ranks.sum(out).div_(weight).T
 
 
 class DDPHessianOperator(DDPOperator):
     """The Hessian of data that are shared out among ranks; arguments as of `DDPOperator`."""
 
     kind = HessianOperator
+
+
+class DDPGGNOperator(DDPOperator):
+    """The generalised Gauss-Newton matrix likewise."""
+
+    kind = GGNOperator
 
 
 def _known(batch_weight: Callable[[Any], float]) -> Callable[[Any], float]:

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +20,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.nn import Module, Parameter
 
 from skerch.curvature.distributed import DistributedOperator
+from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
-from skerch.curvature.operator import LossCurvature
 from skerch.errors import SkerchError
 from skerch.krylov.distributed import DistributedBackend
 from skerch.ranks import Ranks
@@ -114,7 +114,7 @@ class FSDPOperator(DistributedOperator):
             return torch.zeros_like(X)
         with self._gathered():
             out, weight = self._products(self._gather(X.detach().T).T)
-            return self._scatter(out).div_(weight).to(self.dtype).T
+            return self._scatter(out).div_(weight).T
 
     def _gather(self, rows: Tensor) -> Tensor:
         """The vectors (b, N) of which this rank has (b, n_r), parameter by parameter."""
@@ -179,7 +179,13 @@ class FSDPOperator(DistributedOperator):
 class FSDPHessianOperator(FSDPOperator):
     """The Hessian of a network under `fully_shard`; arguments as of `FSDPOperator`."""
 
-    kind: ClassVar[type[LossCurvature]] = HessianOperator
+    kind = HessianOperator
+
+
+class FSDPGGNOperator(FSDPOperator):
+    """The generalised Gauss-Newton matrix likewise."""
+
+    kind = GGNOperator
 
 
 def _nothing(*_: Any) -> None:

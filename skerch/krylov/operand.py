@@ -40,7 +40,8 @@ class Operand:
         block_size: int | None = None,
     ):
         self.operator = symmetric(operator, caller)
-        self.backend = backend or SingleDeviceBackend()
+        own = getattr(self.operator, "backend", None)  # where the operator's vectors are sharded
+        self.backend: LinAlgBackend[Tensor] = backend or own or SingleDeviceBackend()
         self.size = self.operator.shape[0]
         self.dtype = torch.promote_types(self.operator.dtype, torch.float32)
         self.device = self.operator.device

@@ -9,13 +9,15 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from skerch.curvature import HessianOperator
-from skerch.curvature.sharded import FSDPHessianOperator
+from skerch.curvature import GGNOperator, HessianOperator
+from skerch.curvature.losses import cross_entropy_loss_of_output, supervised_forward
+from skerch.curvature.sharded import FSDPGGNOperator, FSDPHessianOperator
 from skerch.errors import SkerchError
+from skerch.krylov import lanczos
 
 from ..ranks import failures, raised
 from . import cases
-from .cases import assert_close
+from .cases import assert_close, matrix
 
 CASES = ["mlp", "convolution", "tied weights", "class weights"]
 CLAIMS = []
@@ -82,6 +84,19 @@ def some_parameters_of_layers_that_are_sharded_along_columns_have_their_block(ra
     n = case.model.get_parameter(names[0]).numel()
     part = FSDPHessianOperator(model, case.batches, case.loss_fn, param_filter=names[0])
     assert_rows_of(H[:n, :n], part)
+
+
+@claim
+def lanczos_and_ggn_are_those_of_one_process(rank, size):
+    case = cases.make()
+    outputs = supervised_forward, cross_entropy_loss_of_output()
+    one = GGNOperator(case.model, case.batches, *outputs)
+    G, pairs = matrix(one), lanczos(one, k=3, seed=0)
+    op = FSDPGGNOperator(sharded(case.model, size), case.batches[rank::size], *outputs)
+    assert_rows_of(G, op)
+    ours = lanczos(op, k=3, seed=0)
+    assert_close(ours.eigenvalues, pairs.eigenvalues)
+    assert_close(ours.eigenvectors.abs(), pairs.eigenvectors[:, op.rows()].abs(), 1e-6)
 
 
 @claim

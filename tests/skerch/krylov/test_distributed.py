@@ -7,8 +7,13 @@ import torch
 import torch.distributed as dist
 
 from skerch.errors import ShapeError, SkerchError
-from skerch.krylov import SingleDeviceBackend, backend
-from skerch.krylov.distributed import DistributedBackend, ShardedOperator
+from skerch.krylov import (
+    DistributedBackend,
+    ShardedOperator,
+    SingleDeviceBackend,
+    backend,
+    lanczos,
+)
 from skerch.linops import aslinearoperator
 from skerch.ranks import Ranks
 
@@ -106,6 +111,22 @@ def an_operator_of_whole_vectors_has_the_rows_of_its_products(rank, size):
         torch.testing.assert_close(op @ here(rows, X[:, 0]), here(rows, A @ X[:, 0]))
     op = ShardedOperator(aslinearoperator(A, self_adjoint=True), DistributedBackend())
     assert "multiplies" in raised(ShapeError, lambda: op @ X)
+
+
+@claim
+def lanczos_takes_the_steps_of_one_process(rank, size):
+    n = 200
+    A = aslinearoperator(torch.diag(0.9 ** torch.arange(n)).double(), self_adjoint=True)
+    for options in ({}, {"block_size": 3, "basis_size": 20}):
+        options |= {"k": 5, "tol": 1e-8, "seed": 1}
+        one = lanczos(A, **options)
+        ours = lanczos(ShardedOperator(A, DistributedBackend()), **options)
+        assert (ours.iterations, ours.products) == (one.iterations, one.products)
+        torch.testing.assert_close(ours.eigenvalues, one.eigenvalues, rtol=1e-12, atol=0)
+        rows = DistributedBackend().rows(n)
+        part = one.eigenvectors[:, rows.start : rows.stop]
+        torch.testing.assert_close(ours.eigenvectors.abs(), part.abs(), rtol=0, atol=1e-6)
+        assert_same_on_all_ranks(ours.residuals, size)
 
 
 @claim
