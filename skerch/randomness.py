@@ -19,6 +19,7 @@ ROLES = {
     "start": 7,
     "krylov": 8,  # where a Krylov space begins
     "estimate": 9,  # test vectors of estimators of the trace, the diagonal and the density
+    "labels": 10,
 }
 
 

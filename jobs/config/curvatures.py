@@ -3,4 +3,9 @@
 A curvature is a `LossCurvature` of this class in the module of its name in `skerch.curvature`.
 """
 
-CURVATURES = {"hessian": "HessianOperator", "ggn": "GGNOperator"}
+CURVATURES = {
+    "hessian": "HessianOperator",
+    "ggn": "GGNOperator",
+    "fisher": "FisherOperator",
+    "empirical_fisher": "EmpiricalFisherOperator",
+}

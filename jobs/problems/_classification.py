@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torch.utils.data import Dataset, TensorDataset
 
+from skerch.curvature import supervised_loss
 from skerch.jobs.errors import ConfigError
 from skerch.randomness import stream
 
@@ -83,7 +84,4 @@ def tanh_mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-def mean_cross_entropy(model: nn.Module, batch: tuple[Tensor, Tensor]) -> Tensor:
-    """The mean over a batch of the cross-entropy of logits (n, classes) and labels (n,)."""
-    inputs, targets = batch
-    return cross_entropy(model(inputs), targets)
+mean_cross_entropy = supervised_loss(cross_entropy)

@@ -3,9 +3,19 @@
 from skerch.curvature.base import CurvatureOperator, LambdaOperator
 from skerch.curvature.batching import count_examples, split_batch, to_device
 from skerch.curvature.distributed import DDPGGNOperator, DDPHessianOperator
+from skerch.curvature.empirical_fisher import EmpiricalFisherOperator
+from skerch.curvature.fisher import FisherOperator, Numbered
 from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
-from skerch.curvature.losses import label_weight, supervised_loss
+from skerch.curvature.losses import (
+    cross_entropy_loss_of_output,
+    label_weight,
+    mse_loss_of_output,
+    supervised_forward,
+    supervised_loss,
+    supervised_loss_of_output,
+    supervised_per_sample_loss,
+)
 from skerch.curvature.operator import LossCurvature
 from skerch.curvature.parameters import (
     ParamFilter,
@@ -22,20 +32,28 @@ __all__ = [
     "CurvatureOperator",
     "DDPGGNOperator",
     "DDPHessianOperator",
+    "EmpiricalFisherOperator",
+    "FisherOperator",
     "GGNOperator",
     "HessianOperator",
     "LambdaOperator",
     "LossCurvature",
+    "Numbered",
     "ParamFilter",
     "count_examples",
+    "cross_entropy_loss_of_output",
     "label_weight",
     "load_vector",
     "match_names",
     "match_regex",
+    "mse_loss_of_output",
     "params_to_vector",
     "select_parameters",
     "split_batch",
+    "supervised_forward",
     "supervised_loss",
+    "supervised_loss_of_output",
+    "supervised_per_sample_loss",
     "to_device",
     "total_size",
     "vector_to_params",

@@ -6,7 +6,7 @@ of a batch has the batch's types, so that a loss finds what it was written for.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, MutableMapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, MutableMapping
 from copy import copy
 from dataclasses import fields, is_dataclass
 from typing import Any
@@ -70,7 +70,7 @@ def join_batches(a: Any, b: Any) -> Any:
     Scalars, and what is not a tensor, are those of the first. Raises whatever tensors that do not
     fit, or another structure, lead to.
     """
-    others = iter(list(_tensors(b)))
+    others = iter(list(tensors_in(b)))
 
     def join(tensor: Tensor) -> Tensor:
         other = next(others)
@@ -79,9 +79,15 @@ def join_batches(a: Any, b: Any) -> Any:
     return _map(join, a)
 
 
+def with_tensors(batch: Any, tensors: Iterable[Tensor]) -> Any:
+    """The batch with other tensors in the place of its own, in order."""
+    others = iter(tensors)
+    return _map(lambda _: next(others), batch)
+
+
 def tensor_shapes(batch: Any) -> list[torch.Size]:
     """The shapes of the batch's tensors, in order."""
-    return [tensor.shape for tensor in _tensors(batch)]
+    return [tensor.shape for tensor in tensors_in(batch)]
 
 
 def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None = None) -> Any:
@@ -104,7 +110,7 @@ def to_device(batch: Any, device: torch.device | str, dtype: torch.dtype | None 
 
 def has_images(batch: Any) -> bool:
     """Whether a tensor of the batch has the dimensions of images, (n, c, h, w)."""
-    return any(tensor.ndim == 4 for tensor in _tensors(batch))
+    return any(tensor.ndim == 4 for tensor in tensors_in(batch))
 
 
 def channels_last(batch: Any) -> Any:
@@ -199,7 +205,7 @@ def _leaves(batch: Any) -> Iterator[Any]:
             yield from _leaves(child)
 
 
-def _tensors(batch: Any) -> list[Tensor]:
+def tensors_in(batch: Any) -> list[Tensor]:
     """The tensors of the tree, in order."""
     return [leaf for leaf in _leaves(batch) if isinstance(leaf, Tensor)]
 
@@ -209,7 +215,7 @@ def _agreed(batch: Any, way_out: str) -> int:
     sizes = None if any(map(_moves, _leaves(batch))) else _of_fields(batch)
     if sizes is not None and len(sizes) == 1:
         return sizes.pop()
-    shapes = dict.fromkeys(str(tuple(tensor.shape)) for tensor in _tensors(batch))
+    shapes = dict.fromkeys(str(tuple(tensor.shape)) for tensor in tensors_in(batch))
     raise ShapeError(
         f"The examples of a batch of type {type(batch).__name__} cannot be counted along dimension "
         f"0 of its tensors ({'it has none' if not shapes else ', '.join([*shapes][:4])}); {way_out}"
@@ -233,7 +239,7 @@ def _of_fields(batch: Any) -> set[int] | None:
 def _sizes(batch: Any) -> set[int] | None:
     """Likewise, within a batch: a list holds its fields, or an entry for each example."""
     sizes = _of_fields(batch)
-    if _is_list(batch) and _tensors(batch):
+    if _is_list(batch) and tensors_in(batch):
         return {len(batch)} | (sizes or set())
     return sizes
 

@@ -36,6 +36,7 @@ class GGNOperator(OutputCurvature):
     """
 
     checks = (*OutputCurvature.checks, output_checks.loss_product)
+    checks_of_differences = (*OutputCurvature.checks_of_differences, output_checks.loss_product)
 
     def __init__(
         self,

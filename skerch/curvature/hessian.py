@@ -2,21 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from reprlib import repr as short
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import Module
 
 from skerch.curvature import checks
-from skerch.curvature.finite_difference import STEPS, central_difference
-from skerch.curvature.functional import Function
-from skerch.curvature.losses import LossFn
-from skerch.curvature.operator import BatchCurvature, LossCurvature
+from skerch.curvature.finite_difference import DifferentiableCurvature, central_difference
+from skerch.curvature.operator import BatchCurvature
 from skerch.curvature.strategies.linear_map import DerivativeError, LinearMap, Tensors
-from skerch.errors import SkerchError
 
 ZEROS: dict[str, Any] = {"allow_unused": True, "materialize_grads": True}
 NO_SECOND_DERIVATIVE = (
@@ -26,7 +20,7 @@ NO_SECOND_DERIVATIVE = (
 NO_GRADIENT = "The gradient beside the parameters cannot be had: {}."
 
 
-class HessianOperator(LossCurvature):
+class HessianOperator(DifferentiableCurvature):
     """H = Σ_b w_b ∇²L_b(θ) / Σ_b w_b, of shape (N, N) for the N entries of the parameters θ.
 
     L_b = loss_fn(model, batch) is the scalar mean over batch b and w_b = batch_weight(batch) what
@@ -88,45 +82,6 @@ class HessianOperator(LossCurvature):
     """
 
     checks = checks.GUARDS
-
-    def __init__(
-        self,
-        model: Module | Function,
-        dataloader: Iterable[Any],
-        loss_fn: LossFn,
-        *,
-        method: Literal["autograd", "finite_difference"] = "autograd",
-        fd_eps: float | None = None,
-        **options: Any,
-    ):
-        super().__init__(model, dataloader, loss_fn, **options)
-        self.method = method
-        self._fd_eps = fd_eps
-        if fd_eps is not None and not fd_eps > 0:
-            raise SkerchError(f"fd_eps is {fd_eps}; it is the length of a step, above 0.")
-        if method == "finite_difference":
-            if self.strategy not in ("auto", "loop"):
-                raise SkerchError(
-                    f"Strategy {self.strategy} differentiates, and finite differences go one "
-                    "vector after the other; leave it out, or set it to loop."
-                )
-            self.strategy, self.derivatives, self.checks = "loop", 1, checks.OF_ANY
-
-    @property
-    def fd_eps(self) -> float:
-        """h, the step of finite differences."""
-        return self._fd_eps or STEPS[self.precision]
-
-    def of_batch(self, batch: Any, memory_format: str) -> BatchCurvature:
-        """v ↦ H_b v by the operator's method."""
-        if self.method == "autograd":
-            return self._by_autograd(batch, memory_format)
-        if self.method == "finite_difference":
-            return self._by_difference(batch, memory_format)
-        raise SkerchError(
-            f"HessianOperator has an unknown method {short(self.method)}; choose autograd or "
-            "finite_difference."
-        )
 
     def _by_autograd(self, batch: Any, memory_format: str) -> BatchCurvature:
         """v ↦ (∂g/∂θ)ᵀ v for the gradient g and its graph, of the parameters where it has one.

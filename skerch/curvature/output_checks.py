@@ -19,6 +19,7 @@ from torch import Tensor
 from skerch.curvature.batching import to_device
 from skerch.curvature.checks import CheckError, few_of
 from skerch.curvature.differences import PRECISIONS, at_copies, direction, gaussian, nudge
+from skerch.curvature.finite_difference import central_difference
 from skerch.curvature.losses import by_autograd, differentiating
 from skerch.rounding import rounding
 
@@ -58,7 +59,7 @@ def jacobian(op: OutputCurvature) -> str:
             "A product is not finite, though the loss is; look for an operation whose derivative "
             "is infinite there, such as a square root or a norm at zero."
         )
-    for dtype in dict.fromkeys((torch.float64, op.dtype)):
+    for dtype in dict.fromkeys((torch.float64, op.precision)):
         for beside in (True, False):  # for networks that are not finite beside θ
             try:
                 error, settled, exact = at_copies(op, batch, dtype, partial(_apart, v, beside))
@@ -82,7 +83,7 @@ def jacobian(op: OutputCurvature) -> str:
 
 def _apart(v: Tensor, beside: bool, wide: Any) -> tuple[float, bool, Tensor]:
     """The relative error of A v, whether differences agree on it, and A v at θ."""
-    v, how = v.to(wide.dtype), PRECISIONS[wide.dtype]
+    v, how = v.to(wide.dtype), PRECISIONS[wide.precision]
     exact = (wide @ v).double()
     params = list(wide.params.values())
     if beside:
@@ -90,7 +91,15 @@ def _apart(v: Tensor, beside: bool, wide: Any) -> tuple[float, bool, Tensor]:
     batch, Av = wide.first_batch(), wide @ v
     with differentiating():
         z = wide.output(batch, wide.memory_format)
-    w, again = (_along(wide, batch, v, step) for step in (how.step, how.other))
+    size = max(float(wide.vector().norm()), 1e-3)
+    pieces = torch.split(v, [p.numel() for p in params])
+    vector = [piece.view_as(p) for piece, p in zip(pieces, params, strict=True)]
+    w, again = (
+        central_difference(
+            lambda: [wide.output(batch, wide.memory_format)], params, vector, step * size
+        )[0]
+        for step in (how.step, how.other)
+    )
     Bw = wide.output_product(z.detach(), batch)(w)
     grads = torch.autograd.grad(z, params, Bw, allow_unused=True, materialize_grads=True)
     pulled = torch.cat([g.to_dense().flatten() for g in grads])
@@ -99,21 +108,6 @@ def _apart(v: Tensor, beside: bool, wide: Any) -> tuple[float, bool, Tensor]:
     error = max(error, abs(float(v @ Av) - float((w * Bw).sum())) / scale)
     settled = float((w - again).norm()) <= error / 4 * float(w.norm())
     return error, settled and math.isfinite(error), exact
-
-
-def _along(wide: OutputCurvature, batch: Any, v: Tensor, step: float) -> Tensor:
-    """(z(θ + hv) - z(θ - hv)) / 2h for h of a size relative to ‖θ‖."""
-    h = step * max(float(wide.vector().double().norm()), 1e-3)
-    at = [p.detach().clone() for p in wide.params.values()]
-    pieces = torch.split(v, [p.numel() for p in at])
-    sides = []
-    for side in (h, -h):
-        for p, center, piece in zip(wide.params.values(), at, pieces, strict=True):
-            p.data = center + side * piece.view_as(center)
-        sides.append(wide.output(batch, wide.memory_format).detach())
-    for p, center in zip(wide.params.values(), at, strict=True):
-        p.data = center
-    return (sides[0] - sides[1]) / (2 * h)
 
 
 def loss_product(op: GGNOperator) -> str:

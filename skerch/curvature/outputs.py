@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import Module
 
-from skerch.curvature import checks, output_checks
+from skerch.curvature import output_checks
 from skerch.curvature.batching import to_device
+from skerch.curvature.checks import OF_ANY
+from skerch.curvature.finite_difference import DifferentiableCurvature, central_difference
 from skerch.curvature.functional import Function, as_module
 from skerch.curvature.losses import (
     ForwardFn,
@@ -33,7 +35,7 @@ NO_JACOBIAN = (
 )
 
 
-class OutputCurvature(LossCurvature):
+class OutputCurvature(DifferentiableCurvature):
     """A = Σ_b w_b J_bᵀ B_b J_b / Σ_b w_b for the outputs z_b(θ) of batches and their Jacobians J_b.
 
     A subclass says by `output_product` what B is. Products are exact: u ↦ Jᵀ u is linear, so the
@@ -42,11 +44,12 @@ class OutputCurvature(LossCurvature):
 
     `forward_fn(model, batch)` is the output, of any shape, and `loss_of_output_fn(output, batch)`
     the loss. `batch_weight` is by default what the loss of outputs carries (what its mean divides
-    by), and otherwise the number of examples. Other options, attributes and errors are those of
-    `HessianOperator`.
+    by), and otherwise the number of examples. With `method="finite_difference"` J v is a difference
+    of outputs. Other options, attributes and errors are those of `HessianOperator`.
     """
 
-    checks = (*checks.OF_ANY, output_checks.apart, output_checks.jacobian)
+    checks = (*OF_ANY, output_checks.apart, output_checks.jacobian)
+    checks_of_differences = (*OF_ANY, output_checks.apart)
 
     def __init__(
         self,
@@ -66,15 +69,19 @@ class OutputCurvature(LossCurvature):
         model = as_module(model, options.pop("params", None))
         loss = in_two_steps(loss_fn, model)
         options["batch_weight"] = options.get("batch_weight") or loss.batch_weight
-        return cls(model, dataloader, loss.forward, loss.of_output, **options)
+        return cls._of_outputs(model, dataloader, loss.forward, loss.of_output, **options)
+
+    @classmethod
+    def _of_outputs(cls, *arguments: Any, **options: Any) -> OutputCurvature:
+        return cls(*arguments, **options)
 
     @abstractmethod
     def output_product(self, output: Tensor, batch: Any) -> OutputProduct:
         """u ↦ B u for u of the output's shape; the output has no graph."""
 
     def output(self, batch: Any, memory_format: str) -> Tensor:
-        """z of a batch, with its graph."""
-        z = run(self.model, self.forward_fn, to_device(batch, self.device), memory_format)
+        """z of a batch on the device, with its graph."""
+        z = run(self.model, self.forward_fn, batch, memory_format, self.derivatives)
         if not isinstance(z, Tensor) or not z.is_floating_point():
             raise SkerchError(
                 "forward_fn must return a tensor of real outputs, and returned "
@@ -83,29 +90,51 @@ class OutputCurvature(LossCurvature):
             )
         return z
 
-    def of_batch(self, batch: Any, memory_format: str) -> BatchCurvature:
+    def _by_autograd(self, batch: Any, memory_format: str) -> BatchCurvature:
+        """With J v from the graph of u ↦ Jᵀ u."""
         batch = to_device(batch, self.device)
         z = self.output(batch, memory_format)
-        output = z.detach()
-        loss = float(self.loss_of_output_fn(output, batch).detach())
-        u = torch.zeros_like(output).requires_grad_()
-        grads: Sequence[Tensor | None] = [None] * len(self.params)
+        u = torch.zeros_like(z).requires_grad_()
+        pulled: Sequence[Tensor | None] = [None] * len(self.params)
         if z.requires_grad:
-            grads = torch.autograd.grad(
-                z, list(self.params.values()), u, create_graph=True, allow_unused=True
-            )
-        found = zip(self.params, grads, strict=True)
-        reached = {name: g for name, g in found if g is not None and g.requires_grad}
-        params, pullback = [self.params[name] for name in reached], list(reached.values())
-        B = self.output_product(output, batch)
+            params = list(self.params.values())
+            pulled = torch.autograd.grad(z, params, u, create_graph=True, allow_unused=True)
+        pullback = [p for p in pulled if p is not None]
+
+        def jacobian(vector: Tensors) -> Tensor:
+            (Jv,) = torch.autograd.grad(pullback, u, vector, retain_graph=True, **ZEROS)
+            return Jv
+
+        names = [n for n, p in zip(self.params, pulled, strict=True) if p is not None]
+        return self._assembled(batch, z, names, jacobian)
+
+    def _by_difference(self, batch: Any, memory_format: str) -> BatchCurvature:
+        """With J v from differences of outputs, without a graph."""
+        batch = to_device(batch, self.device)
+        z = self.output(batch, memory_format)
+        params, step = list(self.params.values()), self.fd_eps
+
+        def outputs() -> list[Tensor]:
+            with torch.no_grad():
+                return [self.output(batch, memory_format)]
+
+        def jacobian(vector: Tensors) -> Tensor:
+            return central_difference(outputs, params, vector, step)[0].to(z.dtype)
+
+        return self._assembled(batch, z, list(self.params), jacobian)
+
+    def _assembled(
+        self, batch: Any, z: Tensor, names: list[str], jacobian: Callable[[Tensors], Tensor]
+    ) -> BatchCurvature:
+        """v ↦ Jᵀ B J v of the outputs z, by `jacobian`, v ↦ J v, in the named parameters."""
+        output = z.detach()
+        B, params = self.output_product(output, batch), [self.params[name] for name in names]
 
         def product(vector: Tensors) -> tuple[Tensor, ...]:
-            (Jv,) = torch.autograd.grad(pullback, u, vector, retain_graph=True, **ZEROS)
             products: tuple[Tensor, ...] = torch.autograd.grad(
-                z, params, B(Jv), retain_graph=True, **ZEROS
+                z, params, B(jacobian(vector)), retain_graph=True, **ZEROS
             )
             return products
 
-        return BatchCurvature(
-            loss, bool(reached), list(reached), LinearMap(product, params, NO_JACOBIAN)
-        )
+        loss = float(self.loss_of_output_fn(output, batch).detach())
+        return BatchCurvature(loss, bool(names), names, LinearMap(product, params, NO_JACOBIAN))

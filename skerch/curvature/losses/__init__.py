@@ -11,10 +11,12 @@ from skerch.curvature.losses.batches import (
 from skerch.curvature.losses.outputs import (
     ForwardFn,
     Loss,
+    LossOfOutput,
     LossOfOutputFn,
     OutputProduct,
     by_autograd,
     in_two_steps,
+    outer_products,
 )
 from skerch.curvature.losses.supervised import (
     cross_entropy_loss_of_output,
@@ -31,6 +33,7 @@ __all__ = [
     "ForwardFn",
     "Loss",
     "LossFn",
+    "LossOfOutput",
     "LossOfOutputFn",
     "OutputProduct",
     "batch_loss",
@@ -40,6 +43,7 @@ __all__ = [
     "in_two_steps",
     "label_weight",
     "mse_loss_of_output",
+    "outer_products",
     "run",
     "supervised_forward",
     "supervised_loss",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -56,6 +56,19 @@ class LossOfOutput:
         if not isinstance(target, Tensor):
             return count_examples(batch)
         return self.closed.divisor(target)
+
+
+def outer_products(r: Tensor, dims: Sequence[int]) -> OutputProduct:
+    """u ↦ the mean over samples r of r rᵀ u, for r (samples, *shape), rᵀ u summed over `dims`."""
+    along = [dim % (r.ndim - 1) + 1 for dim in dims]
+
+    def product(u: Tensor) -> Tensor:
+        shares = r * u
+        for dim in along:
+            shares = shares.sum(dim, keepdim=True)
+        return (r * shares).mean(0).to(u.dtype)
+
+    return product
 
 
 def in_two_steps(loss_fn: LossFn, model: Module) -> Loss:

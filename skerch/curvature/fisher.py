@@ -1,0 +1,117 @@
+"""The Fisher information of a network's outputs, as an operator on the selected parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import Module
+
+from skerch.curvature.batching import count_examples
+from skerch.curvature.losses import (
+    ForwardFn,
+    Loss,
+    LossOfOutput,
+    LossOfOutputFn,
+    OutputProduct,
+    outer_products,
+)
+from skerch.curvature.outputs import OutputCurvature
+from skerch.errors import ShapeError, SkerchError
+from skerch.randomness import stream
+
+
+class FisherOperator(OutputCurvature):
+    """F = Σ_i m_i J_iᵀ E[g gᵀ] J_i, for the slope g of -log p(ŷ | z_i) at labels ŷ from p(· | z_i).
+
+    i are the terms of the mean loss, with weights m_i (`skerch.curvature.losses.closed_forms`): the
+    labels of the data matter only where they have weights or are ignored. p is a softmax for
+    cross-entropy, a Gaussian of variance 1/2 for squared error, a sigmoid for binary cross-entropy.
+    With these, F is the GGN of the loss.
+
+    Args:
+        samples: 0 for the expectation, M for the mean over M draws of all labels.
+        seed: of the draws, each of which is a function of it and of the example's number in the
+            data, however they are cut into batches. Data in another order, or a part of them, come
+            in batches `Numbered(batch, index)`.
+
+    Positions of an example have draws of their own, and the outer products are theirs. The other
+    arguments, and what is raised, are those of `OutputCurvature`; SkerchError for a loss of outputs
+    that is none of these.
+    """
+
+    def __init__(
+        self,
+        model: Module,
+        dataloader: Iterable[Any],
+        forward_fn: ForwardFn,
+        loss_of_output_fn: LossOfOutputFn,
+        *,
+        samples: int = 0,
+        seed: int = 0,
+        **options: Any,
+    ):
+        if not isinstance(loss_of_output_fn, LossOfOutput):
+            raise SkerchError(
+                "The Fisher information is of a likelihood of labels, and this loss is not known "
+                "to be one; give supervised_loss or another loss of skerch.curvature.losses, of "
+                "cross-entropy, squared error or binary cross-entropy with logits."
+            )
+        if samples < 0:
+            raise SkerchError(f"samples is {samples}; the least is 0, for the expectation.")
+        super().__init__(model, dataloader, forward_fn, loss_of_output_fn, **options)
+        self.samples, self.seed, self.likelihood = samples, seed, loss_of_output_fn
+        if samples:
+            weight = self.batch_weight
+            self.dataloader = _InOrder(dataloader)
+            self.batch_weight = lambda numbered: weight(numbered.batch)
+            self.forward_fn = lambda model, numbered: forward_fn(model, numbered.batch)
+            self.loss_of_output_fn = lambda z, numbered: loss_of_output_fn(z, numbered.batch)
+            self.loss_fn = Loss(self.forward_fn, self.loss_of_output_fn)
+
+    def output_product(self, output: Tensor, batch: Any) -> OutputProduct:
+        if not self.samples:
+            return lambda u: self.likelihood.hvp(output, batch, u)
+        closed, y = self.likelihood.closed, self.likelihood.target(batch.batch)
+        shape = closed.drawn(output)
+        if len(batch.index) != next(iter(shape), None):
+            raise ShapeError(
+                f"Monte Carlo draws labels for {len(batch.index)} examples along dimension 0 of an "
+                f"output of shape {tuple(output.shape)}; let forward_fn return them there."
+            )
+        drawn = [self._uniform(index, shape[1:]) for index in batch.index.tolist()]
+        scores = closed.scores(output, y, torch.stack(drawn, dim=1).to(output.device))
+        return outer_products(scores, closed.dims(output))
+
+    def _uniform(self, index: int, shape: torch.Size) -> Tensor:
+        """Uniform numbers (samples, *shape) of the example of this number."""
+        generator = stream(self.seed, "labels", index)
+        return torch.from_numpy(generator.random((self.samples, *shape)))
+
+
+@dataclass(frozen=True)
+class Numbered:
+    """A batch with the numbers that its examples have in the data."""
+
+    batch: Any
+    index: Tensor  # (n,), of integers
+
+
+class _InOrder(Iterable[Numbered]):
+    """Batches with the numbers of their examples: as they come, where they have none."""
+
+    def __init__(self, batches: Iterable[Any]):
+        self.batches = batches
+
+    def __iter__(self) -> Iterator[Numbered]:
+        start = 0
+        for batch in self.batches:
+            if isinstance(batch, Numbered):
+                yield batch
+            else:
+                stop = start + count_examples(batch)
+                yield Numbered(batch, torch.arange(start, stop, device="cpu"))
+                start = stop
