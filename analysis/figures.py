@@ -23,7 +23,13 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from skerch.analysis.overlap import OverlapResult
-from skerch.analysis.results import ExactResults, HessianResults
+from skerch.analysis.results import (
+    DensityResults,
+    ExactResults,
+    HessianResults,
+    LanczosResults,
+    TraceResults,
+)
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
 
@@ -179,6 +185,64 @@ def hessian_figure(
     else:
         scree_panel(second, residual, exact=_relative(exact.residual))
     overlap_panel(third, results, exact=exact.overlap if exact else None)
+    return figure
+
+
+def lanczos_figure(results: LanczosResults, title: str) -> Figure:
+    """Eigenpairs of the Lanczos method: eigenvalues, their residuals, and the overlap."""
+    figure, (first, second, third) = _panels(3, title)
+    eigenvalue_panel(first, results.eigenvalues, bound=results.eigenvalue_bound)
+    residual_panel(second, results)
+    overlap_panel(third, results)
+    return figure
+
+
+def residual_panel(axes: Axes, results: LanczosResults) -> None:
+    """Draw ‖A w - λ w‖ / |λ| of each pair on a log scale; those that have converged are filled."""
+    residual, size = _array(results.pair_residual), np.abs(_array(results.eigenvalues))
+    relative = residual / np.maximum(size, 1e-300)
+    index, converged = np.arange(1, len(relative) + 1), np.array(results.converged, dtype=bool)
+    looks: dict[str, Any] = {"linestyle": "", "marker": "o", "markersize": 5, "color": BLUE}
+    for name, chosen, face in (("converged", converged, BLUE), ("not yet", ~converged, "none")):
+        if chosen.any():
+            axes.plot(index[chosen], relative[chosen], markerfacecolor=face, label=name, **looks)
+    _log_scale(axes, "y", relative)
+    _whole_numbers(axes)
+    _style(axes, "Residual by pair", "index", "‖Aw - λw‖ over |λ|")
+    axes.legend(**LEGEND)
+
+
+def trace_figure(results: TraceResults, title: str) -> Figure:
+    """A trace with its interval, beside the samples that it is the mean of."""
+    figure, (axes,) = _panels(1, title)
+    samples, (value, error) = _array(results.samples), results.trace
+    index = np.arange(1, len(samples) + 1)
+    if len(samples):
+        axes.plot(index, samples, ".", color=GREY, markersize=5, label="samples")
+    axes.axhspan(value - error, value + error, color=BLUE, alpha=0.25, linewidth=0)
+    axes.axhline(value, color=BLUE, linewidth=2, label=f"trace {results.estimate}, 95 %")
+    _whole_numbers(axes)
+    _style(axes, "Trace", "sample", "trace")
+    axes.legend(**LEGEND)
+    return figure
+
+
+def density_figure(results: DensityResults, title: str) -> Figure:
+    """The density of eigenvalues on a log scale; atoms, each of weight 1 / N, are marked."""
+    figure, (axes,) = _panels(1, title)
+    density, grid = _array(results.density), _array(results.grid)
+    axes.plot(grid, density, color=BLUE, linewidth=1.5, label="density")
+    axes.set_yscale("log")
+    peak = density.max() if density.max() > 0 else 1.0
+    # an eigenvalue alone would be a bump of this height; below a hundredth of it nothing is seen
+    one = 1 / (results.parameters * results.sigma * np.sqrt(2 * np.pi))
+    axes.set_ylim(min(one, peak) / 100, 3 * peak)
+    if len(results.atoms):
+        heights = np.full(len(results.atoms), one)
+        look: dict[str, Any] = {"color": VERMILLION, "linestyle": "", "marker": "|"}
+        axes.plot(_array(results.atoms), heights, label="atoms, 1 / N each", **look)
+    _style(axes, "Density of eigenvalues", "eigenvalue", "density")
+    axes.legend(**LEGEND)
     return figure
 
 

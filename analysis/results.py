@@ -88,6 +88,58 @@ class HessianResults:
 
 
 @dataclass(frozen=True)
+class LanczosResults(HessianResults):
+    """Eigenpairs by the Lanczos method, and their overlap; what needs probes is left empty."""
+
+    which: str = "LM"  # of largest magnitude (LM), largest (LA) or smallest (SA), in that order
+    pair_residual: Sequence[float] = ()  # (k,) ‖A w - λ w‖
+    converged: Sequence[bool] = ()  # (k,)
+    products: int = 0  # matvecs spent
+
+    @property
+    def extremes(self) -> tuple[Estimate, Estimate] | None:
+        """λ_max and λ_min, where those largest in magnitude are known."""
+        return super().extremes if self.which == "LM" else None
+
+
+@dataclass(frozen=True)
+class TraceResults:
+    """The trace of one Hessian, and how far it may be off."""
+
+    parameters: int  # N
+    trace: Sequence[float]  # its estimate, and how far that may be off in 95 of 100
+    stderr: float  # standard error of the estimate
+    samples: Sequence[float]  # (m,) whose mean is the estimate, but for a constant
+    products: int  # matvecs spent
+    deflated: int  # eigenpairs that took none of them
+
+    @property
+    def estimate(self) -> Estimate:
+        """The trace with its error."""
+        return Estimate(*self.trace)
+
+
+@dataclass(frozen=True)
+class DensityResults:
+    """The distribution of one Hessian's eigenvalues, which integrates to 1 with its atoms."""
+
+    parameters: int  # N
+    grid: Sequence[float]  # (G,)
+    density: Sequence[float]  # (G,) of what is no atom, smoothed by Gaussians of width sigma
+    sigma: float
+    nodes: Sequence[Sequence[float]]  # (runs, steps) of the quadratures
+    weights: Sequence[Sequence[float]]  # (runs, steps) their weights, each row's sum is 1
+    atoms: Sequence[float]  # (k,) eigenvalues that are known, each with weight 1 / N
+    products: int  # matvecs spent
+
+    @property
+    def ends(self) -> tuple[float, float]:
+        """The least and the largest that was seen: there are some below and above these."""
+        seen = [*self.atoms, *(node for run in self.nodes for node in run)]
+        return min(seen), max(seen)
+
+
+@dataclass(frozen=True)
 class ExactResults:
     """Eigenvalues, residual and overlap of one Hessian by its exact eigendecomposition."""
 

@@ -27,6 +27,11 @@ class Method:
         return iter(()) if self.manifests is None else folder.glob(steps + self.manifests)
 
 
+def _krylov(name: str) -> Method:
+    """A method with one task a Hessian."""
+    return Method(name, "krylov", ("hessian", name), f"{name}.json", "provenance.json")
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -37,5 +42,8 @@ METHODS = {
             "overlap.json",
             "measurements/round-*/manifest.json",
         ),
+        _krylov("lanczos"),
+        _krylov("trace"),
+        _krylov("density"),
     )
 }

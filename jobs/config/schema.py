@@ -81,6 +81,39 @@ class Sketch:
 
 
 @dataclass
+class Lanczos:
+    """Eigenpairs at an end of the spectrum, one by one."""
+
+    k: int = _number(10)  # eigenpairs
+    which: str = _choice("LM", "LA", "SA")  # of largest magnitude, largest, smallest
+    tol: float = field(default=1e-4, metadata={"least": 0.0, "most": 1.0})  # ‖Aw - λw‖ over |λ|
+    max_products: int | None = _number(None)  # None: as many as there are parameters
+    block_size: int = _number(1, most=64)  # vectors in a product
+    seed: int = _number(12345, least=0)
+
+
+@dataclass
+class Trace:
+    """The sum of all eigenvalues, by random vectors."""
+
+    estimator: str = _choice("xtrace", "hutch++", "hutchinson", "xnystrace")
+    products: int = _number(100, least=3)  # at most, where there is a tol
+    tol: float | None = field(default=None, metadata={"least": 0.0, "most": 1.0})  # of the error
+    deflate: str | None = None  # whose eigenpairs are left to no product: a method's folder
+    seed: int = _number(12345, least=0)
+
+
+@dataclass
+class Density:
+    """The distribution of all eigenvalues, by stochastic Lanczos quadrature."""
+
+    runs: int = _number(10)  # random vectors
+    steps: int = _number(80)  # products of each
+    deflate: str | None = None  # whose eigenpairs are atoms: a method's folder
+    seed: int = _number(12345, least=0)
+
+
+@dataclass
 class Launcher:
     """How tasks are run."""
 
@@ -102,6 +135,9 @@ class Config:
     training: Training = field(default_factory=Training)
     hessian: Hessian = field(default_factory=Hessian)
     sketch: Sketch = field(default_factory=Sketch)
+    lanczos: Lanczos = field(default_factory=Lanczos)
+    trace: Trace = field(default_factory=Trace)
+    density: Density = field(default_factory=Density)
     launcher: Launcher = field(default_factory=Launcher)
     cluster: str | None = None
     resources: dict[str, Any] = field(default_factory=dict)

@@ -42,5 +42,8 @@ STAGES = {
         Stage("merge", shared=True),
         Stage("decompose", shared=True, result=True),
         Stage("analyze", result=True),
+        Stage("lanczos", result=True, resources_of="measure"),
+        Stage("trace", result=True, resources_of="measure"),
+        Stage("density", result=True, resources_of="measure"),
     )
 }

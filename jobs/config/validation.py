@@ -14,26 +14,30 @@ from skerch.decompositions.target import Target
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import resources as cluster
+from skerch.jobs.config.deflate import check_deflate
+from skerch.jobs.config.methods import METHODS
+from skerch.jobs.config.names import check_name
 from skerch.jobs.config.schema import LARGEST, Config, Hessian, Sketch, Training
 from skerch.jobs.config.start import check_start
 from skerch.jobs.errors import ConfigError
 
 LARGEST_RATE = 3e38  # of float32
 MOST_BLOCKS = 1_000_000  # of a run, as its tasks are listed in memory
-RESERVED_NAMES = ("training", "figures", "logs", "slurm", "config.yaml", "report.html")
 
 
 def check(config: Config) -> None:
     """Refuse values out of their bounds, as far as they can be known without N and the data."""
     _check_fields(config, "")
     problems.check(config.problem)
-    _check_name(config.name)
+    check_name("name", config.name)
     _check_training(config.training)
     _check_hessian(config.hessian)
-    _check_sketch(config.sketch)
-    check_start(config)
-    _check_columns(config)
-    _check_blocks(config)
+    if "sketch" in METHODS[config.method].sections:
+        _check_sketch(config.sketch)
+        check_start(config)
+        _check_columns(config)
+        _check_blocks(config)
+    _check_krylov(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):
         raise ConfigError(
             f"launcher.device is {short(config.launcher.device)}; it must be auto, cpu, "
@@ -65,19 +69,6 @@ def _check_fields(section: Any, prefix: str) -> None:
                     f"{key} holds what cannot be stored as JSON ({error}); use text, finite "
                     "numbers, lists and mappings with text keys."
                 ) from error
-
-
-def _check_name(name: str | None) -> None:
-    """The method's folder lies inside the run directory."""
-    if name is None:
-        return
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]*", name, re.ASCII) or len(name) > 100:
-        raise ConfigError(
-            f"name is {short(name)}; it names a folder: letters, digits, '-', '_' and '.', "
-            "the first one a letter or digit."
-        )
-    if name in RESERVED_NAMES:
-        raise ConfigError(f"name is {name!r}, which every run directory may hold; choose another.")
 
 
 def _check_training(training: Training) -> None:
@@ -159,3 +150,19 @@ def _check_sketch(sketch: Sketch) -> None:
             Target.of(sketch.target).check(sketch.recovery, columns, sketch.outer)
     except SkerchError as error:
         raise ConfigError(f"sketch: {error}") from error
+
+
+def _check_krylov(config: Config) -> None:
+    check_deflate(config)
+    asked = config.lanczos
+    if config.method == "lanczos" and (asked.max_products or LARGEST) < asked.k:
+        raise ConfigError(
+            f"lanczos.max_products={asked.max_products} is less than lanczos.k={asked.k} "
+            "eigenpairs; take more, or null for as many as are needed."
+        )
+    positive = config.method != "trace" or config.trace.estimator != "xnystrace"
+    if not positive and config.hessian.curvature == "hessian":
+        raise ConfigError(
+            "trace.estimator=xnystrace is for curvatures without negative eigenvalues, and a "
+            "Hessian has some; take xtrace, or another hessian.curvature."
+        )

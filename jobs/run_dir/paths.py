@@ -77,7 +77,7 @@ class StepDir:
 
     @property
     def eigh(self) -> Path:
-        """Eigenvalues, eigenvectors and errors."""
+        """Eigenvalues, eigenvectors and errors, by a sketch or by the Lanczos method."""
         return self.path / "eigh.h5"
 
     @property

@@ -6,12 +6,11 @@ from dataclasses import astuple
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.modules import module_shares, modules
-from skerch.analysis.overlap import overlap
+from skerch.analysis.overlap import OverlapResult, overlap
 from skerch.analysis.results import HessianResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
 from skerch.estimate import Estimate
@@ -50,16 +49,19 @@ def run(context: Context) -> None:
         trace=trace,
         norm=norm,
         modules=[astuple(share) for share in shares],
-        **{name: _plain(values) for name, values in vars(result).items()},
+        **plain(result),
     )
     figure = hessian_figure(results, _title(context, results))
     save(figure, context.run.figure(context.name, *context.hessian))
     results_file.write(directory.overlap, results, manifests, outer=config.sketch.outer)
 
 
-def _plain(values: Tensor) -> list[Any]:
-    """A tensor as a list; what is not a number is None."""
-    return [None if value != value else value for value in values.tolist()]
+def plain(result: OverlapResult) -> dict[str, Any]:
+    """The tensors as lists; what is not a number is None."""
+    return {
+        name: [None if value != value else value for value in values.tolist()]
+        for name, values in vars(result).items()
+    }
 
 
 def _title(context: Context, results: HessianResults) -> str:

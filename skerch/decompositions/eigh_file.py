@@ -1,5 +1,7 @@
 """The file of a decomposition: eigenpairs of a stored array, written in one streaming pass.
 
+`write_pairs` writes eigenpairs from elsewhere, of which not all of this is known.
+
 Datasets `eigenvalues` (k,), `eigenvectors` (N, k), `residual` (k + 1,), the estimated ‖H - H_r‖_F,
 `pair_residual` (k,), the estimated ‖H w_i - λ_i w_i‖, and `pair_bound` (k,), a bound of it,
 `eigenvalue_bound` (k,), how far an eigenvalue of H may be from λ_i, and `trace` and `norm` (2,), of
@@ -19,7 +21,16 @@ from torch import Tensor
 from skerch.a_posteriori import eigenspace_sines
 from skerch.decompositions.solve import Solution
 from skerch.estimate import Estimate
-from skerch.hdf5 import Dataset, Reader, attribute, create_dataset, even_width, write_arrays
+from skerch.hdf5 import (
+    CHUNK_ROWS,
+    Dataset,
+    Reader,
+    attribute,
+    create_dataset,
+    even_width,
+    write_arrays,
+    write_hdf5,
+)
 from skerch.measurements.gram import Progress, multiply
 from skerch.measurements.team import ALONE, Rows, Team, write_together
 
@@ -69,6 +80,22 @@ def write_eigh(
         multiply(rows, size, B, getattr(torch, dtype), write, team)
 
     write_together(path, fill, team)
+
+
+def write_pairs(
+    path: Path, vectors: Tensor, arrays: dict[str, Tensor], attributes: dict[str, object]
+) -> None:
+    """Write eigenvectors (N, k) that are in memory, and the smaller datasets."""
+
+    def fill(file: h5py.File) -> None:
+        write_arrays(file, arrays, attributes)
+        width = even_width(vectors.shape[1], CHUNK_COLUMNS)
+        dtype = str(vectors.dtype).removeprefix("torch.")
+        stored = create_dataset(file, "eigenvectors", tuple(vectors.shape), dtype, width)
+        for start in range(0, len(vectors), CHUNK_ROWS):
+            stored[start : start + CHUNK_ROWS] = vectors[start : start + CHUNK_ROWS].cpu().numpy()
+
+    write_hdf5(path, fill)
 
 
 class EighFile(Reader):

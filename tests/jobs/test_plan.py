@@ -7,7 +7,7 @@ import os
 
 import pytest
 
-from skerch.jobs import pipeline
+from skerch.jobs import commands, pipeline
 from skerch.jobs.commands.seigh import calibrate, plan
 from skerch.jobs.commands.seigh.calibrate import Pace, measure_pace
 from skerch.jobs.commands.seigh.disk import hessian_disk, training_disk
@@ -79,7 +79,7 @@ def test_the_forecast_is_what_sleeping_blocks_take_and_what_a_run_takes(slow):
 
 @pytest.mark.parametrize("patience", [SECONDS / 2, 0.0])
 def test_one_block_is_timed_where_it_or_what_comes_before_takes_long(slow, monkeypatch, patience):
-    monkeypatch.setattr(calibrate, "PATIENCE", patience)
+    monkeypatch.setattr(commands.calibrate, "PATIENCE", patience)
     times = []
     monkeypatch.setattr(calibrate.Measurer, "measure", lambda *_: times.append(SECONDS) or {})
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: sum(times))

@@ -2,30 +2,19 @@
 
 from __future__ import annotations
 
-import os
-import statistics
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
 
 from skerch.curvature.checks import fingerprint
-from skerch.jobs.commands.check import sample_inputs
+from skerch.jobs.commands.calibrate import operator_here, repeated
 from skerch.jobs.config import Config
-from skerch.jobs.config.resources import resources
-from skerch.jobs.problems import user_code
-from skerch.jobs.run_dir import RunDir, method_name
-from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.layout import array_manifest
-from skerch.jobs.stages.operator import curvature_operator
-from skerch.jobs.stages.program import omp_threads, settle
-from skerch.jobs.stages.sketch import SketchFiles
 from skerch.measurements.measure import Measurer
 
-REPETITIONS = 7  # at most, of which the median counts …
-PATIENCE = 10.0  # … and none begins after so many seconds
 SIZE = 500  # of the matrices of products and eigenproblems
 
 
@@ -43,42 +32,26 @@ class Pace:
 
 
 def measure_pace(config: Config) -> Pace:
-    """Time a block of the last step's parameters, as far as `sample_inputs` finds them.
-
-    All is as a worker would do it, with the strategy and threads of the layout if there is one, and
-    else OMP_NUM_THREADS or the CPUs of `resources.measure`; nothing is written.
-
-    Raises SkerchError where the Hessian cannot be had or is not finite.
-    """
-    launcher, cpus = config.launcher, resources(config)["measure"].cpus
-    threads = launcher.threads or omp_threads() or (cpus and min(cpus, os.cpu_count() or 1))
-    config = replace(config, launcher=replace(launcher, threads=threads))
-    step, split = config.training.record_steps[-1], config.hessian.splits[-1]
-    context = Context(RunDir(config.run_dir), config, method_name(config), step, split)
-    settle("measure", context)
-    inputs = sample_inputs(config)
-    recorded = context.provenance
-    with user_code("A block cannot be measured"):
-        op = curvature_operator(config, inputs, recorded)
-    with user_code("A block cannot be measured"), op.frozen():
-        manifest = array_manifest(config, SketchFiles(context).which_round(), op.shape[0])
+    """Time a block, as `operator_here` has it."""
+    with operator_here(config, "measure") as op:
+        manifest = array_manifest(config, config.sketch.each_round()[0], op.shape[0])
         block = manifest.blocks()[0]
         columns = block.stop - block.start
-        op.verify()
         strategy = op.resolve(columns).strategy
         begin = time.perf_counter()
         fingerprint(op)  # as a worker does
-        measurer, ends = Measurer(manifest, op.device), [time.perf_counter()]
-        while len(ends) < 2 or (len(ends) <= REPETITIONS and ends[-1] < begin + PATIENCE):
+        measurer = Measurer(manifest, op.device)
+        before = time.perf_counter() - begin
+
+        def measure() -> None:
             for array in measurer.measure(op, block).values():
                 array.cpu()  # waits for the device
-            ends.append(time.perf_counter())
-    seconds = statistics.median(after - before for before, after in pairwise(ends))
-    start = max(0.0, ends[1] - begin - seconds)
+
+        first, seconds = repeated(measure)
     A = torch.randn(SIZE, SIZE, dtype=torch.float64, device="cpu")
     return Pace(
         seconds / columns,
-        start,
+        max(0.0, before + first - seconds),
         op.device.type,
         torch.get_num_threads(),
         strategy,

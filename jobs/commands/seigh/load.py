@@ -26,8 +26,13 @@ def asked(config: Config) -> str:
 
 
 @dataclass(frozen=True, repr=False)
-class Hessian(load.Hessian):
-    """What was found of a Hessian; k is the number of eigenpairs."""
+class Eigenpairs(load.Hessian):
+    """k eigenpairs of a Hessian, and their overlap."""
+
+    @property
+    def results(self) -> HessianResults:
+        """What the analysis found: the overlap with its baseline, quantiles of chance, bounds."""
+        raise NotImplementedError
 
     @property
     def eigenvalues(self) -> Tensor:
@@ -51,6 +56,23 @@ class Hessian(load.Hessian):
         return self.by_name(self.eigenvectors[:, i])
 
     @property
+    def overlap(self) -> Tensor:
+        """‖W[mask, :j]‖_F² / j with the j largest parameters, j = 1 … k, (k,), float64."""
+        return torch.tensor(self.results.overlap, dtype=torch.float64, device="cpu")
+
+    def __repr__(self) -> str:
+        if not self.context.directory.eigh.exists():
+            return f"Hessian({self.where}: not decomposed yet)"
+        N, k = self.eigenvectors.shape
+        top = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:3].tolist())
+        return f"Hessian({self.where}: {k} eigenpairs of N = {N:,}, eigenvalues {top}, …)"
+
+
+@dataclass(frozen=True, repr=False)
+class Hessian(Eigenpairs):
+    """A Hessian's sketched eigendecomposition."""
+
+    @property
     def residual(self) -> Tensor:
         """Estimated ‖H - H_r‖_F for r = 0 … k, (k + 1,), float64; the first is ‖H‖_F."""
         with SketchFiles(self.context).eigh() as file:
@@ -72,18 +94,6 @@ class Hessian(load.Hessian):
     def results(self) -> HessianResults:
         """What the analysis found: the overlap with its baseline, quantiles of chance, bounds."""
         return results_file.read(self.context.directory.overlap, HessianResults)
-
-    @property
-    def overlap(self) -> Tensor:
-        """‖W[mask, :j]‖_F² / j with the j largest parameters, j = 1 … k, (k,), float64."""
-        return torch.tensor(self.results.overlap, dtype=torch.float64, device="cpu")
-
-    def __repr__(self) -> str:
-        if not self.context.directory.eigh.exists():
-            return f"Hessian({self.where}: not decomposed yet)"
-        N, k = self.eigenvectors.shape
-        top = ", ".join(f"{value:.4g}" for value in self.eigenvalues[:3].tolist())
-        return f"Hessian({self.where}: {k} eigenpairs of N = {N:,}, eigenvalues {top}, …)"
 
 
 class Eigenvectors:

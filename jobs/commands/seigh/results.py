@@ -38,14 +38,14 @@ def tables(config: Config, hessians: Hessians) -> Iterator[Table]:
 def lines(run: RunDir, config: Config, hessians: Hessians) -> Iterator[str]:
     """Lines on what is to be known of the results."""
     yield from _asymmetric(hessians)
-    yield from _ties(hessians)
-    yield from _gaps(hessians)
+    yield from ties(hessians)
+    yield from gaps(hessians)
     yield from _targets(run, config, hessians)
 
 
 def row(directory: StepDir, config: Config, results: HessianResults | None) -> dict[str, Any]:
     """One Hessian's results as numbers; None where there are none."""
-    return _row(results) | _spent(directory, config)
+    return numbers(results) | _spent(directory, config)
 
 
 def _leading(hessians: Hessians) -> Table:
@@ -73,18 +73,24 @@ def _whole(hessians: Hessians) -> Table:
 
 def _cells(results: HessianResults) -> list[str]:
     """Top eigenvalues, residual and overlap, in words."""
+    return [top_cell(results), f"{results.relative_residual:.2%}", overlap_cell(results)]
+
+
+def top_cell(results: HessianResults) -> str:
+    """The first eigenvalues, in words."""
+    return ", ".join(map(results.eigenvalue, range(min(3, len(results.eigenvalues)))))
+
+
+def overlap_cell(results: HessianResults) -> str:
+    """The overlap, in words."""
     distance = results.distance
     off, overlap = results.last_overlap_error, results.overlap[-1]
     known = f"{overlap:.4f}" if off is None else Estimate(overlap, off).digits
     sigmas = "" if distance is None else f", {distance:+.1f} σ"
-    return [
-        ", ".join(map(results.eigenvalue, range(min(3, len(results.eigenvalues))))),
-        f"{results.relative_residual:.2%}",
-        f"{known}, {results.multiple:.2f} × k/N{sigmas}",
-    ]
+    return f"{known}, {results.multiple:.2f} × k/N{sigmas}"
 
 
-def _row(results: HessianResults | None) -> dict[str, Any]:
+def numbers(results: HessianResults | None) -> dict[str, Any]:
     """The same as numbers; None where there are none."""
     top = [*(results.eigenvalues if results else ()), None, None, None]
     off = [*(results.eigenvalue_bound if results else ()), None, None, None]
@@ -127,7 +133,7 @@ def _asymmetric(hessians: Hessians) -> Iterator[str]:
             )
 
 
-def _ties(hessians: Hessians) -> Iterator[str]:
+def ties(hessians: Hessians) -> Iterator[str]:
     """A line on each step whose mask is one of several of the largest parameters."""
     by_step = {step: results for (step, _), results in hessians.items() if results}
     for step, results in by_step.items():
@@ -139,7 +145,7 @@ def _ties(hessians: Hessians) -> Iterator[str]:
             )
 
 
-def _gaps(hessians: Hessians) -> Iterator[str]:
+def gaps(hessians: Hessians) -> Iterator[str]:
     """A line on the Hessians whose overlap has no error, and up to which k it has one."""
     lacking = []
     for (step, split), results in hessians.items():

@@ -1,0 +1,1 @@
+"""What of the commands is the own of lanczos, trace and density."""

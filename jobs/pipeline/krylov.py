@@ -1,0 +1,84 @@
+"""The task of one Hessian by a Krylov method: lanczos, trace or density.
+
+A stage of the method's name does all of it, so a task that was stopped starts anew. With `deflate`
+it reads eigenpairs that another method has found.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from functools import partial
+from pathlib import Path
+
+from skerch.analysis.results import DensityResults, LanczosResults, TraceResults
+from skerch.jobs.config import Config, ConfigError, difference, identity
+from skerch.jobs.config.deflate import source_of
+from skerch.jobs.pipeline.task import Task, refusal
+from skerch.jobs.run_dir import RunDir, StepDir, command, method_name, provenance, results_file
+
+SAME = ("curvature", "datapoints", "subset", "mode", "param_filter")  # of one matrix
+
+
+def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterator[Task]:
+    """The task of one Hessian."""
+    name, stage = method_name(config), config.method
+    where = name, step, split
+    directory = run.step(*where)
+    outputs = [directory.provenance, run.result(config, step, split), run.figure(*where)]
+    if stage == "lanczos":
+        outputs.append(directory.eigh)
+    yield Task(
+        f"{name}.{directory.path.name}.{stage}",
+        stage,
+        {"name": name, "step": step, "split": split},
+        tuple(outputs),
+        ("train",),
+    )
+
+
+def check(config: Config, N: int) -> None:
+    """Refuse more pairs than there are, and known ones that are not there or of another matrix.
+
+    Raises:
+        ConfigError: it is so.
+    """
+    if config.method == "lanczos" and config.lanczos.k > N:
+        raise ConfigError(
+            f"lanczos.k={config.lanczos.k} eigenpairs are more than the dimension N={N}; take "
+            f"k ≤ {N}."
+        )
+    run, source = RunDir(config.run_dir), source_of(config)
+    if source is None:
+        return
+    key = f"{config.method}.deflate={source}"
+    if source not in run.methods:
+        raise ConfigError(
+            f"{key}: {run.path} has no {source} yet; run a method with eigenpairs there first, "
+            "seigh or lanczos, or leave it at null."
+        )
+    theirs, ours = (identity(each, "method")["hessian"] for each in (run.load(source), config))
+    changes = difference(*({key: of[key] for key in SAME} for of in (theirs, ours)))
+    if changes:
+        raise ConfigError(f"{key} has eigenpairs of another matrix: {'; '.join(changes)}.")
+    for step in config.training.record_steps:
+        for split in config.hessian.splits:
+            path = run.step(source, step, split).eigh
+            if not run.result(config, step, split).exists() and not path.exists():
+                raise ConfigError(
+                    f"{key} has no eigenpairs of step {step}, {split}; wait for them, or run it: "
+                    f"{command('run', run.hessian_config(source))}"
+                )
+
+
+def damage(directory: StepDir, outputs: Iterable[Path]) -> Iterator[str]:
+    """A sentence on each output in a Hessian's folder that cannot be read as it was written."""
+    from skerch.hdf5 import verify  # h5py takes a tenth of a second
+
+    kinds = {"lanczos": LanczosResults, "trace": TraceResults, "density": DensityResults}
+    for path in outputs:
+        if path == directory.provenance:
+            yield from refusal(path, partial(provenance.read, path))
+        elif path.suffix == ".h5":
+            yield from refusal(path, partial(verify, path))
+        elif path.suffix == ".json":
+            yield from refusal(path, partial(results_file.read, path, kinds[path.stem]))

@@ -1,0 +1,43 @@
+"""The distribution of a Hessian's eigenvalues."""
+
+from __future__ import annotations
+
+from skerch.analysis.figures import density_figure
+from skerch.analysis.results import DensityResults
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.krylov import counted, known_pairs, save, title
+from skerch.jobs.stages.program import main
+from skerch.krylov import spectral_density
+
+POINTS = 1000  # of the grid
+
+
+def run(context: Context) -> None:
+    """Write density.json and the figure."""
+    asked = context.config.density
+    with counted(context, asked.runs, asked.runs * asked.steps) as op:
+        pairs = known_pairs(context, op)
+        found = spectral_density(
+            op,
+            num_runs=asked.runs,
+            lanczos_steps=asked.steps,
+            num_grid_points=POINTS,
+            seed=asked.seed,
+            deflate=pairs,
+        )
+    results = DensityResults(
+        parameters=op.size,
+        grid=found.grid.tolist(),
+        density=found.density.tolist(),
+        sigma=found.sigma,
+        nodes=found.raw_eigenvalues.tolist(),
+        weights=found.raw_weights.tolist(),
+        atoms=[] if pairs is None else pairs[0].tolist(),
+        products=found.products,
+    )
+    words = f"{asked.runs} runs of {asked.steps} steps, {results.products} products"
+    save(context, results, density_figure(results, title(context, words)))
+
+
+if __name__ == "__main__":
+    main("density")

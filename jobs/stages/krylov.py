@@ -1,0 +1,91 @@
+"""What the stages of Krylov methods share: the operator, eigenpairs that are known, the results."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from skerch.curvature.base import CurvatureOperator
+from skerch.curvature.operator import LossCurvature
+from skerch.jobs.config.deflate import source_of
+from skerch.jobs.pipeline.task_log import Progress
+from skerch.jobs.problems import user_code
+from skerch.jobs.run_dir import provenance, results_file
+from skerch.jobs.stages.choice import choose, operator, require_same
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.sketch import SketchFiles
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+    from matplotlib.figure import Figure
+
+
+class CountedOperator(CurvatureOperator):
+    """An operator that tells of its products, of which there are `most`."""
+
+    def __init__(self, operator: LossCurvature, most: int, progress: Progress):
+        super().__init__(operator.shape, operator.dtype, operator.device)
+        self.operator = operator
+        self._most = most
+        self._done = 0
+        self._progress = progress
+
+    def _matmul(self, X: Tensor) -> Tensor:
+        with user_code("A product cannot be computed"):
+            products: Tensor = self.operator @ X
+        self._done += X.shape[1]
+        self._progress(self._done, max(self._done, self._most), "products")
+        return products
+
+
+@contextmanager
+def counted(context: Context, columns: int, most: int) -> Iterator[CountedOperator]:
+    """The operator of a context's Hessian, for products of so many columns at once.
+
+    How they are computed is written down first, unless it is: so it is the same after a kill.
+    """
+    if context.provenance is None:
+        _, chosen = choose(context, columns)
+        provenance.write(context.directory.provenance, chosen)
+    op = operator(context)
+    with op.frozen():
+        require_same(op, context)
+        op.compare = True
+        yield CountedOperator(op, most, context.progress)
+
+
+def known_pairs(context: Context, op: CurvatureOperator) -> tuple[Tensor, Tensor] | None:
+    """The eigenvalues (k,) and eigenvectors (N, k) by which to deflate, if any are asked for."""
+    source = source_of(context.config)
+    if source is None:
+        return None
+    theirs = replace(context, config=context.run.load(source), name=source)
+    with SketchFiles(theirs).eigh() as file:
+        return file.eigenvalues, file.eigenvectors[:].to(op.device, op.dtype)
+
+
+def save(context: Context, results: DataclassInstance, figure: Figure) -> None:
+    """Write a Hessian's figure, then its results."""
+    from skerch.analysis import figures  # matplotlib takes a second
+
+    figures.save(figure, context.run.figure(context.name, *context.hessian))
+    path = context.run.result(context.config, *context.hessian)
+    results_file.write(path, results, manifests(context))
+
+
+def manifests(context: Context) -> list[str]:
+    """The hash of what the results are of."""
+    recorded = context.provenance
+    assert recorded is not None
+    return [recorded.hash()]
+
+
+def title(context: Context, found: str) -> str:
+    """Which Hessian it is, and what is found."""
+    problem: Any = context.config.problem
+    where = problem.get("name") or problem["factory"]
+    return f"{where}, step {context.step}, {context.split} split\n{context.name}: {found}"

@@ -1,0 +1,91 @@
+"""Eigenpairs at an end of a Hessian's spectrum, and their overlap with the largest parameters."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from skerch.a_posteriori import eigenvalue_bounds
+from skerch.analysis.figures import lanczos_figure
+from skerch.analysis.overlap import overlap
+from skerch.analysis.results import LanczosResults
+from skerch.curvature.parameters import params_to_vector, select_parameters
+from skerch.decompositions.eigh_file import write_pairs
+from skerch.jobs.stages.analyze import plain
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.inputs import load_inputs
+from skerch.jobs.stages.krylov import counted, manifests, save, title
+from skerch.jobs.stages.program import main
+from skerch.jobs.stages.sketch import SketchFiles
+from skerch.krylov import EigenResult, lanczos
+
+ROUNDINGS = 10  # eps of the dtype, which products may be off by beside ‖A‖
+
+
+def run(context: Context) -> None:
+    """Write eigh.h5, lanczos.json and the figure."""
+    asked = context.config.lanczos
+    with counted(context, asked.block_size, asked.max_products or 0) as op:
+        found = lanczos(
+            op,
+            k=asked.k,
+            max_iter=asked.max_products and max(1, asked.max_products // asked.block_size),
+            tol=asked.tol,
+            which=asked.which,
+            seed=asked.seed,
+            block_size=asked.block_size,
+        )
+    _write(context, found)
+    parameters = params_to_vector(
+        select_parameters(load_inputs(context).model, context.config.hessian.param_filter)
+    )
+    with SketchFiles(context).eigh() as file:
+        result = overlap(file.eigenvectors, parameters, sines=file.sines, seed=asked.seed)
+        bound = file.eigenvalue_bound
+    assert bound is not None
+    results = LanczosResults(
+        parameters=len(parameters),
+        eigenvalues=found.eigenvalues.tolist(),
+        residual=(),
+        residual_bounds=(),
+        scree_bounds=(),
+        eigenvalue_bound=bound.tolist(),
+        which=asked.which,
+        pair_residual=found.residuals.tolist(),
+        converged=found.converged.tolist(),
+        products=found.products,
+        **plain(result),
+    )
+    words = f"{asked.k} eigenpairs of N = {results.parameters:,} from {results.products} products"
+    save(context, results, lanczos_figure(results, title(context, words)))
+
+
+def _write(context: Context, found: EigenResult) -> None:
+    """Write eigh.h5, with bounds of the eigenvalues that follow from the residuals."""
+    values, rho = found.eigenvalues.double().cpu(), found.residuals.double().cpu()
+    size = values.abs().max()
+    off = ROUNDINGS * float(size) * torch.finfo(found.eigenvectors.dtype).eps
+    bound, beyond = rho, math.inf
+    if context.config.lanczos.which == "LM":  # the others lie within ± the last
+        bound = eigenvalue_bounds(values, rho, torch.zeros_like(rho), off)
+        beyond = float(values[-1].abs() + bound[-1])
+    write_pairs(
+        context.directory.eigh,
+        found.eigenvectors.T,
+        {
+            "eigenvalues": values,
+            "pair_residual": rho,
+            "pair_bound": rho,
+            "eigenvalue_bound": bound,
+        },
+        {
+            "manifests": " ".join(manifests(context)),
+            "beyond": beyond,
+            "products": found.products,
+        },
+    )
+
+
+if __name__ == "__main__":
+    main("lanczos")
