@@ -23,7 +23,7 @@ from skerch.jobs.config.resources import resources
 from skerch.jobs.launchers.slurm import journal
 from skerch.jobs.launchers.slurm.observed import PATIENCE, STATES, Submitted, TaskState, observe
 from skerch.jobs.launchers.slurm.submit import next_memory
-from skerch.jobs.pipeline import Task
+from skerch.jobs.pipeline import Task, task_log
 from skerch.jobs.pipeline.ranges import counted, format_ranges
 from skerch.jobs.pipeline.task import refusal
 from skerch.jobs.run_dir import RunDir, command, method_name
@@ -147,6 +147,8 @@ def _told(run: RunDir, task: TaskState) -> Iterator[str]:
     """Lines on a task that runs or will not be done as things are."""
     job = f" (job {task.job})" if task.job else ""
     yield f"{task.id} {task.state}{job}{f': {task.reason}' if task.reason else ''}"
+    if task.state == "running" and (told := task_log.PROGRESS.match(task.last_line or "")):
+        yield f"  so far: {told[1]}"
     if task.last_line and task.next and (task.error or task.reason or "") not in task.last_line:
         yield f"  last line: {task.last_line}"
     if task.log:

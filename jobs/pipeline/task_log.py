@@ -28,6 +28,7 @@ STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
 PROCESS = re.compile(rf"^{TIME} \S+ starts on (\S+), pid (\d+)$", re.MULTILINE)
 REFUSED = re.compile(r"^error: (.*)$", re.MULTILINE)  # before it started
 ENDED = re.compile(rf"^{TIME} \S+ (?:done|failed), ", re.MULTILINE)
+PROGRESS = re.compile(rf"^{TIME} (\d+/\d+ .* s left)$")
 FAILED = re.compile(rf"^{TIME} \S+ failed, [\d.]+ s: (.*)$", re.MULTILINE)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
-from skerch.a_posteriori import eigenvalue_bounds
+from skerch.a_posteriori import eigenspace_sines, eigenvalue_bounds
 from skerch.analysis.figures import lanczos_figure
 from skerch.analysis.overlap import overlap
 from skerch.analysis.results import LanczosResults
@@ -18,7 +19,7 @@ from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.krylov import counted, manifests, save, title
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
-from skerch.krylov import EigenResult, lanczos
+from skerch.krylov import lanczos
 
 ROUNDINGS = 10  # eps of the dtype, which products may be off by beside ‖A‖
 
@@ -36,40 +37,8 @@ def run(context: Context) -> None:
             seed=asked.seed,
             block_size=asked.block_size,
         )
-    _write(context, found)
-    parameters = params_to_vector(
-        select_parameters(load_inputs(context).model, context.config.hessian.param_filter)
-    )
-    with SketchFiles(context).eigh() as file:
-        result = overlap(file.eigenvectors, parameters, sines=file.sines, seed=asked.seed)
-        bound = file.eigenvalue_bound
-    assert bound is not None
-    results = LanczosResults(
-        parameters=len(parameters),
-        eigenvalues=found.eigenvalues.tolist(),
-        residual=(),
-        residual_bounds=(),
-        scree_bounds=(),
-        eigenvalue_bound=bound.tolist(),
-        which=asked.which,
-        pair_residual=found.residuals.tolist(),
-        converged=found.converged.tolist(),
-        products=found.products,
-        **plain(result),
-    )
-    words = f"{asked.k} eigenpairs of N = {results.parameters:,} from {results.products} products"
-    save(context, results, lanczos_figure(results, title(context, words)))
-
-
-def _write(context: Context, found: EigenResult) -> None:
-    """Write eigh.h5, with bounds of the eigenvalues that follow from the residuals."""
     values, rho = found.eigenvalues.double().cpu(), found.residuals.double().cpu()
-    size = values.abs().max()
-    off = ROUNDINGS * float(size) * torch.finfo(found.eigenvectors.dtype).eps
-    bound, beyond = rho, math.inf
-    if context.config.lanczos.which == "LM":  # the others lie within ± the last
-        bound = eigenvalue_bounds(values, rho, torch.zeros_like(rho), off)
-        beyond = float(values[-1].abs() + bound[-1])
+    bound, sines, beyond = _errors(asked.which, values, rho, found.eigenvectors.dtype)
     write_pairs(
         context.directory.eigh,
         found.eigenvectors.T,
@@ -79,12 +48,45 @@ def _write(context: Context, found: EigenResult) -> None:
             "pair_bound": rho,
             "eigenvalue_bound": bound,
         },
-        {
-            "manifests": " ".join(manifests(context)),
-            "beyond": beyond,
-            "products": found.products,
-        },
+        {"manifests": " ".join(manifests(context)), "beyond": beyond, "products": found.products},
     )
+    parameters = params_to_vector(
+        select_parameters(load_inputs(context).model, context.config.hessian.param_filter)
+    )
+    with SketchFiles(context).eigh() as file:
+        result = overlap(file.eigenvectors, parameters, sines=sines, seed=asked.seed)
+    results = LanczosResults(
+        parameters=len(parameters),
+        eigenvalues=values.tolist(),
+        residual=(),
+        residual_bounds=(),
+        scree_bounds=(),
+        eigenvalue_bound=bound.tolist(),
+        which=asked.which,
+        pair_residual=rho.tolist(),
+        converged=found.converged.tolist(),
+        products=found.products,
+        **plain(result),
+    )
+    words = f"{asked.k} eigenpairs of N = {results.parameters:,} from {results.products} products"
+    save(context, results, lanczos_figure(results, title(context, words)))
+
+
+def _errors(
+    which: str, values: Tensor, rho: Tensor, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, float]:
+    """How far eigenvalues and eigenspaces may be off, and what all other eigenvalues are within.
+
+    Bounds are for values by magnitude, largest first. Those at an end of the spectrum are so once
+    all are shifted away from it.
+    """
+    size = float(values.abs().max())
+    shifted = values if which == "LM" else 2 * size + (values if which == "LA" else -values)
+    off = ROUNDINGS * size * torch.finfo(dtype).eps
+    bound = eigenvalue_bounds(shifted, rho, torch.zeros_like(rho), off)
+    beyond = float(shifted[-1].abs() + bound[-1])
+    sines = eigenspace_sines(shifted, rho, bound, beyond)
+    return bound, sines, beyond if which == "LM" else math.inf
 
 
 if __name__ == "__main__":

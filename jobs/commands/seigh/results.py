@@ -91,7 +91,8 @@ def overlap_cell(results: HessianResults) -> str:
 
 
 def numbers(results: HessianResults | None) -> dict[str, Any]:
-    """The same as numbers; None where there are none."""
+    """Results as numbers; None where there are none."""
+    spectrum = results if results and results.residual else None
     top = [*(results.eigenvalues if results else ()), None, None, None]
     off = [*(results.eigenvalue_bound if results else ()), None, None, None]
     within, alike = (results and results.tie) or (None, None)
@@ -112,7 +113,7 @@ def numbers(results: HessianResults | None) -> dict[str, Any]:
         "trace_error": trace[1],
         "norm": norm[0],
         "norm_error": norm[1],
-        "relative_residual": results and results.relative_residual,
+        "relative_residual": spectrum and spectrum.relative_residual,
         "overlap": results and results.overlap[-1],
         "overlap_error": results and results.last_overlap_error,
         "chance": results and results.baseline[-1],
