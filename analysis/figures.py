@@ -192,6 +192,8 @@ def lanczos_figure(results: LanczosResults, title: str) -> Figure:
     """Eigenpairs of the Lanczos method: eigenvalues, their residuals, and the overlap."""
     figure, (first, second, third) = _panels(3, title)
     eigenvalue_panel(first, results.eigenvalues, bound=results.eigenvalue_bound)
+    if results.which != "LM":
+        first.set_xlabel("index")
     residual_panel(second, results)
     overlap_panel(third, results)
     return figure

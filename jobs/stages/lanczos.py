@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -27,13 +28,14 @@ ROUNDINGS = 10  # eps of the dtype, which products may be off by beside ‖A‖
 def run(context: Context) -> None:
     """Write eigh.h5, lanczos.json and the figure."""
     asked = context.config.lanczos
+    which: Any = asked.which
     with counted(context, asked.block_size, asked.max_products or 0) as op:
         found = lanczos(
             op,
             k=asked.k,
             max_iter=asked.max_products and max(1, asked.max_products // asked.block_size),
             tol=asked.tol,
-            which=asked.which,
+            which=which,
             seed=asked.seed,
             block_size=asked.block_size,
         )

@@ -31,7 +31,7 @@ def run(context: Context) -> None:
         products=found.products,
         deflated=0 if pairs is None else len(pairs[0]),
     )
-    words = f"{asked.estimator}, {results.products} products; trace {results.estimate}"
+    words = f"{asked.estimator}, {results.products} products"
     save(context, results, trace_figure(results, title(context, words)))
 
 

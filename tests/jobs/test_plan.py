@@ -61,7 +61,7 @@ def slow(tmp_path, monkeypatch):
     (tmp_path / "sleeping.py").write_text(SLOW)
     (tmp_path / "slow.yaml").write_text(EXPERIMENT)
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(calibrate, "REPETITIONS", 3)
+    monkeypatch.setattr(commands.calibrate, "REPETITIONS", 3)
     return load("slow.yaml")
 
 

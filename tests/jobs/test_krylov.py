@@ -1,0 +1,228 @@
+"""Methods lanczos, trace and density: against the exact Hessian, resumed, refused, side by side."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+
+import skerch as package
+from skerch.curvature.dense import dense_hessian
+from skerch.estimate import Estimate
+from skerch.jobs import problems
+from skerch.jobs.commands.exhaustive import _in_float64
+from skerch.jobs.config import ConfigError, load
+from skerch.jobs.launchers.complete import complete
+from skerch.jobs.run_dir import RunDir
+from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.inputs import load_inputs
+
+METHODS = ("lanczos", "trace", "density")
+WANTED = {
+    "lanczos": ["lanczos.k=12", "lanczos.tol=1e-6"],
+    "smallest": ["method=lanczos", "lanczos.k=3", "lanczos.which=SA"],
+    "trace": ["trace.products=60"],
+    "deflated": ["method=trace", "trace.products=60", "trace.deflate=seigh"],
+    "density": ["density.runs=4", "density.steps=30"],
+    "atoms": ["method=density", "density.runs=4", "density.steps=30", "density.deflate=lanczos"],
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory, reference, small_overrides):
+    """The small experiment with all methods beside its sketch, on the digits."""
+    directory = tmp_path_factory.mktemp("krylov") / "run"
+    shutil.copytree(reference.run_dir, directory)
+    for name, options in WANTED.items():
+        asked = [f"run_dir={directory}", *small_overrides, f"method={name}", *options]
+        names = [] if name in METHODS else [f"name={name}"]
+        if name not in METHODS:
+            asked.remove(f"method={name}")
+        assert not complete(load("digits", [*asked, *names]))
+    return RunDir(directory)
+
+
+@pytest.fixture(scope="module")
+def exact(reference):
+    """The eigenpairs at step 60, by automatic differentiation in float64, ascending."""
+    inputs = load_inputs(Context(RunDir(reference.run_dir), reference, "seigh", 60, "test"))
+    return torch.linalg.eigh(dense_hessian(*_in_float64(reference, inputs)))
+
+
+def result(run, name):
+    return package.load(run.path, name)[60, "test"]
+
+
+def test_lanczos_finds_exact_eigenvalues_within_their_bounds(run, exact):
+    found = result(run, "lanczos")
+    values = exact.eigenvalues
+    largest = values[values.abs().argsort(descending=True)][:12]
+    off = (found.eigenvalues - largest).abs()
+    assert (off <= found.eigenvalue_bound).all()
+    assert (found.eigenvalue_bound < 1e-5 * found.eigenvalues.abs()).all()
+    W = found.eigenvectors[:].double()
+    assert torch.dist(W.T @ W, torch.eye(12, dtype=torch.float64)) < 1e-5
+    residual = (found.operator() @ W.float()).double() - W * found.eigenvalues
+    stored = torch.tensor(found.results.pair_residual, dtype=torch.float64)
+    assert torch.allclose(residual.norm(dim=0), stored, rtol=0.5, atol=5e-6)
+    smallest = result(run, "smallest")
+    assert ((smallest.eigenvalues - values[:3]).abs() <= smallest.eigenvalue_bound).all()
+
+
+def test_lanczos_has_the_exact_overlap_within_its_error(run, exact):
+    found, (values, vectors) = result(run, "lanczos"), exact
+    W = vectors[:, values.abs().argsort(descending=True)]
+    theta = torch.cat([parameter.flatten() for parameter in found.parameters.values()])
+    order = theta.abs().argsort(descending=True)
+    for k in (1, 2, 5):
+        overlap = float(W[order[:k], :k].square().sum()) / k
+        error = found.results.overlap_error[k - 1]
+        assert abs(found.results.overlap[k - 1] - overlap) <= error < 1e-4
+    assert found.results.overlap_error[-1] is None  # no next eigenvalue is known
+
+
+def test_traces_hold_and_eigenpairs_sharpen_them_at_no_product(run, exact):
+    plain, deflated = (result(run, name) for name in ("trace", "deflated"))
+    for found in (plain, deflated):
+        assert abs(found.trace.value - float(exact.eigenvalues.sum())) <= 1.5 * found.trace.error
+        assert found.results.products <= 60
+    assert deflated.trace.error < plain.trace.error
+    assert (plain.results.deflated, deflated.results.deflated) == (0, 20)
+
+
+def test_a_density_integrates_to_one_and_has_known_eigenvalues_as_atoms(run, exact):
+    found, atoms = (result(run, name).results for name in ("density", "atoms"))
+    assert torch.trapezoid(*(torch.tensor(x) for x in (found.density, found.grid))) == (
+        pytest.approx(1, abs=1e-3)
+    )
+    (least, largest), ends = found.ends, exact.eigenvalues[[0, -1]].tolist()
+    assert ends[0] - 1e-4 <= least < largest <= ends[1] + 1e-4
+    assert largest == pytest.approx(ends[1], rel=1e-3)
+    assert found.products == 120
+    assert torch.allclose(torch.tensor(atoms.atoms).double(), result(run, "lanczos").eigenvalues)
+
+
+def test_all_methods_are_beside_the_sketch_on_one_training(run, skerch):
+    folders = sorted(path.parent.name for path in run.path.glob("*/hessian_config.yaml"))
+    assert folders == sorted([*WANTED, "seigh"])
+    rows = json.loads(skerch("results", run.path, "--json")[1])
+    by_name = {row["name"]: row for row in rows if row["step"] == 60}
+    first = by_name["seigh"]["eigenvalue_1"]
+    assert by_name["lanczos"]["eigenvalue_1"] == pytest.approx(first, rel=1e-3)
+    assert by_name["trace"]["trace"] == result(run, "trace").trace.value
+    assert by_name["density"]["matvecs"] == 120
+    header, *lines = skerch("results", run.path, "--csv")[1].splitlines()
+    assert len(lines) == len(rows)
+    assert header.startswith("name,step,split,parameters,")
+    table = skerch("results", run.path)[1]
+    assert str(result(run, "trace").trace) in table
+    assert "deflated by seigh" in table
+    status = json.loads(skerch("status", run.path, "--json", "--verify")[1])
+    assert not status["damaged"]
+    assert {method["name"] for method in status["methods"]} == {*folders}
+    for name in WANTED:
+        assert run.figure(name, 60, "test").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_killed_task_that_runs_again_leaves_the_same_bytes(method, run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "run")
+    config = load(tmp_path / "run" / method / "hessian_config.yaml")
+    copy = RunDir(tmp_path / "run")
+    path = copy.result(config, 60, "test")
+    before = {each.name: each.read_bytes() for each in path.parent.glob("*")}
+    for name in ("eigh.h5", path.name):
+        (path.parent / name).unlink(missing_ok=True)
+    monkeypatch.setenv("OMP_NUM_THREADS", "2")  # the provenance has 1
+    assert not complete(config)
+    assert {each.name: each.read_bytes() for each in path.parent.glob("*")} == before
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_another_seed_is_another_method_folder(method, run, small_overrides):
+    asked = [f"run_dir={run.path}", *small_overrides, f"method={method}", *WANTED[method]]
+    with pytest.raises(ConfigError, match=rf"{method}.seed: 12345 -> 7[^$]*name={method}-2"):
+        complete(load("digits", [*asked, f"{method}.seed=7"]))
+
+
+def test_a_loss_edited_between_a_kill_and_the_resume_is_refused(run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "run")
+    config = load(tmp_path / "run" / "trace" / "hessian_config.yaml")
+    RunDir(tmp_path / "run").result(config, 60, "test").unlink()
+    original = problems.load_problem
+
+    def edited(*arguments):
+        problem = original(*arguments)
+        return replace(problem, loss_fn=lambda m, b: 3 * problem.loss_fn(m, b))
+
+    monkeypatch.setattr(problems, "load_problem", edited)
+    (words,) = complete(config).values()
+    assert "was laid out for another loss: loss was" in words
+
+
+def test_damage_of_any_file_is_named(run, tmp_path, skerch):
+    shutil.copytree(run.path, tmp_path / "run")
+    for path in tmp_path.glob("run/*/step-000060-test/*"):
+        if path.suffix == ".json" and path.parents[1].name in METHODS:
+            path.write_text(path.read_text().replace("1", "2"))
+    status, out, _ = skerch("status", tmp_path / "run", "--verify")
+    assert status == 1
+    for method in METHODS:
+        for name in ("provenance", method):
+            assert f"{method}/step-000060-test/{name}.json is damaged" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["method=trace", "name=t", "trace.deflate=other"], "no other yet"),
+        (["method=trace", "trace.deflate=trace"], "the method itself"),
+        (["method=trace", "trace.deflate=../x"], "it names a folder"),
+        (["method=trace", "trace.deflate=seigh", "hessian.splits=[train]"], "step 20, train"),
+        (
+            ["method=trace", "trace.deflate=seigh", "name=t", "training.record_steps=[20,40,60]"],
+            "no eigenpairs of step 40",
+        ),
+        (["method=trace", "trace.estimator=xnystrace"], "without negative eigenvalues"),
+        (["method=lanczos", "lanczos.max_products=3"], "less than lanczos.k=10"),
+        (["method=lanczos", "lanczos.k=2000", "name=l"], "more than the dimension N=1930"),
+        (["method=lanczos", "lanczos.which=XX"], "one of LM, LA, SA"),
+        (["method=density", "density.tol=1"], "no key density.tol"),
+    ],
+)
+def test_what_cannot_be_had_is_refused_in_a_sentence(options, words, run, small_overrides):
+    with pytest.raises(ConfigError) as refusal:
+        complete(load("digits", [f"run_dir={run.path}", *small_overrides, *options]))
+    assert words in str(refusal.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_plan_tells_products_memory_disk_and_time(method, small, skerch):
+    small()
+    status, out, err = skerch("plan", "digits", f"method={method}", "--calibrate")
+    assert (status, err) == (0, "")
+    for words in ("products", "disk: what stays", "time: all", "memory   a task about"):
+        assert words in out
+    assert "measurement" not in out
+
+
+def test_workers_share_the_hessians(small, run):
+    config = small("method=trace", "trace.products=60", "launcher.workers=2")
+    assert not complete(config)
+    for step in (20, 60):
+        ours, theirs = (
+            RunDir(each).result(config, step, "test").read_bytes()
+            for each in (config.run_dir, run.path)
+        )
+        assert ours == theirs
+
+
+def test_the_digits_of_a_trace_are_those_that_its_error_leaves(run):
+    found = result(run, "trace").trace
+    assert isinstance(found, Estimate)
+    assert str(found) in repr(result(run, "trace"))
+    assert math.isfinite(found.error)
