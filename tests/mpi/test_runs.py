@@ -93,7 +93,8 @@ def by_ranks(experiment, local, mpiexec, tmp_path):
     def of(ranks, *overrides):
         ranked = "launcher.name=mpi", f"launcher.workers={ranks}"
         config = experiment(tmp_path, *ranked, *overrides)
-        shutil.copytree(RunDir(local.run_dir).training, RunDir(config.run_dir).training)
+        training = RunDir(config.run_dir).training
+        shutil.copytree(RunDir(local.run_dir).training, training, dirs_exist_ok=True)
         return config
 
     return of
@@ -270,3 +271,22 @@ def test_ranks_that_find_themselves_alone_say_so(tmp_path):
     assert done.returncode == 1
     assert done.stderr.startswith("error: 8 ranks were started, and each finds itself alone")
     assert "Traceback" not in done.stderr
+
+
+def test_methods_of_one_task_a_hessian_leave_the_bytes_of_a_local_run(by_ranks, experiment):
+    lanczos = ["method=lanczos", "lanczos.k=5"]
+    trace = ["method=trace", "trace.products=30", "trace.deflate=lanczos"]
+    density = ["method=density", "density.runs=2", "density.steps=10"]
+    for asked in (lanczos, trace, density):
+        alone, config = experiment("local", *asked), by_ranks(2, *asked)
+        assert not complete(alone)
+        assert not complete(config)
+        ours, theirs = (
+            {
+                path.name: path.read_bytes()
+                for path in RunDir(each.run_dir).step(each.method, 60, "test").path.iterdir()
+            }
+            for each in (config, alone)
+        )
+        assert len(ours) == 2 + (config.method == "lanczos")
+        assert ours == theirs
