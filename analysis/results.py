@@ -108,7 +108,7 @@ class TraceResults:
 
     parameters: int  # N
     trace: Sequence[float]  # its estimate, and how far that may be off in 95 of 100
-    stderr: float  # standard error of the estimate
+    stderr: float | None  # standard error of the estimate; None for a single sample
     samples: Sequence[float]  # (m,) whose mean is the estimate, but for a constant
     products: int  # matvecs spent
     deflated: int  # eigenpairs that took none of them

@@ -26,9 +26,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from skerch.decompositions.recoveries import default_inner
 from skerch.files import cause, write_atomically
 from skerch.jobs.config import validation
 from skerch.jobs.config.checkpoints import checkpoint_files, matches
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.config.resources import written
 from skerch.jobs.config.rounds import resolve_rounds
 from skerch.jobs.config.schema import Config, Sketch, method_name
@@ -72,7 +74,10 @@ def load(
         raw = OmegaConf.to_container(content, resolve=True, throw_on_missing=True)
     node = _typed(raw)
     _resolve(node, path, run_dir)
-    resolve_rounds(node.sketch, node.launcher, _sketch_there(node), queued)
+    if node.method not in METHODS or "sketch" in METHODS[node.method].sections:
+        resolve_rounds(node.sketch, node.launcher, _sketch_there(node), queued)
+    elif OmegaConf.is_missing(node.sketch, "inner"):
+        node.sketch.inner = default_inner(node.sketch.outer)
     config = OmegaConf.to_object(node)
     assert isinstance(config, Config)
     validation.check(config)

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from reprlib import repr as short
 from typing import Any
 
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.config.schema import Config
 from skerch.jobs.errors import ConfigError
 
@@ -14,7 +15,7 @@ PREVIOUS = "previous"  # the recorded step before, of the same split
 
 def source_of(config: Config, step: int, split: str) -> tuple[int, str] | None:
     """The step and the split whose eigenvectors a Hessian starts with; None for random vectors."""
-    start = config.sketch.start
+    start = config.sketch.start if "sketch" in METHODS[config.method].sections else None
     if start == PREVIOUS:
         before = [each for each in config.training.record_steps if each < step]
         return (max(before), split) if before else None

@@ -35,7 +35,8 @@ def prepare(config: Config) -> None:
     if not tasks:
         raise ConfigError(
             "Stages are started by hand where there are measurement arrays, and this run has "
-            "none (many small rounds are one task); take: python -m skerch submit"
+            "none (many small rounds are one task, and so is a Hessian by another method than "
+            "seigh); take: python -m skerch submit"
         )
     with locked(run):
         bind(run, config)

@@ -60,7 +60,7 @@ class StepDir:
             SkerchError: a manifest is damaged.
         """
         if self.provenance.exists():
-            return list(hashes) == [provenance.read(self.provenance).hash()]
+            return list(hashes) == [provenance.digest(self.provenance)]
         paths = [manifest_path(self.measurements(n)) for n in range(1, len(hashes) + 1)]
         pairs = zip(paths, hashes, strict=True)
         return bool(hashes) and all(not p.exists() or read(p).hash() == h for p, h in pairs)

@@ -47,35 +47,48 @@ class Provenance:
         """The provenance that a stage `layout` wrote into a manifest."""
         return cls(**_known(cls, manifest.provenance))
 
-    def hash(self) -> str:
-        """SHA-256 of what is written."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()
-
 
 def read(path: Path) -> Provenance:
     """The provenance in the manifest of an array, or in a file of its own.
 
     Raises SkerchError where it is missing or damaged.
     """
-    if path.name != PROVENANCE:
-        return Provenance.of(manifest.read(path))
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        expected = content.pop("hash")
-        found = Provenance(**content)
-    except (ValueError, LookupError, TypeError, AttributeError):
-        found = None
-    if found is None or found.hash() != expected:
-        raise SkerchError(f"{path} is damaged; delete {path.parent} to compute all of it anew.")
-    return found
+    if path.name == PROVENANCE:
+        return Provenance(**_known(Provenance, _content(path)[0]))
+    return Provenance.of(manifest.read(path))
+
+
+def digest(path: Path) -> str:
+    """The hash in a file of its own, which results of it have, too; raises what `read` raises."""
+    return _content(path)[1]
 
 
 def write(path: Path, provenance: Provenance) -> None:
     """Write a file of its own, unless there is one."""
-    text = json.dumps(asdict(provenance) | {"hash": provenance.hash()}, indent=1)
-    write_atomically(
-        path, lambda temporary: temporary.write_text(text, encoding="utf-8"), once=True
-    )
+    content = asdict(provenance)
+    text = json.dumps(content | {"hash": _hash(content)}, indent=1)
+
+    def fill(temporary: Path) -> None:
+        temporary.write_text(text, encoding="utf-8")
+
+    write_atomically(path, fill, once=True)
+
+
+def _content(path: Path) -> tuple[dict[str, Any], str]:
+    """What is in a file of its own, and its hash."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        found = content.pop("hash")
+        intact = found == _hash(content)
+    except (ValueError, LookupError, TypeError, AttributeError):
+        intact = False
+    if not intact:
+        raise SkerchError(f"{path} is damaged; delete {path.parent} to compute all of it anew.")
+    return content, found
+
+
+def _hash(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,6 +18,7 @@ from skerch.jobs.run_dir import provenance, results_file
 from skerch.jobs.stages.choice import choose, operator, require_same
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.sketch import SketchFiles
+from skerch.krylov.operand import MOST_TOGETHER
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -44,12 +45,12 @@ class CountedOperator(CurvatureOperator):
 
 @contextmanager
 def counted(context: Context, columns: int, most: int) -> Iterator[CountedOperator]:
-    """The operator of a context's Hessian, for products of so many columns at once.
+    """The operator of a context's Hessian, for at most so many columns at once.
 
     How they are computed is written down first, unless it is: so it is the same after a kill.
     """
     if context.provenance is None:
-        _, chosen = choose(context, columns)
+        _, chosen = choose(context, min(columns, MOST_TOGETHER))
         provenance.write(context.directory.provenance, chosen)
     op = operator(context)
     with op.frozen():
@@ -79,9 +80,7 @@ def save(context: Context, results: DataclassInstance, figure: Figure) -> None:
 
 def manifests(context: Context) -> list[str]:
     """The hash of what the results are of."""
-    recorded = context.provenance
-    assert recorded is not None
-    return [recorded.hash()]
+    return [provenance.digest(context.directory.provenance)]
 
 
 def title(context: Context, found: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from skerch.analysis.figures import trace_figure
 from skerch.analysis.results import TraceResults
 from skerch.jobs.stages.context import Context
@@ -26,7 +28,7 @@ def run(context: Context) -> None:
     results = TraceResults(
         parameters=op.size,
         trace=found.interval,
-        stderr=found.stderr,
+        stderr=found.stderr if math.isfinite(found.stderr) else None,
         samples=found.samples.tolist(),
         products=found.products,
         deflated=0 if pairs is None else len(pairs[0]),

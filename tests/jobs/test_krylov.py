@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import shutil
+import socket
 from dataclasses import replace
 
 import pytest
@@ -219,6 +221,28 @@ def test_workers_share_the_hessians(small, run):
             for each in (config.run_dir, run.path)
         )
         assert ours == theirs
+
+
+def test_status_says_how_far_a_running_task_is(run, tmp_path, skerch):
+    shutil.copytree(run.path, tmp_path / "run")
+    copy = RunDir(tmp_path / "run")
+    copy.result(copy.load("trace"), 60, "test").unlink()
+    begin, now = (f"2026-11-28T01:0{minute}:00+00:00" for minute in range(2))
+    task = "trace.step-000060-test.trace"
+    copy.task_log(task).write_text(
+        f"{begin} {task} starts on {socket.gethostname()}, pid {os.getpid()}\n"
+        f"{now} 40/60 products, 0.667/s, 30 s left\n"
+    )
+    out = skerch("status", copy.path)[1]
+    assert f"{task} running: process {os.getpid()} of this machine\n" in out
+    assert "  so far: 40/60 products, 0.667/s, 30 s left\n" in out
+
+
+def test_a_sketch_that_is_not_made_is_not_looked_at():
+    options = ["sketch.inner=3", "sketch.start=next"]
+    assert load("digits", [*options, "method=trace"]).sketch.rounds == "auto"
+    with pytest.raises(ConfigError, match="sketch"):
+        load("digits", options)
 
 
 def test_the_digits_of_a_trace_are_those_that_its_error_leaves(run):

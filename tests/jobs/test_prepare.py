@@ -36,6 +36,7 @@ def test_a_run_directory_is_made_and_its_arrays_are_counted(prepare, small_overr
     [
         ("sketch.outer=9999", "more than the dimension N=1930"),
         ("sketch.rounds=5", "many small rounds are one task"),
+        ("method=trace", "so is a Hessian by another method than seigh"),
     ],
 )
 def test_what_cannot_be_planned_is_refused(override, reason, prepare, capsys, tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from rich.filesize import decimal
 
@@ -22,9 +24,10 @@ from skerch.jobs.config import Config
 from skerch.jobs.config.deflate import source_of
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
+from skerch.krylov.operand import BLOCK_BYTES, MOST_TOGETHER
 
 SMALL = 250_000  # bytes of a Hessian's figure and numbers
-BASIS = 2**28  # bytes that a Lanczos basis has, unless it needs more for its pairs
+BASES = {"xtrace": 1 / 2, "hutch++": 1 / 3, "hutchinson": 0, "xnystrace": 1}  # vectors a product
 
 
 def plan(config: Config, N: int, tasks: list[Task], calibrate: bool) -> Plan:
@@ -69,25 +72,24 @@ def _stops(config: Config) -> bool:
     return config.method == "lanczos" or (config.method == "trace" and bool(config.trace.tol))
 
 
-def _together(config: Config) -> int:
-    """The columns of a product."""
-    asked = {
-        "lanczos": config.lanczos.block_size,
-        "trace": config.trace.products // 3,
-        "density": config.density.runs,
-    }
-    return min(64, max(1, asked[config.method]))
+def _together(config: Config, N: int) -> int:
+    """The columns of a product, at most."""
+    if config.method == "lanczos":
+        return config.lanczos.block_size
+    asked = config.trace.products if config.method == "trace" else config.density.runs
+    held = max(1, BLOCK_BYTES // (N * ITEMS[config.hessian.dtype]))
+    return min(MOST_TOGETHER, held, asked)
 
 
 def _memory(config: Config, N: int) -> int:
     """The bytes of the vectors that a task holds, and of eigenpairs that are known."""
     vector, source, run = N * ITEMS[config.hessian.dtype], source_of(config), RunDir(config.run_dir)
-    vectors = 3 * _together(config)  # a block, its product, and a copy
+    vectors = 4 * _together(config, N)  # a block, its product, and copies of both
     if config.method == "lanczos":
         k = config.lanczos.k
-        vectors += k + min(4 * k + 100, max(2 * k + 1, 20, BASIS // vector))
+        vectors += k + max(min(BLOCK_BYTES // vector, 4 * k + 100), 2 * k + 1, 20)
     elif config.method == "trace":
-        vectors += 2 * _products(config, N) // 3
+        vectors += math.ceil(BASES[config.trace.estimator] * config.trace.products)
     else:
         vectors += config.density.runs * config.density.steps
     if source in run.methods:
@@ -106,7 +108,7 @@ def _disk(config: Config, N: int) -> int:
 
 def _seconds(config: Config) -> float:
     """The seconds of a product here."""
-    columns = _together(config)
     with operator_here(config, config.method) as op:
+        columns = _together(config, op.shape[0])
         X = torch.ones(op.shape[0], columns, dtype=op.dtype, device=op.device)
         return repeated(lambda: (op @ X).cpu())[1] / columns
