@@ -9,12 +9,19 @@ from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
 from skerch.curvature.losses import (
     cross_entropy_loss_of_output,
+    hf_lm_forward,
+    hf_lm_loss,
+    hf_lm_loss_of_output,
+    hf_seq2seq_loss,
     label_weight,
     mse_loss_of_output,
     supervised_forward,
     supervised_loss,
     supervised_loss_of_output,
     supervised_per_sample_loss,
+    tlens_forward,
+    tlens_loss,
+    tlens_loss_of_output,
 )
 from skerch.curvature.operator import LossCurvature
 from skerch.curvature.parameters import (
@@ -42,6 +49,10 @@ __all__ = [
     "ParamFilter",
     "count_examples",
     "cross_entropy_loss_of_output",
+    "hf_lm_forward",
+    "hf_lm_loss",
+    "hf_lm_loss_of_output",
+    "hf_seq2seq_loss",
     "label_weight",
     "load_vector",
     "match_names",
@@ -54,6 +65,9 @@ __all__ = [
     "supervised_loss",
     "supervised_loss_of_output",
     "supervised_per_sample_loss",
+    "tlens_forward",
+    "tlens_loss",
+    "tlens_loss_of_output",
     "to_device",
     "total_size",
     "vector_to_params",

@@ -8,6 +8,15 @@ from skerch.curvature.losses.batches import (
     run,
     weighted,
 )
+from skerch.curvature.losses.language_models import (
+    hf_lm_forward,
+    hf_lm_loss,
+    hf_lm_loss_of_output,
+    hf_seq2seq_loss,
+    tlens_forward,
+    tlens_loss,
+    tlens_loss_of_output,
+)
 from skerch.curvature.losses.outputs import (
     ForwardFn,
     Loss,
@@ -40,6 +49,10 @@ __all__ = [
     "by_autograd",
     "cross_entropy_loss_of_output",
     "differentiating",
+    "hf_lm_forward",
+    "hf_lm_loss",
+    "hf_lm_loss_of_output",
+    "hf_seq2seq_loss",
     "in_two_steps",
     "label_weight",
     "mse_loss_of_output",
@@ -49,5 +62,8 @@ __all__ = [
     "supervised_loss",
     "supervised_loss_of_output",
     "supervised_per_sample_loss",
+    "tlens_forward",
+    "tlens_loss",
+    "tlens_loss_of_output",
     "weighted",
 ]
