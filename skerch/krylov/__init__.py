@@ -1,10 +1,12 @@
 """Krylov methods and estimators for symmetric operators that are known by their products."""
 
 from skerch.krylov.backend import LinAlgBackend, SingleDeviceBackend
+from skerch.krylov.density import spectral_density
 from skerch.krylov.distributed import DistributedBackend, ShardedOperator
 from skerch.krylov.exchangeable import xnystrace, xtrace
 from skerch.krylov.lanczos import lanczos, lanczos_tridiagonal
-from skerch.krylov.results import EigenResult, LanczosTridiag, TraceResult
+from skerch.krylov.power_iteration import deflated_power_iteration, power_iteration_one
+from skerch.krylov.results import EigenResult, LanczosTridiag, SpectralDensityResult, TraceResult
 from skerch.krylov.trace import hutch_plus_plus, hutchinson, trace
 
 __all__ = [
@@ -14,11 +16,15 @@ __all__ = [
     "LinAlgBackend",
     "ShardedOperator",
     "SingleDeviceBackend",
+    "SpectralDensityResult",
     "TraceResult",
+    "deflated_power_iteration",
     "hutch_plus_plus",
     "hutchinson",
     "lanczos",
     "lanczos_tridiagonal",
+    "power_iteration_one",
+    "spectral_density",
     "trace",
     "xnystrace",
     "xtrace",

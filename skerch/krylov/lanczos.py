@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -112,7 +113,8 @@ def lanczos_tridiagonal(
         raise SkerchError(f"v0 has the norm {norm}; it must be a vector with a direction.")
     basis: list[Tensor] = []
     with A.frozen():
-        alphas, betas = recurrence(A, v[:, None] / norm, max_iter, basis, reorthogonalize)
+        start = v[:, None] / norm
+        alphas, betas = recurrence(A, start, max_iter, A, basis, reorthogonalize)
     m = len(basis)
     alphas, betas = alphas[0].to(A.like), betas[0].to(A.like)
     return LanczosTridiag(alphas[:m], betas[: m - 1], basis, float(betas[m - 1]), m)
@@ -122,10 +124,11 @@ def recurrence(
     A: Operand,
     V: Tensor,
     steps: int,
+    product: Callable[[Tensor], Tensor],
     basis: list[Tensor] | None = None,
     reorthogonalize: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """α and β, each (b, steps), of the Lanczos recurrences from b unit vectors V (n, b), together.
+    """α and β, each (b, steps), of Lanczos recurrences from b unit vectors V (n, b), together.
 
     Where a vector's Krylov space is exhausted after m steps, β_m and all later ones are 0. Steps
     end where all are. To a `basis`, the vectors of b = 1 are appended.
@@ -137,10 +140,11 @@ def recurrence(
     for step in range(steps):
         if basis is not None:
             basis.append(V[:, 0])
-        W = A(V)
+        W = product(V)
         alphas[:, step] = alpha = dots(V, W)
         scale = dots(W, W).sqrt()
-        W = W - V * alpha.to(W) - before * betas[:, step - 1].to(W)
+        W = torch.addcmul(W, V, alpha.to(W), value=-1)  # a new one, as the product may be V itself
+        W.addcmul_(before, betas[:, step - 1].to(W), value=-1)
         for q in (basis or []) * 2 if reorthogonalize else []:
             W -= q[:, None] * dots(q[:, None], W).to(W)
         beta = dots(W, W).sqrt()
@@ -150,7 +154,7 @@ def recurrence(
         betas[:, step] = beta
         if not bool(beta.any()):
             break
-        before, V = V, W * torch.where(beta > 0, 1 / beta, 0.0).to(W)
+        before, V = V, W.mul_(torch.where(beta > 0, 1 / beta, 0.0).to(W))
     return alphas, betas
 
 

@@ -54,7 +54,10 @@ class DiagonalResult:
 
 @dataclass(frozen=True)
 class SpectralDensityResult:
-    """The density of the eigenvalues, smoothed by a Gaussian, and the quadrature it stems from."""
+    """The density of the eigenvalues, smoothed by a Gaussian, and the quadrature it stems from.
+
+    All tensors are float64, on the CPU.
+    """
 
     grid: Tensor  # (G,) points at equal distances
     density: Tensor  # (G,) mean density about each, which integrates to 1
