@@ -2,14 +2,22 @@
 
 from skerch.krylov.backend import LinAlgBackend, SingleDeviceBackend
 from skerch.krylov.density import spectral_density
+from skerch.krylov.diagonal import diagonal, frobenius_norm, row_norms
 from skerch.krylov.distributed import DistributedBackend, ShardedOperator
 from skerch.krylov.exchangeable import xnystrace, xtrace
 from skerch.krylov.lanczos import lanczos, lanczos_tridiagonal
 from skerch.krylov.power_iteration import deflated_power_iteration, power_iteration_one
-from skerch.krylov.results import EigenResult, LanczosTridiag, SpectralDensityResult, TraceResult
+from skerch.krylov.results import (
+    DiagonalResult,
+    EigenResult,
+    LanczosTridiag,
+    SpectralDensityResult,
+    TraceResult,
+)
 from skerch.krylov.trace import hutch_plus_plus, hutchinson, trace
 
 __all__ = [
+    "DiagonalResult",
     "DistributedBackend",
     "EigenResult",
     "LanczosTridiag",
@@ -19,11 +27,14 @@ __all__ = [
     "SpectralDensityResult",
     "TraceResult",
     "deflated_power_iteration",
+    "diagonal",
+    "frobenius_norm",
     "hutch_plus_plus",
     "hutchinson",
     "lanczos",
     "lanczos_tridiagonal",
     "power_iteration_one",
+    "row_norms",
     "spectral_density",
     "trace",
     "xnystrace",

@@ -127,9 +127,7 @@ def leave_out_of_range(
     if s == size:  # Q is square
         exact = torch.full((s, s), trace_H, dtype=torch.float64, device="cpu")
         return exact[0], exact, whole
-    U, values, Vh = torch.linalg.svd(R)
-    S = U @ (Vh / values.clamp(min=max(eps * float(values[0]), 1e-300))[:, None])
-    S = S / torch.linalg.norm(S, dim=0)
+    S = left_null_columns(R, eps)
     a, F, C, M, L = S.T @ W, S.T @ R, S.T @ S, S.T @ H @ S, S.T @ H @ W
     x, q, sq_norms = (R * W).sum(0), (W * (H @ W)).sum(0), W.square().sum(0)
     aj, fj, mj, lj = (torch.diagonal(square) for square in (a, F, M, L))
@@ -158,20 +156,11 @@ def leave_out_of_nystrom(
     Y (G - G_I (G_II)⁻¹ G_Iᵀ) Yᵀ, and leaves ((G_II)⁻¹)_jj of ω_jᵀAω_j. A is shifted by rounding.
     """
     s, size = len(K), A.size
-    M = (M + M.T) / 2
-    whole = float(K.trace().clamp(min=0).sqrt())
-    norm = whole / math.sqrt(s)  # estimates ‖A‖_F
-    shift = max(10 * A.eps, LEAST_SHIFT) * norm
-    K, M = K + 2 * shift * M + shift**2 * J, M + shift * J
-    factor, failed = torch.linalg.cholesky_ex(M)
-    if int(failed) and whole:
-        raise SkerchError(
-            f"xnystrace needs a positive semidefinite operator, and {A.operator!r} is not, or what "
-            "deflate leaves of it is not; xtrace takes any symmetric one."
-        )
-    if not whole:
+    whole = float(K.trace().clamp(min=0))
+    G, shift = shifted_inverse(M, J, whole, A)
+    if not shift:
         return M.new_zeros(s), M.new_zeros(s, s), 0.0
-    G, inverse = torch.cholesky_inverse(factor), torch.linalg.inv(J)
+    K, inverse = K + shift * (M + M.T) + shift**2 * J, torch.linalg.inv(J)
     B = G @ K @ G
     g, o, b = (torch.diagonal(square) for square in (G, inverse, B))
     known = float((G * K).sum()) - shift * size
@@ -181,7 +170,29 @@ def leave_out_of_nystrom(
     lost = (g[:, None] * b + g * b[:, None] - 2 * G * B) / det
     part = of_omega / o[:, None]  # 1 / ((J⁻¹)_II⁻¹)_jj
     twos = known - lost + (size - s + 2) * part * g[:, None] / det
-    return ones, twos, norm + shift / A.eps
+    return ones, twos, math.sqrt(whole / s) + shift / A.eps
+
+
+def left_null_columns(R: Tensor, eps: float) -> Tensor:
+    """S, with unit columns s_i orthogonal to all columns of R but the i-th: those of R⁻ᵀ."""
+    U, values, Vh = torch.linalg.svd(R)
+    S: Tensor = U @ (Vh / values.clamp(min=max(eps * float(values[0]), 1e-300))[:, None])
+    return S / torch.linalg.norm(S, dim=0)  # type: ignore[no-any-return]
+
+
+def shifted_inverse(M: Tensor, J: Tensor, square: float, A: Operand) -> tuple[Tensor, float]:
+    """(M + νJ)⁻¹ and the shift ν, for M = ΩᵀAΩ, J = ΩᵀΩ and square = ‖AΩ‖_F²; ν is 0 for A = 0.
+
+    Raises SkerchError where M is not positive semidefinite.
+    """
+    shift = max(10 * A.eps, LEAST_SHIFT) * math.sqrt(square / len(M))  # times the estimate of ‖A‖_F
+    factor, failed = torch.linalg.cholesky_ex((M + M.T) / 2 + shift * J)
+    if int(failed) and shift:
+        raise SkerchError(
+            f"Nyström methods need a positive semidefinite operator, and {A.operator!r} is not, or "
+            "what deflate leaves of it is not; xtrace and xdiag take any symmetric one."
+        )
+    return (torch.cholesky_inverse(factor) if shift else M), shift
 
 
 def _result(A: Operand, ones: Tensor, twos: Tensor, norm: float) -> TraceResult:
