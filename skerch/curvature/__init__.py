@@ -2,7 +2,12 @@
 
 from skerch.curvature.base import CurvatureOperator, LambdaOperator
 from skerch.curvature.batching import count_examples, split_batch, to_device
-from skerch.curvature.distributed import DDPGGNOperator, DDPHessianOperator
+from skerch.curvature.distributed import (
+    DDPEmpiricalFisherOperator,
+    DDPFisherOperator,
+    DDPGGNOperator,
+    DDPHessianOperator,
+)
 from skerch.curvature.empirical_fisher import EmpiricalFisherOperator
 from skerch.curvature.fisher import FisherOperator, Numbered
 from skerch.curvature.ggn import GGNOperator
@@ -37,6 +42,8 @@ from skerch.curvature.parameters import (
 
 __all__ = [
     "CurvatureOperator",
+    "DDPEmpiricalFisherOperator",
+    "DDPFisherOperator",
     "DDPGGNOperator",
     "DDPHessianOperator",
     "EmpiricalFisherOperator",

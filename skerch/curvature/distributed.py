@@ -7,7 +7,7 @@ DistributedDataParallel. A block of products is computed on each rank and summed
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, ClassVar
 
@@ -17,6 +17,8 @@ from torch.nn import Module
 from torch.nn.parallel import DistributedDataParallel
 
 from skerch.curvature.base import CurvatureOperator
+from skerch.curvature.empirical_fisher import EmpiricalFisherOperator
+from skerch.curvature.fisher import FisherOperator, Numbered
 from skerch.curvature.functional import Function, as_module
 from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
@@ -54,6 +56,8 @@ class DistributedOperator(CurvatureOperator):
             local = make()
             if ranks.size > 1:  # one of many batches, though it may be the only one here
                 local.batch_weight = _known(local.batch_weight)
+                if isinstance(local, FisherOperator) and local.samples:
+                    local.dataloader = _AllNumbered(local.dataloader)
             return local, (local.size,)
 
         self.ranks = ranks
@@ -179,6 +183,18 @@ class DDPGGNOperator(DDPOperator):
     kind = GGNOperator
 
 
+class DDPFisherOperator(DDPOperator):
+    """The Fisher information likewise; of draws, data come in batches `Numbered(batch, index)`."""
+
+    kind = FisherOperator
+
+
+class DDPEmpiricalFisherOperator(DDPOperator):
+    """The empirical Fisher matrix likewise."""
+
+    kind = EmpiricalFisherOperator
+
+
 def _known(batch_weight: Callable[[Any], float]) -> Callable[[Any], float]:
     """A weight that has to be known, where `weighted` does without that of a single batch."""
 
@@ -189,6 +205,22 @@ def _known(batch_weight: Callable[[Any], float]) -> Callable[[Any], float]:
             raise SkerchError(str(error)) from error
 
     return known
+
+
+class _AllNumbered(Iterable[Numbered]):
+    """Batches that have the numbers of their examples, which a rank cannot tell for itself."""
+
+    def __init__(self, in_order: Any):
+        self.batches = in_order.batches
+
+    def __iter__(self) -> Iterator[Numbered]:
+        for batch in self.batches:
+            if not isinstance(batch, Numbered):
+                raise SkerchError(
+                    "Labels are drawn by the number of an example among those of all ranks; give "
+                    "batches Numbered(batch, index)."
+                )
+            yield batch
 
 
 def _sum_and_norm(X: Tensor) -> tuple[float, float]:

@@ -20,6 +20,8 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.nn import Module, Parameter
 
 from skerch.curvature.distributed import DistributedOperator
+from skerch.curvature.empirical_fisher import EmpiricalFisherOperator
+from skerch.curvature.fisher import FisherOperator
 from skerch.curvature.ggn import GGNOperator
 from skerch.curvature.hessian import HessianOperator
 from skerch.errors import SkerchError
@@ -186,6 +188,18 @@ class FSDPGGNOperator(FSDPOperator):
     """The generalised Gauss-Newton matrix likewise."""
 
     kind = GGNOperator
+
+
+class FSDPFisherOperator(FSDPOperator):
+    """The Fisher information likewise; of draws, data come in batches `Numbered(batch, index)`."""
+
+    kind = FisherOperator
+
+
+class FSDPEmpiricalFisherOperator(FSDPOperator):
+    """The empirical Fisher matrix likewise."""
+
+    kind = EmpiricalFisherOperator
 
 
 def _nothing(*_: Any) -> None:

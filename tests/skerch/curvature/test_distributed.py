@@ -8,10 +8,22 @@ import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from skerch.curvature import DDPHessianOperator, GGNOperator, HessianOperator, label_weight
+from skerch.curvature import (
+    DDPEmpiricalFisherOperator,
+    DDPFisherOperator,
+    DDPGGNOperator,
+    DDPHessianOperator,
+    EmpiricalFisherOperator,
+    FisherOperator,
+    GGNOperator,
+    HessianOperator,
+    Numbered,
+    cross_entropy_loss_of_output,
+    label_weight,
+    supervised_forward,
+    supervised_per_sample_loss,
+)
 from skerch.curvature.checks import CheckError
-from skerch.curvature.distributed import DDPGGNOperator
-from skerch.curvature.losses import cross_entropy_loss_of_output, supervised_forward
 from skerch.errors import SkerchError
 
 from ..ranks import failures, raised
@@ -83,6 +95,25 @@ def the_ggn_is_that_of_one_process(rank, size):
     op = DDPGGNOperator(case.model, batches(case, rank, size), *outputs)
     assert_close(matrix(op), matrix(GGNOperator(case.model, [(case.x, case.y)], *outputs)))
     assert op.loss() == pytest.approx(float(case.loss().detach()), rel=1e-14)
+
+
+@claim
+def fisher_matrices_are_those_of_one_process_and_so_are_their_draws(rank, size):
+    case = cases.make()
+    outputs = supervised_forward, cross_entropy_loss_of_output()
+    per_sample = supervised_per_sample_loss(nn.functional.cross_entropy)
+    data, mine = [(case.x, case.y)], batches(case, rank, size)
+    one = matrix(EmpiricalFisherOperator(case.model, data, per_sample))
+    assert_close(matrix(DDPEmpiricalFisherOperator(case.model, mine, per_sample)), one)
+    one = matrix(FisherOperator(case.model, data, *outputs))
+    assert_close(matrix(DDPFisherOperator(case.model, mine, *outputs)), one)
+    one = matrix(FisherOperator(case.model, data, *outputs, samples=2, seed=1))
+    numbers = share(torch.arange(len(case.x)), rank, size).split(2)
+    mine = list(map(Numbered, mine, numbers))
+    drawn = {"samples": 2, "seed": 1}
+    assert_close(matrix(DDPFisherOperator(case.model, mine, *outputs, **drawn)), one)
+    op = DDPFisherOperator(case.model, data, *outputs, **drawn)
+    assert "Numbered(batch, index)" in raised(SkerchError, op.loss)
 
 
 @claim

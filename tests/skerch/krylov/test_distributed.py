@@ -13,6 +13,7 @@ from skerch.krylov import (
     SingleDeviceBackend,
     backend,
     lanczos,
+    trace,
 )
 from skerch.linops import aslinearoperator
 from skerch.ranks import Ranks
@@ -127,6 +128,19 @@ def lanczos_takes_the_steps_of_one_process(rank, size):
         part = one.eigenvectors[:, rows.start : rows.stop]
         torch.testing.assert_close(ours.eigenvectors.abs(), part.abs(), rtol=0, atol=1e-6)
         assert_same_on_all_ranks(ours.residuals, size)
+
+
+@claim
+def traces_are_estimated_from_the_products_of_one_process(rank, size):
+    n = 60
+    A = aslinearoperator(torch.diag(0.9 ** torch.arange(n)).double(), self_adjoint=True)
+    for method in ("hutchinson", "hutch++", "xtrace", "xnystrace"):
+        one = trace(A, method=method, num_matvecs=24, seed=1)
+        ours = trace(
+            ShardedOperator(A, DistributedBackend()), method=method, num_matvecs=24, seed=1
+        )
+        assert ours.estimate == pytest.approx(one.estimate, rel=1e-10)
+        assert_same_on_all_ranks(torch.tensor(ours.interval), size)
 
 
 @claim
