@@ -107,6 +107,20 @@ class DistributedOperator(CurvatureOperator):
 
         self.ranks.each(work, 0)
 
+    def _check_operand(self, X: Tensor, adjoint: bool) -> None:
+        """Raise on all ranks where one has a tensor that does not fit, or of other columns."""
+
+        def work() -> tuple[None, tuple[int]]:
+            super(DistributedOperator, self)._check_operand(X, adjoint)
+            return None, (X.shape[1] if X.ndim == 2 else 1,)
+
+        _, columns = self.ranks.each(work, 1)
+        if len(set(columns[:, 0].tolist())) > 1:
+            raise SkerchError(
+                f"The ranks multiply {', '.join(f'{b:.0f}' for b in columns[:, 0])} columns; give "
+                "them as many."
+            )
+
     def _products(self, X: Tensor) -> tuple[Tensor, float]:
         """Σ_b w_b (A_b X)ᵀ of shape (b, N) over this rank's batches, and Σ_b w_b over all ranks'.
 

@@ -106,12 +106,6 @@ class FSDPOperator(DistributedOperator):
 
     def _matmul(self, X: Tensor) -> Tensor:
         """A X for X of shape (n_r, b)."""
-        _, columns = self.ranks.each(lambda: (None, (X.shape[1],)), 1)
-        if len(set(columns[:, 0].tolist())) > 1:
-            raise SkerchError(
-                f"The ranks multiply {', '.join(f'{b:.0f}' for b in columns[:, 0])} columns; they "
-                "must have the rows of the same ones."
-            )
         if not X.shape[1]:
             return torch.zeros_like(X)
         with self._gathered():

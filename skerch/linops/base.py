@@ -104,7 +104,21 @@ class LinearOperator(ABC):
         """Check a vector or block against the contract, and multiply it."""
         if X.is_complex():
             return torch.complex(self._apply(X.real, adjoint), self._apply(X.imag, adjoint))
-        result_rows, rows = self.shape_here[::-1] if adjoint else self.shape_here
+        self._check_operand(X, adjoint)
+        block = X[:, None] if X.ndim == 1 else X
+        Y = self._rmatmul(block) if adjoint else self._matmul(block)
+        result_rows = self.shape_here[1 if adjoint else 0]
+        if Y.shape != (result_rows, block.shape[1]) or Y.dtype != self.dtype:
+            raise ShapeError(
+                f"{type(self).__name__}{' (adjoint)' if adjoint else ''} of shape {self.shape} and "
+                f"dtype {self.dtype} returned a tensor of shape {tuple(Y.shape)} and dtype "
+                f"{Y.dtype} for one of shape {tuple(block.shape)}."
+            )
+        return Y[:, 0] if X.ndim == 1 else Y
+
+    def _check_operand(self, X: Tensor, adjoint: bool) -> None:
+        """Raise ShapeError for a tensor that A, or Aᵀ, does not multiply."""
+        rows = self.shape_here[0 if adjoint else 1]
         name = f"{type(self).__name__}{' (adjoint)' if adjoint else ''}"
         if X.ndim not in (1, 2) or X.shape[0] != rows:
             raise ShapeError(
@@ -116,14 +130,6 @@ class LinearOperator(ABC):
                 f"{name} of shape {self.shape} and dtype {self.dtype} got a tensor of shape "
                 f"{tuple(X.shape)} and dtype {X.dtype}; convert one with .to(...)."
             )
-        block = X[:, None] if X.ndim == 1 else X
-        Y = self._rmatmul(block) if adjoint else self._matmul(block)
-        if Y.shape != (result_rows, block.shape[1]) or Y.dtype != self.dtype:
-            raise ShapeError(
-                f"{name} of shape {self.shape} and dtype {self.dtype} returned a tensor of shape "
-                f"{tuple(Y.shape)} and dtype {Y.dtype} for one of shape {tuple(block.shape)}."
-            )
-        return Y[:, 0] if X.ndim == 1 else Y
 
     def frozen(self) -> AbstractContextManager[None]:
         """A context within which A stays as it is, so that products may share preparations.

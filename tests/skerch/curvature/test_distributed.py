@@ -207,6 +207,10 @@ def networks_and_vectors_that_differ_between_ranks_are_refused(rank, size):
     op = DDPHessianOperator(case.model, batches(case, rank, size), case.loss_fn)
     v = torch.randn(op.size, generator=torch.Generator().manual_seed(rank)).double()
     assert "different vectors" in raised(SkerchError, lambda: op @ v)
+    wrong = v.float() if rank == 0 else v
+    message = raised(SkerchError, lambda: op @ wrong)
+    assert "dtype torch.float32" in message
+    assert ("Rank 0" in message) == (rank > 0)
     with torch.no_grad():
         next(case.model.parameters())[0] += 1e-15 * rank
     assert "differ in their parameters" in raised(SkerchError, lambda: op @ torch.ones_like(v))
