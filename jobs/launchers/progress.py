@@ -59,7 +59,7 @@ class Bars:
     def progress(self, task: Task, done: int, total: int, unit: str) -> None:
         """A task has done some of its work."""
         bar = self._bars[task.id]
-        self._progress.update(bar, completed=done, total=total, unit=unit)
+        self._progress.update(bar, completed=done, total=total or None, unit=unit)
         speed = self._progress.tasks[self._progress.task_ids.index(bar)].speed
         self._progress.update(bar, rate=f"{speed:.3g}/s" if speed else "")
 

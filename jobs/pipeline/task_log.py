@@ -20,7 +20,7 @@ from skerch.jobs.pipeline import Task
 from skerch.jobs.problems import describe
 from skerch.jobs.run_dir import RunDir
 
-Progress = Callable[[int, int, str], None]  # done, total and the unit of both
+Progress = Callable[[int, int, str], None]  # done, total (0: unknown) and the unit of both
 
 INTERVAL = 10.0  # seconds between two progress lines
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
@@ -28,7 +28,7 @@ STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
 PROCESS = re.compile(rf"^{TIME} \S+ starts on (\S+), pid (\d+)$", re.MULTILINE)
 REFUSED = re.compile(r"^error: (.*)$", re.MULTILINE)  # before it started
 ENDED = re.compile(rf"^{TIME} \S+ (?:done|failed), ", re.MULTILINE)
-PROGRESS = re.compile(rf"^{TIME} (\d+/\d+ .* s left)$")
+PROGRESS = re.compile(rf"^{TIME} (\d+(?:/\d+)? \D.*/s(?:, \d+ s left)?)$")
 FAILED = re.compile(rf"^{TIME} \S+ failed, [\d.]+ s: (.*)$", re.MULTILINE)
 
 
@@ -138,6 +138,8 @@ def _end(path: Path, size: int = 65536) -> str:
 def progress_line(done: int, total: int, unit: str, seconds: float) -> str:
     """How far a task is, how fast, and how long it will take."""
     rate = done / max(seconds, 1e-9)
+    if not total:
+        return f"{done} {unit}, {rate:.3g}/s"
     return f"{done}/{total} {unit}, {rate:.3g}/s, {(total - done) / rate:.0f} s left"
 
 
@@ -161,7 +163,7 @@ def _lines(path: Path) -> Progress:
     def progress(done: int, total: int, unit: str) -> None:
         nonlocal last
         now = time.monotonic()
-        if not done or (now - last < INTERVAL and done < total):
+        if not done or (now - last < INTERVAL and done != total):
             return
         last = now
         _append(path, f"{_now()} {progress_line(done, total, unit, now - first)}\n")

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 
 class CountedOperator(CurvatureOperator):
-    """An operator that tells of its products, of which there are `most`."""
+    """An operator that tells of its products, of which there are `most`; 0 if nobody knows."""
 
     def __init__(self, operator: LossCurvature, most: int, progress: Progress):
         super().__init__(operator.shape, operator.dtype, operator.device)
@@ -39,7 +39,7 @@ class CountedOperator(CurvatureOperator):
         with user_code("A product cannot be computed"):
             products: Tensor = self.operator @ X
         self._done += X.shape[1]
-        self._progress(self._done, max(self._done, self._most), "products")
+        self._progress(self._done, self._most and max(self._done, self._most), "products")
         return products
 
 

@@ -110,4 +110,4 @@ def omp_threads() -> int | None:
 
 
 def _print(done: int, total: int, unit: str) -> None:
-    print(f"{done}/{total} {unit}", flush=True)
+    print(f"{done}/{total} {unit}" if total else f"{done} {unit}", flush=True)
