@@ -215,9 +215,10 @@ def residual_panel(axes: Axes, results: LanczosResults) -> None:
 
 
 def trace_figure(results: TraceResults, title: str) -> Figure:
-    """A trace with its interval, beside the samples that it is the mean of."""
+    """A trace with its interval, and how the samples scatter about it."""
     figure, (axes,) = _panels(1, title)
     samples, (value, error) = _array(results.samples), results.trace
+    samples = samples + (value - samples.mean()) if len(samples) else samples
     index = np.arange(1, len(samples) + 1)
     if len(samples):
         axes.plot(index, samples, ".", color=GREY, markersize=5, label="samples")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from skerch.analysis.figures import trace_figure
 from skerch.analysis.results import TraceResults
@@ -15,12 +16,13 @@ from skerch.krylov import trace
 def run(context: Context) -> None:
     """Write trace.json and the figure."""
     asked = context.config.trace
+    method: Any = asked.estimator
     with counted(context, asked.products, asked.products) as op:
         pairs = known_pairs(context, op)
         found = trace(
             op,
             num_matvecs=asked.products,
-            method=asked.estimator,
+            method=method,
             seed=asked.seed,
             tol=asked.tol,
             deflate=pairs,

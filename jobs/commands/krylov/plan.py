@@ -84,7 +84,7 @@ def _together(config: Config, N: int) -> int:
 def _memory(config: Config, N: int) -> int:
     """The bytes of the vectors that a task holds, and of eigenpairs that are known."""
     vector, source, run = N * ITEMS[config.hessian.dtype], source_of(config), RunDir(config.run_dir)
-    vectors = 4 * _together(config, N)  # a block, its product, and copies of both
+    vectors = 2 * _together(config, N)  # a block and its product
     if config.method == "lanczos":
         k = config.lanczos.k
         vectors += k + max(min(BLOCK_BYTES // vector, 4 * k + 100), 2 * k + 1, 20)
