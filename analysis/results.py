@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -121,15 +123,17 @@ class TraceResults:
 
 @dataclass(frozen=True)
 class DensityResults:
-    """The distribution of one Hessian's eigenvalues, which integrates to 1 with its atoms."""
+    """The distribution of one Hessian's eigenvalues."""
 
     parameters: int  # N
     grid: Sequence[float]  # (G,)
-    density: Sequence[float]  # (G,) of what is no atom, smoothed by Gaussians of width sigma
+    density: Sequence[float]  # (G,) smoothed by Gaussians of width sigma, the atoms, too
+    cumulative: Sequence[float]  # (G,) share of the eigenvalues up to each point
+    cumulative_error: Sequence[float | None]  # (G,) how far that may be off in 95 of 100
     sigma: float
-    nodes: Sequence[Sequence[float]]  # (runs, steps) of the quadratures
-    weights: Sequence[Sequence[float]]  # (runs, steps) their weights, each row's sum is 1
-    atoms: Sequence[float]  # (k,) eigenvalues that are known, each with weight 1 / N
+    nodes: Sequence[Sequence[float]]  # of the quadrature of each run
+    weights: Sequence[Sequence[float]]  # their weights; a run's add up to 1 less those of the atoms
+    atoms: Sequence[float]  # (k,) eigenvalues that are known, each of weight 1 / N
     products: int  # matvecs spent
 
     @property
@@ -137,6 +141,15 @@ class DensityResults:
         """The least and the largest that was seen: there are some below and above these."""
         seen = [*self.atoms, *(node for run in self.nodes for node in run)]
         return min(seen), max(seen)
+
+    def share(self, bound: float) -> Estimate:
+        """The share of the eigenvalues up to a bound."""
+        index = min(max(bisect_left(self.grid, bound), 1), len(self.grid) - 1)
+        low, high = self.grid[index - 1 : index + 1]
+        part = min(max((bound - low) / (high - low), 0.0), 1.0)
+        value = (1 - part) * self.cumulative[index - 1] + part * self.cumulative[index]
+        error = self.cumulative_error[index]
+        return Estimate(value, math.inf if error is None else error)
 
 
 @dataclass(frozen=True)

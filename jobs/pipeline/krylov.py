@@ -47,6 +47,11 @@ def check(config: Config, N: int) -> None:
             f"lanczos.k={config.lanczos.k} eigenpairs are more than the dimension N={N}; take "
             f"k ≤ {N}."
         )
+    if config.method == "density" and config.density.steps > N:
+        raise ConfigError(
+            f"density.steps={config.density.steps} are more than the dimension N={N}; take "
+            f"steps ≤ {N}."
+        )
     run, source = RunDir(config.run_dir), source_of(config)
     if source is None:
         return

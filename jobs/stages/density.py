@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from skerch.analysis.figures import density_figure
 from skerch.analysis.results import DensityResults
 from skerch.jobs.stages.context import Context
@@ -25,14 +27,18 @@ def run(context: Context) -> None:
             seed=asked.seed,
             deflate=pairs,
         )
+    nodes, weights = found.raw_eigenvalues, found.raw_weights
+    there = nodes.isfinite()
     results = DensityResults(
         parameters=op.size,
         grid=found.grid.tolist(),
         density=found.density.tolist(),
+        cumulative=found.cumulative.tolist(),
+        cumulative_error=[e if math.isfinite(e) else None for e in found.cumulative_error.tolist()],
         sigma=found.sigma,
-        nodes=found.raw_eigenvalues.tolist(),
-        weights=found.raw_weights.tolist(),
-        atoms=[] if pairs is None else pairs[0].tolist(),
+        nodes=[run[is_there].tolist() for run, is_there in zip(nodes, there, strict=True)],
+        weights=[run[is_there].tolist() for run, is_there in zip(weights, there, strict=True)],
+        atoms=found.atoms.tolist(),
         products=found.products,
     )
     words = f"{asked.runs} runs of {asked.steps} steps, {results.products} products"

@@ -7,7 +7,7 @@ import math
 import os
 import shutil
 import socket
-from dataclasses import replace
+from dataclasses import fields, replace
 
 import pytest
 import torch
@@ -20,6 +20,7 @@ from skerch.jobs.commands.exhaustive import _in_float64
 from skerch.jobs.config import ConfigError, load
 from skerch.jobs.launchers.complete import complete
 from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir.binding import bind
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 
@@ -32,6 +33,9 @@ WANTED = {
     "density": ["density.runs=4", "density.steps=30"],
     "atoms": ["method=density", "density.runs=4", "density.steps=30", "density.deflate=lanczos"],
 }
+ANOTHER = {"k": 3, "which": "LA", "tol": 0.5, "max_products": 500, "block_size": 2, "seed": 7}
+ANOTHER |= {"estimator": "hutchinson", "products": 70, "deflate": "seigh", "runs": 5, "steps": 31}
+OF_NONE = dict(zip(METHODS, (*METHODS[1:], METHODS[0]), strict=True))  # another method's section
 
 
 @pytest.fixture(scope="module")
@@ -105,6 +109,10 @@ def test_a_density_integrates_to_one_and_has_known_eigenvalues_as_atoms(run, exa
     assert ends[0] - 1e-4 <= least < largest <= ends[1] + 1e-4
     assert largest == pytest.approx(ends[1], rel=1e-3)
     assert found.products == 120
+    for bound in (-0.2, 0.2, 1.0):
+        share = found.share(bound)
+        smooth = torch.special.ndtr((bound - exact.eigenvalues) / found.sigma).mean()
+        assert abs(share.value - float(smooth)) <= share.error + 0.005
     assert torch.allclose(torch.tensor(atoms.atoms).double(), result(run, "lanczos").eigenvalues)
 
 
@@ -145,10 +153,17 @@ def test_a_killed_task_that_runs_again_leaves_the_same_bytes(method, run, tmp_pa
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_another_seed_is_another_method_folder(method, run, small_overrides):
+def test_another_value_of_any_key_is_refused_with_the_difference(method, run, small_overrides):
     asked = [f"run_dir={run.path}", *small_overrides, f"method={method}", *WANTED[method]]
-    with pytest.raises(ConfigError, match=rf"{method}.seed: 12345 -> 7[^$]*name={method}-2"):
-        complete(load("digits", [*asked, f"{method}.seed=7"]))
+    kept = load("digits", asked)
+    for field in fields(getattr(kept, method)):
+        other = f"{method}.{field.name}={ANOTHER[field.name]}"
+        config = load("digits", [*asked, other])
+        words = rf"{method}\.{field.name}: .* -> .*\nSet another name \(as in name={method}-2\)"
+        with pytest.raises(ConfigError, match=words):
+            bind(run, config)
+    assert load("digits", [*asked, "sketch.seed=1", f"{OF_NONE[method]}.seed=1"]) != kept
+    bind(run, load("digits", [*asked, "sketch.seed=1", f"{OF_NONE[method]}.seed=1"]))
 
 
 def test_a_loss_edited_between_a_kill_and_the_resume_is_refused(run, tmp_path, monkeypatch):
@@ -193,6 +208,7 @@ def test_damage_of_any_file_is_named(run, tmp_path, skerch):
         (["method=lanczos", "lanczos.max_products=3"], "less than lanczos.k=10"),
         (["method=lanczos", "lanczos.k=2000", "name=l"], "more than the dimension N=1930"),
         (["method=lanczos", "lanczos.which=XX"], "one of LM, LA, SA"),
+        (["method=density", "density.steps=2000", "name=d"], "more than the dimension N=1930"),
         (["method=density", "density.tol=1"], "no key density.tol"),
     ],
 )

@@ -91,7 +91,7 @@ def _memory(config: Config, N: int) -> int:
     elif config.method == "trace":
         vectors += math.ceil(BASES[config.trace.estimator] * config.trace.products)
     else:
-        vectors += config.density.runs * config.density.steps
+        vectors += 2 * _together(config, N)  # the vectors before
     if source in run.methods:
         theirs = run.load(source)
         vectors += theirs.lanczos.k if theirs.method == "lanczos" else theirs.sketch.outer

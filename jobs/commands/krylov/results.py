@@ -9,6 +9,7 @@ from typing import Any
 from rich.table import Table
 
 from skerch.analysis.results import DensityResults, LanczosResults, TraceResults
+from skerch.estimate import Estimate
 from skerch.jobs.commands.results import Hessians, columns
 from skerch.jobs.commands.seigh.results import gaps, numbers, overlap_cell, ties, top_cell
 from skerch.jobs.config import Config
@@ -72,10 +73,18 @@ def row(directory: StepDir, config: Config, results: Any) -> dict[str, Any]:
         value, error = results.trace if results else (None, None)
         found = {"trace": value, "trace_error": error, "deflated": results and results.deflated}
     elif config.method == "density":
+        unknown = None, None
+        least, largest = results.ends if results else unknown
+        below = results.share(-results.sigma) if results else unknown
+        up_to = results.share(results.sigma) if results else unknown
         found = {
-            "eigenvalue_min": results and results.ends[0],
-            "eigenvalue_max": results and results.ends[1],
+            "eigenvalue_min": least,
+            "eigenvalue_max": largest,
             "sigma": results and results.sigma,
+            "share_below_minus_sigma": below[0],
+            "share_below_minus_sigma_error": below[1],
+            "share_below_sigma": up_to[0],
+            "share_below_sigma_error": up_to[1],
             "atoms": results and len(results.atoms),
         }
     else:
@@ -102,9 +111,19 @@ def _traces(found: Mapping[tuple[int, str], TraceResults]) -> Table:
 
 
 def _densities(found: Mapping[tuple[int, str], DensityResults]) -> Table:
-    table = columns("step", "split", "eigenvalues", "sigma", "atoms", "products")
+    headings = ("eigenvalues", "below -σ, %", "above σ, %", "σ", "atoms", "products")
+    table = columns("step", "split", *headings)
     for (step, split), each in found.items():
         least, most = each.ends
-        ends, sigma = f"{least:.3g} to {most:.3g}", f"{each.sigma:.2g}"
-        table.add_row(str(step), split, ends, sigma, f"{len(each.atoms)}", f"{each.products:,}")
+        below, up_to = each.share(-each.sigma), each.share(each.sigma)
+        table.add_row(
+            str(step),
+            split,
+            f"{least:.3g} to {most:.3g}",
+            str(Estimate(100 * below.value, 100 * below.error)),
+            str(Estimate(100 * (1 - up_to.value), 100 * up_to.error)),
+            f"{each.sigma:.2g}",
+            f"{len(each.atoms):,}",
+            f"{each.products:,}",
+        )
     return table
