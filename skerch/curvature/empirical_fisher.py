@@ -10,10 +10,10 @@ from torch import Tensor
 from torch.nn import Module
 
 from skerch.curvature.batching import tensors_in, with_tensors
+from skerch.curvature.functional import Function
 from skerch.curvature.losses import (
     LossFn,
     LossOfOutput,
-    LossOfOutputFn,
     OutputProduct,
     outer_products,
 )
@@ -41,7 +41,7 @@ class EmpiricalFisherOperator(OutputCurvature):
 
     def __init__(
         self,
-        model: Module,
+        model: Module | Function,
         dataloader: Iterable[Any],
         per_sample_loss_fn: LossFn,
         *,
@@ -59,8 +59,16 @@ class EmpiricalFisherOperator(OutputCurvature):
         return op
 
     def output_product(self, output: Tensor, batch: Any) -> OutputProduct:
-        """The sum over examples of m (g gᵀ) for the slopes g of their losses in the outputs."""
-        return outer_products(*slopes(self.loss_of_output_fn, output, batch))
+        """The sum over examples of m g gᵀ, for the slope m g that the loss has in their outputs."""
+        z = output.detach().requires_grad_()
+        loss = self.loss_of_output_fn(z, batch)
+        (slope,) = torch.autograd.grad(loss, z, allow_unused=True, materialize_grads=True)
+        mass, dims = z.new_tensor(1 / len(z)), [*range(1, z.ndim)]
+        if isinstance(self.loss_of_output_fn, LossOfOutput):
+            closed, y = self.loss_of_output_fn.closed, self.loss_of_output_fn.target(batch)
+            mass, dims = closed.mass(output, y), closed.dims(output)
+        scaled = slope / mass.sqrt().masked_fill(mass == 0, torch.inf)
+        return outer_products(scaled[None], dims)
 
 
 class PerSampleLosses:
@@ -103,17 +111,3 @@ class PerSampleLosses:
 def mean(losses: Tensor, batch: Any) -> Tensor:
     """The loss of the losses of examples."""
     return losses.mean()
-
-
-def slopes(loss: LossOfOutputFn, output: Tensor, batch: Any) -> tuple[Tensor, list[int]]:
-    """√m g of shape (1, *output.shape), and the dimensions of the output that an example has.
-
-    The mean loss has the slope m g in an example's outputs, with Σ m = 1.
-    """
-    z = output.detach().requires_grad_()
-    (slope,) = torch.autograd.grad(loss(z, batch), z, allow_unused=True, materialize_grads=True)
-    mass, dims = z.new_tensor(1 / len(z)), [*range(1, z.ndim)]
-    if isinstance(loss, LossOfOutput):
-        mass, dims = loss.closed.mass(output, loss.target(batch)), loss.closed.dims(output)
-    scaled = slope / mass.sqrt().masked_fill(mass == 0, torch.inf)
-    return scaled[None], dims

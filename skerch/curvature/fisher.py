@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import Module
 
 from skerch.curvature.batching import count_examples
+from skerch.curvature.functional import Function
 from skerch.curvature.losses import (
     ForwardFn,
     Loss,
@@ -45,7 +46,7 @@ class FisherOperator(OutputCurvature):
 
     def __init__(
         self,
-        model: Module,
+        model: Module | Function,
         dataloader: Iterable[Any],
         forward_fn: ForwardFn,
         loss_of_output_fn: LossOfOutputFn,

@@ -9,7 +9,7 @@ from torch.nn import Module
 from torch.nn import functional as F
 
 from skerch.curvature.losses.batches import BatchWeight, LossFn
-from skerch.curvature.losses.closed_forms import Criterion, closed_form
+from skerch.curvature.losses.closed_forms import Criterion, CrossEntropy, closed_form
 from skerch.curvature.losses.outputs import Loss, LossOfOutput, LossOfOutputFn
 from skerch.errors import SkerchError
 
@@ -85,9 +85,6 @@ def label_weight(
                 f"label_weight needs integer labels, and batch[{labels!r}] has dtype {y.dtype}; "
                 "set labels= to where they are, or give a batch_weight of your own."
             )
-        counted = y[y != ignore_index]
-        if class_weights is None:
-            return float(counted.numel())
-        return float(class_weights.to(y.device)[counted].double().sum())
+        return CrossEntropy(class_weights, ignore_index).divisor(y)
 
     return batch_weight

@@ -30,12 +30,12 @@ def test_many_draws_come_near_the_expectation(name):
     """Their error falls as one over the square root of their number."""
     case = cases.make(name)
     exact, errors = case.ggn(), []
-    for samples in (50, 5000):
+    for samples in (10, 5000):
         F_hat = matrix(case.operator(FisherOperator, samples=samples, check=False))
         errors.append(float((F_hat - exact).norm() / exact.norm()))
         assert torch.linalg.eigvalsh(F_hat).min() > -1e-12
-    assert errors[0] < 0.5
-    assert errors[1] < errors[0] / 4
+    assert errors[0] < 2
+    assert errors[1] < min(errors[0] / 5, 0.1)
 
 
 @pytest.mark.parametrize("name", ["mlp", "tied weights", "class weights"])

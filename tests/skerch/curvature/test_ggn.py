@@ -136,7 +136,27 @@ def test_a_wrong_closed_form_is_refused():
         GGNOperator(model, [(x, y)], supervised_forward, loss) @ torch.ones(43).double()
 
 
-def test_kinks_and_an_output_that_is_constant_are_no_errors():
+@pytest.mark.parametrize("length", [1e-12, 1.0, 1e6])
+def test_a_finite_difference_is_as_good_for_vectors_of_all_lengths(length):
+    case = cases.make()
+    op = case.operator(GGNOperator, method="finite_difference")
+    v = torch.randn(43, generator=torch.Generator().manual_seed(1)).double() * length
+    assert_close((op @ v) / length, (case.ggn() @ v) / length, 1e-8)
+    assert op.strategy == "loop"
+
+
+def test_a_finite_difference_along_a_gaussian_vector_of_many_entries_is_normalised():
+    """Without that its step is √N times as long, and the product wrong by a percent."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(512, 512), nn.Tanh(), nn.Linear(512, 3))
+    data = [(torch.randn(20, 512), torch.arange(20) % 3)]
+    v = torch.randn(sum(p.numel() for p in model.parameters()))
+    exact = GGNOperator.of_loss(model, data, CROSS_ENTROPY) @ v
+    found = GGNOperator.of_loss(model, data, CROSS_ENTROPY, method="finite_difference") @ v
+    assert (found - exact).norm() < 1e-3 * exact.norm()
+
+
+def test_kinks_are_no_errors():
     model, x, y = network(nn.ReLU(), nn.Linear(5, 5), nn.ReLU6())
     op = GGNOperator.of_loss(model, [(x, y)], CROSS_ENTROPY)
     G = op @ torch.eye(op.shape[0]).double()
