@@ -44,11 +44,12 @@ def eager(z: Tensor, u: Tensor, m: Tensor, dim: int = -1) -> Tensor:
 
 
 def resolve(fused: str, z: Tensor) -> str:
-    """The back end that a name stands for, on these logits."""
+    """The back end that a name stands for, on these logits; the kernel is CUDA's, and float32."""
+    if fused in ("auto", "triton") and z.is_cuda and z.dtype != torch.float64:
+        if find_spec("triton"):
+            return "triton"
     if fused != "auto":
-        return fused
-    if z.is_cuda and z.dtype != torch.float64 and find_spec("triton"):
-        return "triton"
+        return "compile" if fused == "triton" else fused
     return "compile" if z.numel() >= LONG and any(map(which, COMPILERS)) else "eager"
 
 
