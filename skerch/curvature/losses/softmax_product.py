@@ -45,11 +45,12 @@ def eager(z: Tensor, u: Tensor, m: Tensor, dim: int = -1) -> Tensor:
 
 def resolve(fused: str, z: Tensor) -> str:
     """The back end that a name stands for, on these logits; the kernel is CUDA's, and float32."""
-    if fused in ("auto", "triton") and z.is_cuda and z.dtype != torch.float64:
-        if find_spec("triton"):
-            return "triton"
-    if fused != "auto":
-        return "compile" if fused == "triton" else fused
+    if fused in ("eager", "compile"):
+        return fused
+    if z.is_cuda and z.dtype != torch.float64 and find_spec("triton"):
+        return "triton"
+    if fused == "triton":
+        return "compile"
     return "compile" if z.numel() >= LONG and any(map(which, COMPILERS)) else "eager"
 
 

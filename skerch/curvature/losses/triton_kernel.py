@@ -59,6 +59,6 @@ def rows_product(z: Tensor, u: Tensor, m: Tensor) -> Tensor:
     out = torch.empty_like(u)
     n, classes = z.shape
     size = min(BLOCK, triton.next_power_of_2(classes))
-    with torch.cuda.device_of(z):
+    with torch.cuda.device_of(z):  # type: ignore[no-untyped-call]
         _kernel[(len(u),)](z, u, m, out, n, classes, BLOCK=size, num_warps=WARPS)
     return out
