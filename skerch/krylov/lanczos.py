@@ -16,7 +16,7 @@ from skerch.krylov.results import EigenResult, LanczosTridiag
 from skerch.krylov.space import ORDERS, KrylovSpace, Which
 
 LEAST_BASIS = 20  # as ARPACK has
-LOOKS = 33 / 32  # times the last basis that was looked at, before it is looked at again
+LOOKS = 65 / 64  # times the last basis that was looked at, before it is looked at again
 
 
 def lanczos(
