@@ -79,6 +79,11 @@ def filter_parameters(known: Mapping[str, Parameter], param_filter: Filter) -> d
 
 def _real(params: dict[str, Parameter]) -> dict[str, Parameter]:
     for name, p in params.items():
+        if hasattr(p, "placements"):  # of a DTensor
+            raise SkerchError(
+                f"The parameter {name} is sharded over ranks; FSDPHessianOperator and others in "
+                "skerch.curvature.sharded are of such networks."
+            )
         if p.is_complex():
             raise SkerchError(
                 f"The parameter {name} is complex, and Hessians are of real ones; make its "

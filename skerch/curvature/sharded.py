@@ -41,8 +41,8 @@ class FSDPOperator(DistributedOperator):
 
     Memory on each rank while a block of b columns is multiplied: all parameters whole, the graph of
     their gradient, and two blocks (N, b) in float32 or float64. Give few columns at once where
-    that is much. A `frozen` operator holds the whole parameters throughout. In between, a rank has
-    nothing but its shards.
+    that is much. A `frozen` operator, which it is in the algorithms of `skerch.krylov`, holds the
+    whole parameters throughout. Otherwise a rank has nothing but its shards between products.
 
     Args:
         model: of which every parameter belongs to a module under `fully_shard`, over one mesh.

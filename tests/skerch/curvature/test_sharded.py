@@ -9,9 +9,21 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor, Shard
 
-from skerch.curvature import GGNOperator, HessianOperator
-from skerch.curvature.losses import cross_entropy_loss_of_output, supervised_forward
-from skerch.curvature.sharded import FSDPGGNOperator, FSDPHessianOperator
+from skerch.curvature import (
+    DDPHessianOperator,
+    EmpiricalFisherOperator,
+    GGNOperator,
+    HessianOperator,
+    cross_entropy_loss_of_output,
+    supervised_forward,
+    supervised_per_sample_loss,
+)
+from skerch.curvature.sharded import (
+    FSDPEmpiricalFisherOperator,
+    FSDPFisherOperator,
+    FSDPGGNOperator,
+    FSDPHessianOperator,
+)
 from skerch.errors import SkerchError
 from skerch.krylov import lanczos
 
@@ -87,13 +99,17 @@ def some_parameters_of_layers_that_are_sharded_along_columns_have_their_block(ra
 
 
 @claim
-def lanczos_and_ggn_are_those_of_one_process(rank, size):
+def lanczos_and_other_curvatures_are_those_of_one_process(rank, size):
     case = cases.make()
     outputs = supervised_forward, cross_entropy_loss_of_output()
     one = GGNOperator(case.model, case.batches, *outputs)
     G, pairs = matrix(one), lanczos(one, k=3, seed=0)
+    per_sample = supervised_per_sample_loss(nn.functional.cross_entropy)
+    F = matrix(EmpiricalFisherOperator(case.model, case.batches, per_sample))
     op = FSDPGGNOperator(sharded(case.model, size), case.batches[rank::size], *outputs)
     assert_rows_of(G, op)
+    assert_rows_of(G, FSDPFisherOperator(case.model, case.batches, *outputs))
+    assert_rows_of(F, FSDPEmpiricalFisherOperator(case.model, case.batches[rank::size], per_sample))
     ours = lanczos(op, k=3, seed=0)
     assert_close(ours.eigenvalues, pairs.eigenvalues)
     assert_close(ours.eigenvectors.abs(), pairs.eigenvectors[:, op.rows()].abs(), 1e-6)
@@ -189,6 +205,8 @@ def a_model_that_is_not_sharded_as_a_whole_is_refused(rank, size):
     assert "not sharded" in raised(SkerchError, make)
     fully_shard(model[0], mesh=init_device_mesh("cpu", (size,)))
     assert "1.weight, 1.bias are not sharded" in raised(SkerchError, make)
+    replicas = lambda: DDPHessianOperator(model, [], lambda f, x: f(x).mean())  # noqa: E731
+    assert "0.weight is sharded over ranks; FSDPHessianOperator" in raised(SkerchError, replicas)
 
 
 @pytest.fixture(scope="module", params=[2, 3])
