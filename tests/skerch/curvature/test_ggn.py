@@ -156,6 +156,18 @@ def test_a_finite_difference_along_a_gaussian_vector_of_many_entries_is_normalis
     assert (found - exact).norm() < 1e-3 * exact.norm()
 
 
+def test_uneven_batches_are_not_a_mean_of_means():
+    """33 examples in batches of 32, an outlier last: a mean of means is wrong by a multiple."""
+    torch.manual_seed(0)
+    model, x, y = cases.mlp().double(), torch.randn(33, 4).double(), torch.arange(33) % 3
+    x[-1] *= 20
+    data = [(x[:32], y[:32]), (x[32:], y[32:])]
+    whole = matrix(GGNOperator.of_loss(model, [(x, y)], CROSS_ENTROPY))
+    parts = [matrix(GGNOperator.of_loss(model, [part], CROSS_ENTROPY)) for part in data]
+    assert (sum(parts) / 2 - whole).norm() > whole.norm()
+    assert_close(matrix(GGNOperator.of_loss(model, data, CROSS_ENTROPY)), whole)
+
+
 def test_kinks_are_no_errors():
     model, x, y = network(nn.ReLU(), nn.Linear(5, 5), nn.ReLU6())
     op = GGNOperator.of_loss(model, [(x, y)], CROSS_ENTROPY)

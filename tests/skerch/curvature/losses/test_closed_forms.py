@@ -61,11 +61,20 @@ CASES = {
 @pytest.mark.filterwarnings("ignore:Using a target size")
 @pytest.mark.parametrize("name", CASES)
 def test_products_are_those_of_autograd(name):
-    """Among them ignored labels, of which a product without them is nothing."""
     criterion, shape, y = CASES[name]
     loss, z, u = supervised_loss_of_output(criterion), gaussian(*shape), gaussian(*shape).roll(1)
     expected = by_autograd(loss, z, (None, y))(u)
     torch.testing.assert_close(loss.hvp(z, (None, y), u), expected, rtol=1e-10, atol=1e-12)
+
+
+def test_an_ignored_label_has_no_curvature_and_does_not_count():
+    loss, z, u = supervised_loss_of_output(ignoring), gaussian(6, 4), gaussian(6, 4).roll(1)
+    product, counted = loss.hvp(z, (None, SIX), u), SIX != IGNORED
+    assert not product[~counted].any()
+    rest = supervised_loss_of_output(F.cross_entropy).hvp(
+        z[counted], (None, SIX[counted]), u[counted]
+    )
+    torch.testing.assert_close(product[counted], rest)
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if "sum" not in name])
