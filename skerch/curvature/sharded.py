@@ -61,7 +61,8 @@ class FSDPOperator(DistributedOperator):
             super().__init__(
                 Ranks.of_mesh(self._mesh), lambda: self.kind(self.model, *args, **options)
             )
-        self.shards: dict[str, DTensor] = {name: shards[name] for name in self.local.params}
+        self.shards: dict[str, Any] = {name: shards[name] for name in self.local.params}
+        self.local.params = dict(self.shards)  # and the whole ones go
         self._sizes = [p.numel() for p in self.shards.values()]
         self._sizes_here = [p.to_local().numel() for p in self.shards.values()]
         self.shape_here = sum(self._sizes_here), sum(self._sizes_here)

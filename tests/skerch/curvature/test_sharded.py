@@ -147,6 +147,7 @@ def training_goes_on_as_if_there_were_no_products(rank, size):
         model(case.x)  # leaves the outermost parameters whole
     op = FSDPHessianOperator(model, case.batches, case.loss_fn)
     for _ in range(2):
+        assert all(p is model.get_parameter(name) for name, p in op.params.items())
         op @ op.vector()
         with pytest.raises(ZeroDivisionError):
             _broken(op)
