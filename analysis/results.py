@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Sequence
 from dataclasses import dataclass
+from statistics import fmean, stdev
+
+from scipy.special import stdtrit
 
 from skerch.estimate import Estimate, extremes
 
@@ -128,8 +130,6 @@ class DensityResults:
     parameters: int  # N
     grid: Sequence[float]  # (G,)
     density: Sequence[float]  # (G,) smoothed by Gaussians of width sigma, the atoms, too
-    cumulative: Sequence[float]  # (G,) share of the eigenvalues up to each point
-    cumulative_error: Sequence[float | None]  # (G,) how far that may be off in 95 of 100
     sigma: float
     nodes: Sequence[Sequence[float]]  # of the quadrature of each run
     weights: Sequence[Sequence[float]]  # their weights; a run's add up to 1 less those of the atoms
@@ -142,14 +142,20 @@ class DensityResults:
         seen = [*self.atoms, *(node for run in self.nodes for node in run)]
         return min(seen), max(seen)
 
-    def share(self, bound: float) -> Estimate:
-        """The share of the eigenvalues up to a bound."""
-        index = min(max(bisect_left(self.grid, bound), 1), len(self.grid) - 1)
-        low, high = self.grid[index - 1 : index + 1]
-        part = min(max((bound - low) / (high - low), 0.0), 1.0)
-        value = (1 - part) * self.cumulative[index - 1] + part * self.cumulative[index]
-        error = self.cumulative_error[index]
-        return Estimate(value, math.inf if error is None else error)
+    def share(self, low: float, high: float = math.inf) -> Estimate:
+        """The share of the eigenvalues in (low, high], by the nodes and the atoms, not smoothed.
+
+        Its error is Student's, of the runs' scatter. A node stands for the eigenvalues about it, so
+        bounds are to lie where there are few.
+        """
+        known = sum(low < atom <= high for atom in self.atoms) / self.parameters
+        shares = [
+            known + sum(w for node, w in zip(*run, strict=True) if low < node <= high)
+            for run in zip(self.nodes, self.weights, strict=True)
+        ]
+        runs = len(shares)
+        error = stdtrit(runs - 1, 0.975) * stdev(shares) / math.sqrt(runs)
+        return Estimate(fmean(shares), float(error))
 
 
 @dataclass(frozen=True)

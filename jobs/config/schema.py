@@ -97,7 +97,7 @@ class Trace:
     """The sum of all eigenvalues, by random vectors."""
 
     estimator: str = _choice("xtrace", "hutch++", "hutchinson", "xnystrace")
-    products: int = _number(100, least=3)  # at most, where there is a tol
+    products: int = _number(100, least=4)  # at most, where there is a tol
     tol: float | None = field(default=None, metadata={"least": 0.0, "most": 1.0})  # of the error
     deflate: str | None = None  # whose eigenpairs are left to no product: a method's folder
     seed: int = _number(12345, least=0)
@@ -107,7 +107,7 @@ class Trace:
 class Density:
     """The distribution of all eigenvalues, by stochastic Lanczos quadrature."""
 
-    runs: int = _number(10)  # random vectors
+    runs: int = _number(10, least=2)  # random vectors, whose scatter is the error
     steps: int = _number(80)  # products of each
     deflate: str | None = None  # whose eigenpairs are atoms: a method's folder
     seed: int = _number(12345, least=0)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 from skerch.analysis.figures import density_figure
 from skerch.analysis.results import DensityResults
 from skerch.jobs.stages.context import Context
@@ -33,8 +31,6 @@ def run(context: Context) -> None:
         parameters=op.size,
         grid=found.grid.tolist(),
         density=found.density.tolist(),
-        cumulative=found.cumulative.tolist(),
-        cumulative_error=[e if math.isfinite(e) else None for e in found.cumulative_error.tolist()],
         sigma=found.sigma,
         nodes=[run[is_there].tolist() for run, is_there in zip(nodes, there, strict=True)],
         weights=[run[is_there].tolist() for run, is_there in zip(weights, there, strict=True)],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -75,16 +76,16 @@ def row(directory: StepDir, config: Config, results: Any) -> dict[str, Any]:
     elif config.method == "density":
         unknown = None, None
         least, largest = results.ends if results else unknown
-        below = results.share(-results.sigma) if results else unknown
-        up_to = results.share(results.sigma) if results else unknown
+        below = results.share(-math.inf, -results.sigma) if results else unknown
+        above = results.share(results.sigma) if results else unknown
         found = {
             "eigenvalue_min": least,
             "eigenvalue_max": largest,
             "sigma": results and results.sigma,
-            "share_below_minus_sigma": below[0],
-            "share_below_minus_sigma_error": below[1],
-            "share_below_sigma": up_to[0],
-            "share_below_sigma_error": up_to[1],
+            "share_below": below[0],
+            "share_below_error": below[1],
+            "share_above": above[0],
+            "share_above_error": above[1],
             "atoms": results and len(results.atoms),
         }
     else:
@@ -115,13 +116,12 @@ def _densities(found: Mapping[tuple[int, str], DensityResults]) -> Table:
     table = columns("step", "split", *headings)
     for (step, split), each in found.items():
         least, most = each.ends
-        below, up_to = each.share(-each.sigma), each.share(each.sigma)
+        below, above = each.share(-math.inf, -each.sigma), each.share(each.sigma)
         table.add_row(
             str(step),
             split,
             f"{least:.3g} to {most:.3g}",
-            str(Estimate(100 * below.value, 100 * below.error)),
-            str(Estimate(100 * (1 - up_to.value), 100 * up_to.error)),
+            *(str(Estimate(100 * share, 100 * error)) for share, error in (below, above)),
             f"{each.sigma:.2g}",
             f"{len(each.atoms):,}",
             f"{each.products:,}",
