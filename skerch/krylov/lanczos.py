@@ -184,7 +184,7 @@ def _basis(basis_size: int | None, k: int, block_size: int, most: int, A: Operan
     """How many vectors the basis has."""
     least = min(k + 2 * block_size, A.size)
     if basis_size is None:
-        held = min(BLOCK_BYTES // (A.local_size * A.dtype.itemsize), 4 * k + 100)
+        held = min(BLOCK_BYTES // (A.size * A.dtype.itemsize), 4 * k + 100)
         basis_size = max(held, 2 * k + 1, LEAST_BASIS, least)
     elif basis_size < least:
         raise SkerchError(

@@ -51,9 +51,7 @@ class Operand:
         self.products = 0
         if block_size is not None and block_size < 1:
             raise SkerchError(f"block_size={block_size} must be at least 1.")
-        most = max(
-            1, min(MOST_TOGETHER, BLOCK_BYTES // (self.local_size * self.dtype.itemsize + 1))
-        )
+        most = max(1, min(MOST_TOGETHER, BLOCK_BYTES // (self.size * self.dtype.itemsize)))
         self.block_size = block_size or most
         self.values, self.vectors = self._pairs(deflate)
 

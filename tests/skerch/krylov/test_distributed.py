@@ -12,7 +12,12 @@ from skerch.krylov import (
     ShardedOperator,
     SingleDeviceBackend,
     backend,
+    deflated_power_iteration,
+    diagonal,
+    frobenius_norm,
     lanczos,
+    row_norms,
+    spectral_density,
     trace,
 )
 from skerch.linops import aslinearoperator
@@ -141,6 +146,28 @@ def traces_are_estimated_from_the_products_of_one_process(rank, size):
         )
         assert ours.estimate == pytest.approx(one.estimate, rel=1e-10)
         assert_same_on_all_ranks(torch.tensor(ours.interval), size)
+
+
+@claim
+def densities_diagonals_and_power_iterations_are_those_of_one_process(rank, size):
+    n = 60
+    A = aslinearoperator(torch.diag(0.9 ** torch.arange(n)).double(), self_adjoint=True)
+    for lopsided in (False, True):
+        rows = (range(n) if rank == 1 else range(0)) if lopsided else None
+        backend = DistributedBackend(rows=rows)
+        op, here = ShardedOperator(A, backend), backend.rows(n)
+        one, ours = (spectral_density(a, lanczos_steps=8, seed=1) for a in (A, op))
+        torch.testing.assert_close(ours.cumulative, one.cumulative, rtol=0, atol=1e-9)
+        one, ours = (deflated_power_iteration(a, k=2, tol=1e-3, seed=1) for a in (A, op))
+        torch.testing.assert_close(ours.eigenvalues, one.eigenvalues, rtol=1e-10, atol=0)
+        one, ours = (frobenius_norm(a, seed=1) for a in (A, op))
+        assert ours.value == pytest.approx(one.value, rel=1e-10)
+        for method in ("hutchinson", "xdiag", "xnysdiag"):
+            one, ours = (diagonal(a, method=method, num_matvecs=12, seed=1) for a in (A, op))
+            part = one.estimate[here.start : here.stop]
+            torch.testing.assert_close(ours.estimate, part, rtol=0, atol=1e-7)
+        one, ours = (row_norms(a, num_matvecs=2000, tol=0.1, seed=1) for a in (A, op))
+        assert ours.products == one.products
 
 
 @claim
