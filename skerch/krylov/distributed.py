@@ -64,8 +64,15 @@ class DistributedBackend(SingleDeviceBackend):
         return whole[rows.start : rows.stop] if isinstance(rows, range) else whole[rows]
 
     def seed(self, seed: int | None) -> int:
-        fresh = super().seed(seed) % 2**53  # what a float64 can tell
-        return int(self.ranks.table([fresh])[0]) if seed is None else super().seed(seed)
+        own = super().seed(seed)
+        told = self.ranks.table([own % 2**53])[:, 0].tolist()  # what a float64 can tell
+        if seed is None:
+            return int(told[0])
+        if len(set(told)) > 1:
+            raise SkerchError(
+                f"The ranks have the seeds {', '.join(f'{s:.0f}' for s in told)}; give them one."
+            )
+        return own
 
 
 class ShardedOperator(LinearOperator):

@@ -15,10 +15,14 @@ from skerch.krylov import (
     deflated_power_iteration,
     diagonal,
     frobenius_norm,
+    hutch_plus_plus,
+    hutchinson,
     lanczos,
+    lanczos_tridiagonal,
     row_norms,
     spectral_density,
-    trace,
+    xnystrace,
+    xtrace,
 )
 from skerch.linops import aslinearoperator
 from skerch.ranks import Ranks
@@ -102,6 +106,8 @@ def a_fresh_seed_is_the_same_on_all_ranks(rank, size):
     assert seeds[0] != seeds[1]
     assert_same_on_all_ranks(torch.tensor(seeds), size)
     assert DistributedBackend().seed(2**62) == 2**62
+    different = lambda: DistributedBackend().seed(rank)  # noqa: E731
+    assert "the seeds 0, 1" in raised(SkerchError, different)
     assert "non-negative" in raised(SkerchError, lambda: DistributedBackend().seed(-1))
 
 
@@ -136,38 +142,60 @@ def lanczos_takes_the_steps_of_one_process(rank, size):
 
 
 @claim
-def traces_are_estimated_from_the_products_of_one_process(rank, size):
+def estimates_are_those_of_one_process_from_the_same_products(rank, size):
     n = 60
     A = aslinearoperator(torch.diag(0.9 ** torch.arange(n)).double(), self_adjoint=True)
-    for method in ("hutchinson", "hutch++", "xtrace", "xnystrace"):
-        one = trace(A, method=method, num_matvecs=24, seed=1)
-        ours = trace(
-            ShardedOperator(A, DistributedBackend()), method=method, num_matvecs=24, seed=1
-        )
+    sharded, rows = ShardedOperator(A, DistributedBackend()), DistributedBackend().rows(n)
+
+    def both(algorithm, **options):
+        return algorithm(sharded, seed=1, **options), algorithm(A, seed=1, **options)
+
+    for method in (hutchinson, hutch_plus_plus, xtrace, xnystrace):
+        number = "num_samples" if method is hutchinson else "num_matvecs"
+        ours, one = both(method, **{number: 24})
         assert ours.estimate == pytest.approx(one.estimate, rel=1e-10)
-        assert_same_on_all_ranks(torch.tensor(ours.interval), size)
+        assert ours.products == one.products
+        assert_same_on_all_ranks(torch.tensor(ours.estimate), size)
+    for method in ("hutchinson", "xdiag", "xnysdiag"):
+        ours, one = both(diagonal, method=method, num_matvecs=24)
+        torch.testing.assert_close(ours.estimate, one.estimate[rows.start : rows.stop])
+    ours, one = both(row_norms, num_matvecs=24)
+    torch.testing.assert_close(ours.estimate, one.estimate[rows.start : rows.stop])
+    ours, one = both(frobenius_norm, num_matvecs=24)
+    assert ours.value == pytest.approx(one.value, rel=1e-10)
+    ours, one = both(spectral_density, num_runs=3, lanczos_steps=20)
+    torch.testing.assert_close(ours.density, one.density, rtol=1e-6, atol=1e-6)
+    assert_same_on_all_ranks(ours.density, size)
 
 
 @claim
-def densities_diagonals_and_power_iterations_are_those_of_one_process(rank, size):
+def power_iteration_and_tridiagonal_matrices_are_those_of_one_process(rank, size):
+    n = 60
+    A = aslinearoperator(torch.diag(0.5 ** torch.arange(n)).double(), self_adjoint=True)
+    sharded, rows = ShardedOperator(A, DistributedBackend()), DistributedBackend().rows(n)
+    ours, one = (deflated_power_iteration(op, k=3, seed=1) for op in (sharded, A))
+    torch.testing.assert_close(ours.eigenvalues, one.eigenvalues)
+    v = torch.randn(n, generator=torch.Generator().manual_seed(0)).double()
+    ours = lanczos_tridiagonal(sharded, v[rows.start : rows.stop], 10)
+    one = lanczos_tridiagonal(A, v, 10)
+    torch.testing.assert_close((ours.alphas, ours.betas), (one.alphas, one.betas))
+
+
+@claim
+def ranks_without_rows_take_the_steps_of_the_others(rank, size):
     n = 60
     A = aslinearoperator(torch.diag(0.9 ** torch.arange(n)).double(), self_adjoint=True)
-    for lopsided in (False, True):
-        rows = (range(n) if rank == 1 else range(0)) if lopsided else None
-        backend = DistributedBackend(rows=rows)
-        op, here = ShardedOperator(A, backend), backend.rows(n)
-        one, ours = (spectral_density(a, lanczos_steps=8, seed=1) for a in (A, op))
-        torch.testing.assert_close(ours.cumulative, one.cumulative, rtol=0, atol=1e-9)
-        one, ours = (deflated_power_iteration(a, k=2, tol=1e-3, seed=1) for a in (A, op))
-        torch.testing.assert_close(ours.eigenvalues, one.eigenvalues, rtol=1e-10, atol=0)
-        one, ours = (frobenius_norm(a, seed=1) for a in (A, op))
-        assert ours.value == pytest.approx(one.value, rel=1e-10)
-        for method in ("hutchinson", "xdiag", "xnysdiag"):
-            one, ours = (diagonal(a, method=method, num_matvecs=12, seed=1) for a in (A, op))
-            part = one.estimate[here.start : here.stop]
-            torch.testing.assert_close(ours.estimate, part, rtol=0, atol=1e-7)
-        one, ours = (row_norms(a, num_matvecs=2000, tol=0.1, seed=1) for a in (A, op))
-        assert ours.products == one.products
+    backend = DistributedBackend(rows=range(n) if rank == 1 else range(0))
+    op, here = ShardedOperator(A, backend), backend.rows(n)
+    one, ours = (spectral_density(a, lanczos_steps=8, seed=1) for a in (A, op))
+    torch.testing.assert_close(ours.cumulative, one.cumulative, rtol=0, atol=1e-9)
+    one, ours = (deflated_power_iteration(a, k=2, tol=1e-3, seed=1) for a in (A, op))
+    torch.testing.assert_close(ours.eigenvalues, one.eigenvalues, rtol=1e-10, atol=0)
+    one, ours = (diagonal(a, num_matvecs=12, seed=1) for a in (A, op))
+    part = one.estimate[here.start : here.stop]
+    torch.testing.assert_close(ours.estimate, part, rtol=0, atol=1e-7)
+    one, ours = (row_norms(a, num_matvecs=2000, tol=0.1, seed=1) for a in (A, op))
+    assert ours.products == one.products
 
 
 @claim
