@@ -47,7 +47,13 @@ class Problem:
     model: Callable[[], Module]  # builds the network, without touching data
     data: Callable[[str], Dataset[Any]]  # of a split's name; called by training only
     loss_fn: Callable[[Module, Any], Tensor]  # of (model, batch): a scalar mean
-    batch_weight: Callable[[Any], float] | None = None  # what that mean divides by; None: examples
+    batch_weight: Callable[[Any], float] | None = None  # what that mean divides by
+
+    def __post_init__(self) -> None:
+        """Without a weight it is what the loss says of itself, or else the number of examples."""
+        if self.batch_weight is None:
+            own = getattr(self.loss_fn, "batch_weight", None)
+            object.__setattr__(self, "batch_weight", own)
 
 
 def names() -> list[str]:

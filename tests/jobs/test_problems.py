@@ -3,12 +3,15 @@
 import pickle
 import sys
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import TensorDataset
 
+from skerch.curvature import supervised_loss
 from skerch.jobs.config.schema import Hessian
 from skerch.jobs.errors import ConfigError
 from skerch.jobs.problems import Problem, load_problem, names
@@ -303,3 +306,12 @@ def test_an_interrupt_of_the_users_code_is_no_error_of_it(module):
     folder = module("own4", RAISES)
     with pytest.raises(KeyboardInterrupt):
         load_problem({"factory": "own4:interrupted"}, folder)
+
+
+def test_a_loss_says_itself_what_its_mean_divides_by():
+    loss_fn = supervised_loss(torch.nn.CrossEntropyLoss(ignore_index=0))
+    batch = torch.zeros(3, 2), torch.tensor([0, 1, 1])
+    problem = Problem(lambda: torch.nn.Linear(2, 2), lambda split: TensorDataset(*batch), loss_fn)
+    assert problem.batch_weight(batch) == 2
+    assert replace(problem, batch_weight=lambda _: 7.0).batch_weight(batch) == 7
+    assert Problem(problem.model, problem.data, lambda model, batch: None).batch_weight is None

@@ -215,13 +215,13 @@ def _time_rows(config: Config, N: int, pace: Pace) -> Iterator[Row]:
 
 def _time_note(config: Config, N: int, pace: Pace) -> str:
     """What the times hold, and how long a task may take."""
-    longest = _longest(_times(config, N, pace)[0])
+    longest, peak = _longest(_times(config, N, pace)[0]), decimal(python_memory())
     return (
         f"time     of blocks and products timed here: {pace.device}, threads {pace.threads}, "
         f"strategy {pace.strategy}; the disk is taken to do {decimal(int(DISK))}/s. Training, "
         "layouts, figures, queue and the start of Python are not in it; on Slurm all Hessians are "
         f"measured side by side. resources.measure.time={max(10, math.ceil(longest / 30))}min is "
-        "twice a task, or more."
+        f"twice a task, or more. With Python and the network a block took {peak} of memory at most."
     )
 
 
