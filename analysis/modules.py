@@ -31,12 +31,12 @@ class ModuleShare:
     block: float  # at most `rows`
 
 
-def modules(sizes: Mapping[str, int]) -> dict[str, int]:
-    """Numbers of parameters by module, from those of parameters such as encoder.0.weight."""
+def module_sizes(parameters: Mapping[str, Tensor]) -> dict[str, int]:
+    """Numbers of parameters by module, of parameters by names such as encoder.0.weight."""
     found: dict[str, int] = {}
-    for name, size in sizes.items():
+    for name, parameter in parameters.items():
         module = name.rpartition(".")[0]
-        found[module] = found.get(module, 0) + size
+        found[module] = found.get(module, 0) + parameter.numel()
     return found
 
 

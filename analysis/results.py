@@ -58,6 +58,11 @@ class HessianResults:
         return sum(value < 0 for value in self.eigenvalues)
 
     @property
+    def block_diagonal(self) -> float | None:
+        """How much of ‖H_k‖_F² the diagonal blocks of modules hold; None in older files."""
+        return sum(block for *_, block in self.modules) if self.modules else None
+
+    @property
     def relative_residual(self) -> float:
         """‖H - H_k‖ / ‖H‖ in the Frobenius norm, as estimated."""
         return self.residual[-1] / self.residual[0]

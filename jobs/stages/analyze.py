@@ -9,7 +9,7 @@ import torch
 
 from skerch.a_posteriori import interval, scree_bounds
 from skerch.analysis.figures import hessian_figure, save
-from skerch.analysis.modules import module_shares, modules
+from skerch.analysis.modules import module_shares, module_sizes
 from skerch.analysis.overlap import OverlapResult, overlap
 from skerch.analysis.results import HessianResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
@@ -28,14 +28,13 @@ def run(context: Context) -> None:
     model = load_inputs(context).model
     selected = select_parameters(model, config.hessian.param_filter)
     parameters = params_to_vector(selected)
-    sizes = modules({name: parameter.numel() for name, parameter in selected.items()})
     with SketchFiles(context).eigh() as file:
         eigenvalues, residual, probes = file.eigenvalues, file.residual, file.probes
         manifests, asymmetry, bound = file.manifests, file.asymmetry, file.eigenvalue_bound
         trace, norm = file.trace or (), file.norm or ()
         seed, sines = config.sketch.seed, file.sines
         result = overlap(file.eigenvectors, parameters, sines=sines, seed=seed)
-        shares = module_shares(eigenvalues, file.eigenvectors, sizes)
+        shares = module_shares(eigenvalues, file.eigenvectors, module_sizes(selected))
     lower, upper = interval(eigenvalues, residual, probes)
     results = HessianResults(
         parameters=len(parameters),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import astuple
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from skerch.a_posteriori import eigenspace_sines, eigenvalue_bounds
 from skerch.analysis.figures import lanczos_figure
+from skerch.analysis.modules import module_shares, module_sizes
 from skerch.analysis.overlap import overlap
 from skerch.analysis.results import LanczosResults
 from skerch.curvature.parameters import params_to_vector, select_parameters
@@ -52,11 +54,11 @@ def run(context: Context) -> None:
         },
         {"manifests": " ".join(manifests(context)), "beyond": beyond, "products": found.products},
     )
-    parameters = params_to_vector(
-        select_parameters(load_inputs(context).model, context.config.hessian.param_filter)
-    )
+    selected = select_parameters(load_inputs(context).model, context.config.hessian.param_filter)
+    parameters = params_to_vector(selected)
     with SketchFiles(context).eigh() as file:
         result = overlap(file.eigenvectors, parameters, sines=sines, seed=asked.seed)
+        shares = module_shares(values, file.eigenvectors, module_sizes(selected))
     results = LanczosResults(
         parameters=len(parameters),
         eigenvalues=values.tolist(),
@@ -68,6 +70,7 @@ def run(context: Context) -> None:
         pair_residual=rho.tolist(),
         converged=found.converged.tolist(),
         products=found.products,
+        modules=[astuple(share) for share in shares],
         **plain(result),
     )
     words = f"{asked.k} eigenpairs of N = {results.parameters:,} from {results.products} products"

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from skerch.analysis import modules as module
-from skerch.analysis.modules import module_shares, modules
+from skerch.analysis.modules import module_shares, module_sizes
 from skerch.errors import ShapeError
 
 SIZES = {"0": 6, "2": 3, "": 11}
@@ -31,8 +31,9 @@ def test_shares_are_those_of_the_blocks_of_the_matrix(pairs, entries, monkeypatc
 
 
 def test_parameters_of_a_module_are_counted_together():
-    sizes = {"body.0.weight": 4, "body.0.bias": 2, "scale": 1, "head.weight": 3}
-    assert modules(sizes) == {"body.0": 6, "": 1, "head": 3}
+    names = {"body.0.weight": 4, "body.0.bias": 2, "scale": 1, "head.weight": 3}
+    parameters = {name: torch.zeros(size) for name, size in names.items()}
+    assert module_sizes(parameters) == {"body.0": 6, "": 1, "head": 3}
 
 
 def test_modules_of_another_network_are_refused(pairs):

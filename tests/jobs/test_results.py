@@ -60,6 +60,7 @@ def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
         "eigenvalue_min": least.value,
         "eigenvalue_min_bound": least.error,
         "negative": sum(value < 0 for value in found["eigenvalues"]),
+        "block_diagonal": sum(block for *_, block in found["modules"]),
         "trace": found["trace"][0],
         "trace_error": found["trace"][1],
         "norm": found["norm"][0],
@@ -81,6 +82,7 @@ def test_a_row_has_the_numbers_of_its_file_whatever_its_form(copy, skerch):
     assert status == 0
     assert f"{overlap / chance:.2f} × k/N, {expected['sigmas_from_chance']:+.1f} σ" in table
     assert f"{expected['negative']} of 20" in table
+    assert "\nblocks   the modules' diagonal blocks hold" in table
     assert str(Estimate(*found["trace"])) in table
 
 

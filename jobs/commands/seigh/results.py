@@ -40,6 +40,7 @@ def lines(run: RunDir, config: Config, hessians: Hessians) -> Iterator[str]:
     yield from _asymmetric(hessians)
     yield from ties(hessians)
     yield from gaps(hessians)
+    yield from blocks(hessians)
     yield from _targets(run, config, hessians)
 
 
@@ -109,6 +110,7 @@ def numbers(results: HessianResults | None) -> dict[str, Any]:
         "eigenvalue_min": least[0],
         "eigenvalue_min_bound": least[1],
         "negative": results and results.negative,
+        "block_diagonal": results and results.block_diagonal,
         "trace": trace[0],
         "trace_error": trace[1],
         "norm": norm[0],
@@ -158,6 +160,16 @@ def gaps(hessians: Hessians) -> Iterator[str]:
             "overlap  has no error bar where eigenvalues k and k + 1 are not told apart: "
             f"{', '.join(lacking)}"
         )
+
+
+def blocks(hessians: Hessians) -> Iterator[str]:
+    """A line on how much of the decompositions is block-diagonal by module."""
+    held = [results.block_diagonal for results in hessians.values() if results and results.modules]
+    known = sorted(share for share in held if share is not None)
+    if known:
+        least, most = f"{known[0]:.0%}", f"{known[-1]:.0%}"
+        shares = least if least == most else f"{least} to {most}"
+        yield f"blocks   the modules' diagonal blocks hold {shares} of ‖H_k‖²"
 
 
 def _spent(directory: StepDir, config: Config) -> dict[str, Any]:
