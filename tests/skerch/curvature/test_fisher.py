@@ -25,7 +25,7 @@ def test_the_expectation_is_the_dense_ggn(name):
     assert_close(matrix(case.operator(FisherOperator)), case.ggn())
 
 
-@pytest.mark.parametrize("name", ["mlp", "tied weights", "class weights", "regression"])
+@pytest.mark.parametrize("name", ["class weights", "regression"])
 def test_many_draws_come_near_the_expectation(name):
     """Their error falls as one over the square root of their number."""
     case = cases.make(name)
