@@ -43,6 +43,10 @@ class Operand:
         own = getattr(self.operator, "backend", None)  # where the operator's vectors are sharded
         self.backend: LinAlgBackend[Tensor] = backend or own or SingleDeviceBackend()
         self.size = self.operator.shape[0]
+        if not self.size:
+            raise ShapeError(
+                f"{caller} needs an operator of one row at least, not of shape (0, 0)."
+            )
         self.dtype = torch.promote_types(self.operator.dtype, torch.float32)
         self.device = self.operator.device
         self.eps = torch.finfo(self.operator.dtype).eps
