@@ -128,20 +128,23 @@ class Moments:
 
     def __init__(self, operand: Operand, known: Tensor | float):
         self.operand, self.known, self.count = operand, known, 0
-        self.sum, self.squares = operand.like.new_zeros(2, operand.local_size)
+        shape = 2, operand.local_size
+        self.mean, self.squares = operand.like.new_zeros(shape, dtype=torch.float64)
 
     def add(self, samples: Tensor) -> None:
         """Take the columns (n, b) for estimates."""
-        self.count += samples.shape[1]
-        self.sum += samples.sum(1)
-        self.squares += samples.square().sum(1)
+        for sample in samples.T:  # one by one (Welford 1962), as differences of squares lose digits
+            self.count += 1
+            off = sample - self.mean
+            self.mean += off / self.count
+            self.squares += off.mul_(sample - self.mean)
 
     def result(self) -> DiagonalResult:
         """The estimates of all of A."""
-        mean = self.sum / self.count
-        variance = (self.squares / self.count - mean.square()).clamp(min=0)
-        stderr = (variance / (self.count - 1)).sqrt() if self.count > 1 else mean * math.nan
-        return DiagonalResult(mean + self.known, stderr, self.operand.products)
+        like, pairs = self.operand.like, self.count * (self.count - 1)
+        stderr = (self.squares / pairs).sqrt() if pairs else self.mean * math.nan
+        estimate = (self.mean + self.known).to(like)
+        return DiagonalResult(estimate, stderr.to(like), self.operand.products)
 
     def are_within(self, tol: float | None) -> bool:
         """Whether the error of all entries together is within a tolerance."""

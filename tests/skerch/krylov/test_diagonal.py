@@ -63,6 +63,16 @@ def test_stderr_of_signs_is_their_error():
     assert torch.allclose(said.mean(), off.square().mean(), rtol=0.1)
 
 
+@pytest.mark.parametrize(("scale", "spread"), [(1e-25, 1.0), (1.0, 1e-5)])
+def test_stderr_in_float32_is_neither_lost_in_small_entries_nor_in_large_ones(scale, spread):
+    A = scale * (torch.eye(40).double() + spread * matrix("flat", 40))
+    exact, single = (
+        diagonal(B, num_matvecs=12, method="hutchinson", seed=0).stderr for B in (A, A.float())
+    )
+    assert torch.allclose(single.double() / scale, exact / scale, rtol=0.1, atol=0.1 * spread)
+    assert (single > 0).all()
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_known_eigenpairs_leave_little_of_the_diagonal_and_no_bias(method):
     A = matrix("polynomial")
