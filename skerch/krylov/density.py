@@ -24,6 +24,7 @@ from skerch.krylov.lanczos import recurrence
 from skerch.krylov.operand import Operand
 from skerch.krylov.results import SpectralDensityResult
 
+MOST_OBLIQUE = 1e-2  # entries of VᵀV - I, at most
 WIDTHS = 5  # of the Gaussian beyond the last node, so that nothing is cut off
 
 
@@ -55,10 +56,12 @@ def spectral_density(
 
     Values are means of each cell of the grid, so that they integrate to 1 however small sigma is.
     Raises ShapeError for an operator that is not square, SkerchError for one that is not symmetric
-    or not declared so, and for sizes that do not fit.
+    or not declared so, for sizes that do not fit, and for vectors of `deflate` that are not
+    orthonormal.
     """
     A = Operand(operator, "spectral_density", backend, deflate=deflate, block_size=block_size)
     _check(num_runs, lanczos_steps, num_grid_points, sigma, A.size)
+    _check_orthonormal(A)
     share = 1 - len(A.values) / A.size
     nodes = torch.full((num_runs, lanczos_steps), math.nan, dtype=torch.float64, device="cpu")
     weights = torch.zeros_like(nodes)
@@ -80,7 +83,7 @@ def spectral_density(
                 nodes[run, : len(theta)], weights[run, : len(w)] = theta, share * w
     seen = torch.cat([nodes[nodes.isfinite()], A.values])
     low, high = float(seen.min()), float(seen.max())
-    width = max(high - low, 1e-6 * max(abs(low), abs(high)), 1e-9)
+    width = max(high - low, 1e-6 * max(abs(low), abs(high))) or 1e-9
     sigma = sigma or width / lanczos_steps
     padding = max(grid_padding * width, WIDTHS * sigma)
     grid = torch.linspace(
@@ -136,3 +139,13 @@ def _check(
         raise SkerchError(f"lanczos_steps={lanczos_steps} exceeds operator size {size}.")
     if sigma is not None and not sigma > 0:
         raise SkerchError(f"sigma={sigma} must be positive; None takes one that fits.")
+
+
+def _check_orthonormal(A: Operand) -> None:
+    off = A.backend.inner(A.vectors, A.vectors)
+    off -= torch.eye(len(off), dtype=off.dtype, device="cpu")
+    if len(off) and not float(worst := off.abs().max()) <= MOST_OBLIQUE:
+        raise SkerchError(
+            f"The eigenvectors of deflate are orthonormal but for {float(worst):.1g}, and atoms "
+            "are of orthonormal ones; take those of lanczos or seigh, or torch.linalg.qr of yours."
+        )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -109,7 +110,7 @@ def lanczos_tridiagonal(
     if max_iter < 1:
         raise SkerchError(f"max_iter={max_iter} must be at least 1.")
     v = v0.to(A.like)
-    if not (norm := float(A.backend.norm(v))) > 0:
+    if not 0 < (norm := float(A.backend.norm(v))) < math.inf:
         raise SkerchError(f"v0 has the norm {norm}; it must be a vector with a direction.")
     basis: list[Tensor] = []
     with A.frozen():

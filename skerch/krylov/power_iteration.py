@@ -7,6 +7,7 @@ residuals come from A v_t alone, so that β does not bias them. `lanczos` needs 
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -40,8 +41,8 @@ def power_iteration_one(
         init = A.randn([0], A.backend.seed(seed), "krylov")[:, 0]
     if init.shape != (A.local_size,):
         raise ShapeError(f"init has the shape {tuple(init.shape)}; it must be ({A.local_size},).")
-    if not float(A.backend.norm(init)) > 0:
-        raise SkerchError("init has the norm 0; it must be a vector with a direction.")
+    if not 0 < (norm := float(A.backend.norm(init))) < math.inf:
+        raise SkerchError(f"init has the norm {norm}; it must be a vector with a direction.")
     with A.frozen():
         return iterate(A, init.to(A.like), init.new_empty(A.local_size, 0), max_iter, tol, momentum)
 

@@ -127,6 +127,22 @@ def test_sizes_that_do_not_fit_are_refused():
             spectral_density(A, **how)
 
 
+@pytest.mark.parametrize("scale", [1e-20, 1e20])
+def test_the_density_has_no_scale_of_its_own(scale):
+    A = matrix("decaying", 30)
+    one, other = (spectral_density(B, lanczos_steps=8, seed=0) for B in (A, scale * A))
+    assert other.sigma == pytest.approx(scale * one.sigma)
+    assert torch.allclose(other.density * scale, one.density, rtol=1e-6, atol=1e-9)
+
+
+def test_atoms_of_vectors_that_are_not_orthonormal_are_refused():
+    A = matrix("decaying", 30)
+    V = torch.linalg.eigh(A).eigenvectors[:, -2:]
+    for vectors in (2 * V, V @ torch.tensor([[1.0, 0.6], [0.0, 0.8]]).double()):
+        with pytest.raises(SkerchError, match="atoms are of orthonormal"):
+            spectral_density(A, lanczos_steps=5, deflate=(torch.ones(2), vectors))
+
+
 def test_memory_is_a_few_vectors_a_run():
     n, runs = 1_000_000, 4
     diagonal = DiagonalOperator(torch.linspace(0.5, 1.5, n))

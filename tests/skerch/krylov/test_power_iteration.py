@@ -65,8 +65,9 @@ def test_a_start_is_given_or_refused():
     assert power_iteration_one(A, init=top)[3] == 1
     with pytest.raises(ShapeError, match=r"\(9,\)"):
         power_iteration_one(A, init=torch.ones(9))
-    with pytest.raises(SkerchError, match="norm 0"):
-        power_iteration_one(A, init=torch.zeros(100))
+    for start, norm in ((torch.zeros(100), "0.0"), (torch.full((100,), torch.inf), "inf")):
+        with pytest.raises(SkerchError, match=f"norm {norm}"):
+            power_iteration_one(A, init=start)
     with pytest.raises(SkerchError, match="k=101 exceeds operator size 100"):
         deflated_power_iteration(A, k=101)
     with pytest.raises(SkerchError, match="max_iter=0"):
