@@ -23,13 +23,15 @@ def parted(params: Mapping[str, Parameter], groups: Iterable[Filter] | None) -> 
     """The names of the parameters of each group, and those of no group as a last one.
 
     None makes a group of each module's own parameters. Raises SkerchError for a parameter that is
-    of two groups.
+    of two groups, and for one filter in the place of a list.
     """
     if groups is None:
         modules: dict[str, list[str]] = {}
         for name in params:
             modules.setdefault(name.rpartition(".")[0], []).append(name)
         return list(modules.values())
+    if isinstance(groups, str) or callable(groups):
+        raise SkerchError(f"groups are a list of filters, one a block, not {groups!r}; write [it].")
     parts = [list(filter_parameters(params, group)) for group in groups]
     names = [name for part in parts for name in part]
     if twice := next((name for name in names if names.count(name) > 1), None):

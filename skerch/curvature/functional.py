@@ -30,7 +30,12 @@ class FunctionalModel(Module):
                 if part not in module._modules:
                     module.add_module(part, Module())
                 module = module.get_submodule(part)
-            own = tensor if isinstance(tensor, Parameter) else Parameter(tensor.detach())
+            is_whole = not (tensor.is_floating_point() or tensor.is_complex())
+            own = (
+                tensor
+                if isinstance(tensor, Parameter)
+                else Parameter(tensor.detach(), not is_whole)
+            )
             module.register_parameter(last, own)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -55,7 +60,7 @@ def as_module(model: Module | Function, params: Mapping[str, Tensor] | None) -> 
             )
         original: Module = getattr(model, "_orig_mod", model)  # of what torch.compile returns
         return original
-    if params is None:
+    if not isinstance(params, Mapping):
         raise SkerchError(
             "A model that is a function (params, x) needs params, a dict of tensors by name."
         )

@@ -66,6 +66,8 @@ def batch_loss(
 ) -> Tensor:
     """The loss of a batch, which has so many derivatives; raises where it is no scalar."""
     loss = run(model, loss_fn, batch, memory_format, derivatives)
+    if isinstance(loss, Tensor) and loss.is_complex():
+        raise SkerchError("loss_fn returned a complex loss; a loss is real, as by .abs() or .real.")
     if not isinstance(loss, Tensor) or loss.ndim:
         got = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
         raise SkerchError(

@@ -51,6 +51,9 @@ def test_groups_are_blocks_and_the_rest_is_one():
         op.block_diagonal(["0.*", "*.bias"])
     with pytest.raises(SkerchError, match=r"'1\.\*' matches no"):
         op.block_diagonal(["1.*"])
+    for one in ("2.*", match_names("0.*")):
+        with pytest.raises(SkerchError, match="groups are a list of filters"):
+            op.block_diagonal(one)
 
 
 def test_a_submatrix_has_the_rows_and_columns_of_parameters():

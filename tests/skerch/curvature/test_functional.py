@@ -65,9 +65,21 @@ def test_the_function_sees_all_parameters_and_the_operator_the_selected_ones():
     ("model", "params", "message"),
     [
         (lambda params, x: x, None, "needs params, a dict of tensors"),
+        (lambda params, x: x, (torch.ones(3, 4),), "needs params, a dict of tensors"),
         (nn.Linear(4, 3), {"weight": torch.ones(3, 4)}, "leave params out"),
     ],
 )
 def test_parameters_are_those_of_a_function(model, params, message):
     with pytest.raises(SkerchError, match=message):
         HessianOperator(model, [], CROSS_ENTROPY, params=params)
+
+
+def test_whole_numbers_among_the_parameters_are_handed_on():
+    params = {"w": torch.randn(4, 3).double(), "shift": torch.tensor([1, 2, 3])}
+    batch = torch.randn(5, 4).double(), torch.randint(3, (5,))
+    op = HessianOperator(
+        lambda p, x: x @ p["w"] + p["shift"], [batch], CROSS_ENTROPY, params=params
+    )
+    assert list(op.params) == ["w"]
+    v = torch.arange(12.0).double()
+    assert_close(op @ v, matrix(op) @ v)

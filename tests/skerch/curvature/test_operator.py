@@ -330,6 +330,7 @@ def mixed() -> nn.Module:
             r"returned \(4,\); take the mean",
         ),
         ({"loss_fn": lambda model, batch: 1.0}, "returned float; take the mean"),
+        ({"loss_fn": lambda model, batch: torch.tensor(1j)}, "a complex loss; a loss is real"),
         ({"dataloader": ["text", "more"]}, r"cannot be counted .* give a batch_weight"),
     ],
 )
