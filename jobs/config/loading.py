@@ -245,7 +245,8 @@ def _assign(node: DictConfig, cls: type, raw: Mapping[Any, Any], prefix: str) ->
         try:
             with warnings.catch_warnings():
                 warnings.simplefilter("error", FutureWarning)  # conversions between types
-                node[key] = float(value) if hint is float and type(value) is int else value
+                takes_floats = hint is float or float in get_args(hint)
+                node[key] = float(value) if takes_floats and type(value) is int else value
         except (OmegaConfBaseException, TypeError, OverflowError, FutureWarning) as error:
             raise ConfigError(
                 f"{full_key} expects {_expected(hint)}, not {short(value)}."

@@ -87,6 +87,7 @@ def test_importing_it_does_not_import_torch():
         ("training.batchsize=1", r"training\.batchsize; did you mean training\.batch_size\?"),
         ("trainin.lr=1", r"trainin; did you mean training\?"),
         ("outer=5", r"outer; did you mean sketch\.outer\?"),
+        ("trace.tol=2", r"trace\.tol is 2.0; it must lie between"),
         ("training.lr=fast", r"training\.lr expects a number, not 'fast'"),
         ("training.seed='5'", r"training\.seed expects a whole number, not '5'"),
         ("keep_blocks=1", r"keep_blocks expects true or false, not 1"),
