@@ -37,6 +37,7 @@ Values: TypeAlias = "Tensor | ArrayLike"
 
 BLUE, VERMILLION, GREY, BLACK = "#0072B2", "#D55E00", "#8C8C8C", "#1A1A1A"
 PANEL_INCHES = (4.2, 3.6)  # inches
+LETTER = 0.7  # the width of a letter of a title over its size, at most on average
 LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": False}
 
 
@@ -226,7 +227,7 @@ def trace_figure(results: TraceResults, title: str) -> Figure:
     axes.axhline(value, color=BLUE, linewidth=2, label=f"trace {results.estimate}, 95 %")
     _whole_numbers(axes)
     _style(axes, "Trace", "sample", "trace")
-    axes.legend(**LEGEND)
+    axes.legend(**{**LEGEND, "frameon": True})  # as samples lie everywhere
     return figure
 
 
@@ -314,8 +315,10 @@ def _relative(residual: Values) -> np.ndarray:
 def _panels(count: int, title: str) -> tuple[Figure, list[Axes]]:
     """A figure of `count` panels side by side under a title."""
     layout = ConstrainedLayoutEngine(w_pad=0.1, h_pad=0.08)
-    figure = Figure(figsize=(PANEL_INCHES[0] * count, PANEL_INCHES[1]), layout=layout)
-    figure.suptitle(title, fontsize=13, fontweight="bold")
+    width, longest = PANEL_INCHES[0] * count, max(map(len, title.splitlines()), default=1)
+    figure = Figure(figsize=(width, PANEL_INCHES[1]), layout=layout)
+    size = min(13.0, 72 * width / (LETTER * max(longest, 1)))  # points
+    figure.suptitle(title, fontsize=size, fontweight="bold")
     return figure, list(figure.subplots(1, count, squeeze=False)[0])
 
 

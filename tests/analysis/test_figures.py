@@ -193,6 +193,18 @@ def test_a_log_without_accuracies_has_one_panel_and_an_empty_one_is_refused():
         training_figure([])
 
 
+@pytest.mark.parametrize(
+    "title", ["Trace", "digits_mlp\ntrace-fisher: xnystrace, 100 products, " * 2]
+)
+def test_a_title_lies_within_a_figure_of_one_panel(title):
+    log = [{"step": 1, "train": {"loss": 0.5}}, {"step": 2, "train": {"loss": 0.3}}]
+    figure = training_figure(log, title)
+    figure.draw_without_rendering()
+    extent, shown = figure._suptitle.get_window_extent(), figure.bbox
+    assert shown.x0 <= extent.x0
+    assert extent.x1 <= shown.x1
+
+
 def test_figures_leave_pyplot_alone():
     program = "import sys, skerch.analysis.figures; sys.exit('matplotlib.pyplot' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0
