@@ -99,7 +99,13 @@ class PerSampleLosses:
 
     def batch_weight(self, batch: Any) -> float:
         """The number of examples."""
-        sizes = {tensor.shape[self.sample_dim] for tensor in tensors_in(batch)}
+        shapes, dim = [tensor.shape for tensor in tensors_in(batch)], self.sample_dim
+        if lacking := [tuple(s) for s in shapes if not -len(s) <= dim < len(s)]:
+            raise ShapeError(
+                f"A tensor of a batch has the shape {lacking[0]} and no sample_dim={dim}; all "
+                "must have their examples there."
+            )
+        sizes = {shape[dim] for shape in shapes}
         if len(sizes) != 1:
             raise ShapeError(
                 f"The tensors of a batch have {sorted(sizes)} entries along sample_dim="

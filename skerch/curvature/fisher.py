@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -37,7 +38,7 @@ class FisherOperator(OutputCurvature):
         samples: 0 for the expectation, M for the mean over M draws of all labels.
         seed: of the draws, each of which is a function of it and of the example's number in the
             data, however they are cut into batches. Data in another order, or a part of them, come
-            in batches `Numbered(batch, index)`.
+            in batches `Numbered(batch, index)`. None takes a fresh one, for all products.
 
     Positions of an example have draws of their own, and the outer products are theirs. The other
     arguments, and what is raised, are those of `OutputCurvature`; SkerchError for a loss of outputs
@@ -52,7 +53,7 @@ class FisherOperator(OutputCurvature):
         loss_of_output_fn: LossOfOutputFn,
         *,
         samples: int = 0,
-        seed: int = 0,
+        seed: int | None = 0,
         **options: Any,
     ):
         if not isinstance(loss_of_output_fn, LossOfOutput):
@@ -64,7 +65,8 @@ class FisherOperator(OutputCurvature):
         if samples < 0:
             raise SkerchError(f"samples is {samples}; the least is 0, for the expectation.")
         super().__init__(model, dataloader, forward_fn, loss_of_output_fn, **options)
-        self.samples, self.seed, self.likelihood = samples, seed, loss_of_output_fn
+        self.samples, self.likelihood = samples, loss_of_output_fn
+        self.seed = secrets.randbits(63) if seed is None else seed
         if samples:
             weight = self.batch_weight
             self.dataloader = _InOrder(dataloader)

@@ -163,7 +163,8 @@ def leave_out_of_nystrom(
     if s == size:  # tr A = tr Ω⁻¹AΩ
         inverse = torch.linalg.inv(J)
         exact = (inverse @ M).trace().expand(s, s).clone()
-        return exact[0], exact, math.sqrt(whole * float(inverse.trace()))
+        of_inverse = 1 + size * torch.finfo(torch.float64).eps / A.eps
+        return exact[0], exact, math.sqrt(whole * float(inverse.trace())) * of_inverse
     G, shift = shifted_inverse(M, J, whole, A)
     if not shift:
         return M.new_zeros(s), M.new_zeros(s, s), 0.0

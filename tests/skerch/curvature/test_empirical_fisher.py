@@ -89,6 +89,12 @@ def test_samples_lie_along_any_dimension():
     odd = [{"x": case.x.T, "y": case.y[None, :3]}]
     with pytest.raises(ShapeError, match=r"\[3, 11\] entries along sample_dim=1"):
         EmpiricalFisherOperator(case.model, odd, loss, sample_dim=1) @ torch.ones(43).double()
+    flat = [{"x": case.x.T, "y": case.y}]
+    for dim in (1, -2):
+        with pytest.raises(ShapeError, match=rf"shape \(11,\) and no sample_dim={dim}"):
+            EmpiricalFisherOperator(case.model, flat, loss, sample_dim=dim) @ torch.ones(
+                43
+            ).double()
 
 
 def test_a_loss_that_cannot_be_vectorised_goes_sample_by_sample():

@@ -55,6 +55,14 @@ def test_batches_microbatches_and_order_do_not_change_the_draws(name):
     assert (matrix(other) - whole).abs().max() > 0.01 * whole.abs().max()
 
 
+def test_no_seed_is_a_fresh_one_for_all_products():
+    case = cases.make()
+    one, other = (case.operator(FisherOperator, samples=2, seed=None) for _ in range(2))
+    F_hat = matrix(one)
+    assert_close(matrix(one), F_hat)
+    assert (matrix(other) - F_hat).abs().max() > 1e-3 * F_hat.abs().max()
+
+
 def test_padding_draws_no_labels():
     """What is ignored changes nothing, whatever stands there."""
     case = cases.make("tied weights")
