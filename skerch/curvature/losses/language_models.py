@@ -37,10 +37,11 @@ def hf_lm_forward() -> ForwardFn:
     """The logits (n, length, tokens) of a causal language model of Hugging Face."""
 
     def forward(model: Module, batch: Mapping[str, Any]) -> Tensor:
-        if getattr(getattr(model, "config", None), "is_encoder_decoder", False):
+        name, config = type(model).__name__, getattr(model, "config", None)
+        if getattr(config, "is_encoder_decoder", False) or name.endswith("ForMaskedLM"):
             raise SkerchError(
-                f"{type(model).__name__} has an encoder and a decoder, whose labels are not "
-                "shifted; take hf_seq2seq_loss."
+                f"{name} predicts tokens where they stand, so its labels are not shifted; take "
+                "hf_seq2seq_loss."
             )
         logits: Tensor = model(**{k: v for k, v in batch.items() if k != "labels"}).logits
         return logits
@@ -53,17 +54,20 @@ def hf_lm_loss_of_output(*, fused: Backend = "auto") -> LossOfOutput:
 
     `fused` is how its second derivative is applied (`skerch.curvature.losses.softmax_product`).
     """
-    return _of_logits(lambda batch: _next(batch["labels"]), fused)
+    return _of_logits(lambda batch: _next(_labels(batch)), fused)
 
 
 def hf_seq2seq_loss() -> Loss:
-    """The loss of a model of Hugging Face with encoder and decoder, of batches with `labels`."""
+    """The loss of a model of Hugging Face with encoder and decoder, of batches with `labels`.
+
+    It is also that of a masked language model: labels are of the positions where they stand.
+    """
 
     def forward(model: Module, batch: Mapping[str, Any]) -> Tensor:
         logits: Tensor = model(**batch).logits
         return logits
 
-    return Loss(forward, _of_logits(lambda batch: batch["labels"], "auto"))
+    return Loss(forward, _of_logits(_labels, "auto"))
 
 
 def tlens_loss() -> Loss:
@@ -101,6 +105,19 @@ def _of_logits(labels: Callable[[Any], Tensor], fused: str) -> LossOfOutput:
 def _next(tokens: Tensor) -> Tensor:
     """At each position the token after it; none at the last one."""
     return F.pad(tokens[..., 1:], (0, 1), value=IGNORED)
+
+
+def _labels(batch: Any) -> Tensor:
+    """The labels (n, length) of a batch."""
+    labels = batch.get("labels") if isinstance(batch, Mapping) else None
+    if not isinstance(labels, Tensor) or labels.ndim < 2:
+        got = f"of shape {tuple(labels.shape)}" if isinstance(labels, Tensor) else short(labels)
+        raise SkerchError(
+            f"A language model's batch is a mapping with labels (n, length), and they are {got}: "
+            "one a token, for a causal model the input_ids. Of a classifier the loss is "
+            "lambda model, batch: model(**batch).loss."
+        )
+    return labels
 
 
 def _tokens(batch: Any) -> Tensor:

@@ -98,6 +98,31 @@ def test_the_loss_of_a_model_with_a_decoder_is_its_own(bart):
         hf_lm_loss()(bart, batch)
 
 
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [({}, "None"), ({"labels": torch.tensor([0, 1, 2])}, r"of shape \(3,\)"), (None, "None")],
+)
+@pytest.mark.parametrize("loss", [hf_lm_loss, hf_seq2seq_loss])
+def test_labels_that_are_not_one_a_token_are_refused(loss, labels, message):
+    tokens = torch.zeros(3, 4, dtype=torch.long)
+    batch = (tokens, tokens) if labels is None else {"input_ids": tokens, **labels}
+    with pytest.raises(SkerchError, match=rf"they are {message}.* Of a classifier"):
+        loss().batch_weight(batch)
+
+
+def test_a_masked_language_model_has_labels_where_they_stand(needs):
+    needs(find_spec("transformers"), "transformers: pip install transformers")
+    from transformers import BertConfig, BertForMaskedLM
+
+    sizes = {"hidden_size": 8, "num_attention_heads": 2, "intermediate_size": 8, "vocab_size": 7}
+    model = BertForMaskedLM(BertConfig(num_hidden_layers=1, **sizes)).double().eval()
+    batch = {"input_ids": torch.arange(6).view(2, 3), "labels": torch.tensor([[-100, 3, 1]] * 2)}
+    ours, own = hf_seq2seq_loss()(model, batch), model(**batch).loss
+    assert float(ours.detach()) == pytest.approx(float(own.detach()), rel=1e-6)
+    with pytest.raises(SkerchError, match=r"BertForMaskedLM predicts .* take hf_seq2seq_loss"):
+        hf_lm_loss()(model, batch)
+
+
 @pytest.mark.parametrize("kind", [HessianOperator, GGNOperator, FisherOperator])
 @pytest.mark.parametrize("model", ["gpt2", "bart"])
 def test_batches_padding_and_microbatches_give_the_matrix_of_one_batch(kind, model, request):
