@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from skerch.curvature import HessianOperator
+from skerch.curvature import GGNOperator, HessianOperator
 from skerch.curvature.dense import dense_hessian
 from skerch.curvature.strategies.linear_map import StrategyError
 
@@ -51,3 +51,16 @@ def test_a_vectorised_product_that_differs_one_by_one_is_refused(strategy):
         expected = dense_hessian(model, list(op.params), (x, y), CROSS_ENTROPY)
         torch.testing.assert_close(matrix(op), expected)
         assert op.strategy != "batched"
+
+
+@pytest.mark.parametrize("strategy", ["batched", "tape"])
+@pytest.mark.parametrize("kind", [HessianOperator, GGNOperator])
+def test_products_that_are_only_rounding_are_no_difference(strategy, kind):
+    """Of two examples with three classes, most vectors are in the kernel."""
+    model, x, y = network(nn.Identity(), examples=2)
+    how = {"strategy": strategy, "chunk_size": 8}
+    values, V = torch.linalg.eigh(matrix(kind.of_loss(model, [(x, y)], CROSS_ENTROPY)))
+    kernel = V[:, values.abs() < 1e-12]
+    assert kernel.shape[1] > 8
+    op = kind.of_loss(model, [(x, y)], CROSS_ENTROPY, **how)
+    assert (op @ kernel).norm() < 1e-12
