@@ -35,6 +35,8 @@ class Estimate(NamedTuple):
         """The value's digits down to the second one of the error, from two to six."""
         if not self.error:
             return 6
+        if not all(map(math.isfinite, self)):
+            return 2
         first, last = (math.floor(math.log10(abs(x))) for x in self)
         return max(2, min(6, first - last + 2))
 

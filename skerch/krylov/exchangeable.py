@@ -208,13 +208,13 @@ def _result(A: Operand, ones: Tensor, twos: Tensor, norm: float) -> TraceResult:
     """The mean estimate with its error."""
     s, known = len(ones), A.known_trace
     value = float(ones.mean()) + known
-    stderr = error = math.inf
-    if s > 1:
+    stderr = 0.0 if s == A.size else math.inf  # of all vectors that there are, and of one
+    if 1 < s < A.size:
         gains = (ones - twos).fill_diagonal_(0)
         shared = float((gains * gains.T).sum()) / (s * (s - 1))
         stderr = math.sqrt(float(ones.var()) / s + max(shared, 0.0))
-        rounding = 10 * A.eps * (norm + abs(value) + abs(known))
-        error = float(students_t.ppf(0.975, s / 3)) * stderr + rounding
+    rounding = 10 * A.eps * (norm + abs(value) + abs(known))
+    error = float(students_t.ppf(0.975, s / 3)) * stderr + rounding
     samples = ones.to(A.like)
     return TraceResult(value, stderr, samples, Estimate(value, error), A.products)
 

@@ -41,6 +41,7 @@ def test_an_eigenvalue_has_the_digits_that_are_known(value, bound, words):
         (0.4, 3, "0.40 ± 3"),
         (0, 0.53, "0 ± 0.53"),
         (5, 0, "5.00000 ± 0"),
+        (7.53, float("inf"), "7.5 ± inf"),
     ],
 )
 def test_an_estimate_has_the_digits_down_to_its_error(value, error, words):

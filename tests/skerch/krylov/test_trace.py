@@ -185,6 +185,14 @@ def test_eigenpairs_of_another_shape_are_refused():
             trace(torch.eye(9), deflate=deflate)
 
 
+@pytest.mark.parametrize("method", ["xtrace", "xnystrace"])
+def test_a_single_test_vector_tells_all_of_one_row_and_no_error_of_more(method):
+    exact = trace(torch.tensor([[3.0]]), method=method, seed=0).interval
+    assert abs(exact.value - 3) <= exact.error <= 1e-4
+    least = 2 if method == "xtrace" else 1
+    assert str(trace(torch.eye(9), num_matvecs=least, method=method).interval) == "9.0 ± inf"
+
+
 def test_an_operator_of_no_rows_is_refused():
     with pytest.raises(ShapeError, match="hutchinson needs an operator of one row"):
         trace(torch.zeros(0, 0), method="hutchinson")
