@@ -150,8 +150,9 @@ class DensityResults:
     def share(self, low: float, high: float = math.inf) -> Estimate:
         """The share of the eigenvalues in (low, high], by the nodes and the atoms, not smoothed.
 
-        Its error is Student's, of the runs' scatter. A node stands for the eigenvalues about it, so
-        bounds are to lie where there are few.
+        Its error is Student's, of the runs' scatter, and at each bound the weight of the node next
+        to it, the mean over runs: what a run has on one side of a point is known to that (the
+        inequalities of Chebyshev, Markov and Stieltjes). Bounds are to lie where there are few.
         """
         known = sum(low < atom <= high for atom in self.atoms) / self.parameters
         shares = [
@@ -160,7 +161,17 @@ class DensityResults:
         ]
         runs = len(shares)
         error = stdtrit(runs - 1, 0.975) * stdev(shares) / math.sqrt(runs)
-        return Estimate(fmean(shares), float(error))
+        return Estimate(fmean(shares), float(error) + self._beside(low) + self._beside(high))
+
+    def _beside(self, bound: float) -> float:
+        """The weight of the heavier one of the two nodes beside a bound, the mean over runs."""
+        heavier = []
+        for run in zip(self.nodes, self.weights, strict=True):
+            pairs = sorted(zip(*run, strict=True))
+            index = sum(node <= bound for node, _ in pairs)
+            sides = pairs[:index][-1:], pairs[index:][:1]
+            heavier.append(max(side[0][1] for side in sides) if all(sides) else 0.0)
+        return fmean(heavier)
 
 
 @dataclass(frozen=True)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
-from skerch.analysis.results import HessianResults
+from skerch.analysis.results import DensityResults, HessianResults
 from skerch.estimate import Estimate
+from skerch.krylov import spectral_density
 
 
 @pytest.mark.parametrize(
@@ -50,3 +52,20 @@ def test_an_estimate_has_the_digits_down_to_its_error(value, error, words):
 
 def test_an_end_of_the_spectrum_without_digits_has_its_bound():
     assert Estimate(0.0, 0.53).digits == "0 ± 0.53"
+
+
+def test_shares_of_eigenvalues_hold_where_the_bound_is_amid_them():
+    spectrum = torch.linspace(-1, 2, 200, dtype=torch.float64)
+    Q = torch.linalg.qr(torch.randn(200, 200, generator=torch.Generator().manual_seed(0)))[0]
+    A = Q.double() @ torch.diag(spectrum) @ Q.double().T
+    A, held = (A + A.T) / 2, []
+    for seed in range(25):
+        found = spectral_density(A, num_runs=3, lanczos_steps=6, seed=seed)
+        nodes, weights = found.raw_eigenvalues.tolist(), found.raw_weights.tolist()
+        results = DensityResults(200, [], [], found.sigma, nodes, weights, [], found.products)
+        for low, high in ((-2.0, 0.05), (0.31, 3.0), (0.0, 1.0)):
+            exact = float(((spectrum > low) & (spectrum <= high)).double().mean())
+            share = results.share(low, high)
+            held.append(abs(share.value - exact) <= share.error)
+            assert share.error < 1
+    assert sum(held) >= 0.95 * len(held)
