@@ -14,8 +14,12 @@ import pytest
 
 RELEASE = "hessian-eigenthings==1.0.0a5"
 DOWNLOAD = [sys.executable, "-m", "pip", "download", "--no-deps", "--no-binary", ":all:", RELEASE]
-# These take a network from the Internet.
-NEED_NETWORK = ("test_hf_lm_loss_runs_on_tiny_gpt2", "test_tlens_loss_runs_on_solu_1l")
+NOT_RUN = (
+    # these take a network from the Internet
+    *("test_hf_lm_loss_runs_on_tiny_gpt2", "test_tlens_loss_runs_on_solu_1l"),
+    # these leave out loss_hvp="autograd", which its next version asks for, as skerch does
+    *("test_ggn_operator", "test_ggn_matches_curvlinops_cross_entropy"),
+)
 
 
 @pytest.mark.slow
@@ -26,7 +30,7 @@ def test_its_own_tests_pass(tmp_path):
         file.extractall(tmp_path, filter="data")
     (tests,) = tmp_path.glob("*/tests")
     done = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", tests, "-k", f"not ({' or '.join(NEED_NETWORK)})"],
+        [sys.executable, "-m", "pytest", "-q", tests, "-k", f"not ({' or '.join(NOT_RUN)})"],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parent)},
         cwd=tmp_path,
         capture_output=True,
