@@ -115,6 +115,15 @@ def merge_hdf5(
 
 def main() -> None:
     """Run a command; a user's mistake ends in one sentence and exit status 1 or 2."""
+    import skerch
+
+    if skerch.__file__ is None:  # Python has taken a clone's folder here for the package
+        typer.echo(
+            f"error: the folder skerch in {Path.cwd()} hides the program: type skerch instead of "
+            "python -m skerch, or go to another folder.",
+            err=True,
+        )
+        sys.exit(2)
     from skerch.errors import SkerchError
     from skerch.files import cause, print_always, refusals_named
     from skerch.jobs.commands.mount import mount

@@ -84,9 +84,14 @@ def write_atomically(
             temporary.unlink(missing_ok=True)
         _flush(path.parent, os.O_RDONLY)
     except OSError as error:
+        remedy = "Make room or give permission there"
+        if isinstance(error, FileExistsError | NotADirectoryError):
+            parents = (parent for parent in path.parents if parent.exists())
+            remedy = f"{next(parents, path.parent)} is a file; remove it, or choose another folder"
+        elif isinstance(error, IsADirectoryError):
+            remedy = "It is a folder; remove it, or give another name"
         raise FileError(
-            f"{path} cannot be written: {cause(error)}. Make room or give permission there, then "
-            "run the same command again."
+            f"{path} cannot be written: {cause(error)}. {remedy}, then run the same command again."
         ) from error
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from skerch.curvature.losses import (
     LossFn,
     LossOfOutput,
     OutputProduct,
+    example_masses,
     outer_products,
 )
 from skerch.curvature.outputs import OutputCurvature
@@ -60,15 +61,27 @@ class EmpiricalFisherOperator(OutputCurvature):
 
     def output_product(self, output: Tensor, batch: Any) -> OutputProduct:
         """The sum over examples of m g gᵀ, for the slope m g that the loss has in their outputs."""
-        z = output.detach().requires_grad_()
-        loss = self.loss_of_output_fn(z, batch)
-        (slope,) = torch.autograd.grad(loss, z, allow_unused=True, materialize_grads=True)
-        mass, dims = z.new_tensor(1 / len(z)), [*range(1, z.ndim)]
+        mass, dims = output.new_tensor(1 / len(output)), [*range(1, output.ndim)]
         if isinstance(self.loss_of_output_fn, LossOfOutput):
             closed, y = self.loss_of_output_fn.closed, self.loss_of_output_fn.target(batch)
             mass, dims = closed.mass(output, y), closed.dims(output)
-        scaled = slope / mass.sqrt().masked_fill(mass == 0, torch.inf)
-        return outer_products(scaled[None], dims)
+        return outer_products(self._slope(output, batch, mass)[None], dims)
+
+    def scores(self, output: Tensor, batch: Any) -> Iterator[Tensor]:
+        """r = √m ∂ℓ/∂z of the losses ℓ along dimension 0, each the mean of its terms."""
+        mass = self.masses(output, batch)
+        yield self._slope(output, batch, mass.view(-1, *[1] * (output.ndim - 1)))
+
+    def _slope(self, output: Tensor, batch: Any, mass: Tensor) -> Tensor:
+        """√m g, for the slope m g of the loss and masses m as factors of the output."""
+        z = output.detach().requires_grad_()
+        loss = self.loss_of_output_fn(z, batch)
+        (slope,) = torch.autograd.grad(loss, z, allow_unused=True, materialize_grads=True)
+        return slope / mass.sqrt().masked_fill(mass == 0, torch.inf)
+
+    def masses(self, output: Tensor, batch: Any) -> Tensor:
+        """What each example weighs in the mean loss of the batch, of shape (n,)."""
+        return example_masses(self.loss_of_output_fn, output, batch)
 
 
 class PerSampleLosses:

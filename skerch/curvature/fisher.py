@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import Module
 
@@ -19,11 +21,14 @@ from skerch.curvature.losses import (
     LossOfOutput,
     LossOfOutputFn,
     OutputProduct,
+    example_masses,
     outer_products,
 )
 from skerch.curvature.outputs import OutputCurvature
 from skerch.errors import ShapeError, SkerchError
 from skerch.randomness import stream
+
+DRAWN_TOGETHER = 64  # examples, by their numbers: a generator for each would take longest
 
 
 class FisherOperator(OutputCurvature):
@@ -78,6 +83,22 @@ class FisherOperator(OutputCurvature):
     def output_product(self, output: Tensor, batch: Any) -> OutputProduct:
         if not self.samples:
             return lambda u: self.likelihood.hvp(output, batch, u)
+        return outer_products(self._drawn(output, batch), self.likelihood.closed.dims(output))
+
+    def scores(self, output: Tensor, batch: Any) -> Iterator[Tensor]:
+        """r of the output's shape, with E Σ r rᵀ = B for the block B of each example."""
+        if not self.samples:
+            yield from self.likelihood.closed.roots(output, self.likelihood.target(batch))
+        else:
+            for r in self._drawn(output, batch):
+                yield r / self.samples**0.5
+
+    def masses(self, output: Tensor, batch: Any) -> Tensor:
+        """What each example weighs in the mean loss of the batch, of shape (n,)."""
+        return example_masses(self.likelihood, output, batch.batch if self.samples else batch)
+
+    def _drawn(self, output: Tensor, batch: Any) -> Tensor:
+        """The scores (samples, *z.shape) at labels that are drawn."""
         closed, y = self.likelihood.closed, self.likelihood.target(batch.batch)
         shape = closed.drawn(output)
         if len(batch.index) != next(iter(shape), None):
@@ -85,14 +106,19 @@ class FisherOperator(OutputCurvature):
                 f"Monte Carlo draws labels for {len(batch.index)} examples along dimension 0 of an "
                 f"output of shape {tuple(output.shape)}; let forward_fn return them there."
             )
-        drawn = [self._uniform(index, shape[1:]) for index in batch.index.tolist()]
-        scores = closed.scores(output, y, torch.stack(drawn, dim=1).to(output.device))
-        return outer_products(scores, closed.dims(output))
+        uniform = self._uniform(batch.index.tolist(), shape[1:])
+        return closed.scores(output, y, uniform.to(output.device))
 
-    def _uniform(self, index: int, shape: torch.Size) -> Tensor:
-        """Uniform numbers (samples, *shape) of the example of this number."""
-        generator = stream(self.seed, "labels", index)
-        return torch.from_numpy(generator.random((self.samples, *shape)))
+    def _uniform(self, index: Sequence[int], shape: torch.Size) -> Tensor:
+        """Uniform numbers (samples, n, *shape) of the examples of these numbers."""
+        chunks: dict[int, NDArray[np.float64]] = {}
+        rows = []
+        for chunk, row in (divmod(number, DRAWN_TOGETHER) for number in index):
+            if chunk not in chunks:
+                size = DRAWN_TOGETHER, self.samples, *shape
+                chunks[chunk] = stream(self.seed, "labels", chunk).random(size)
+            rows.append(chunks[chunk][row])
+        return torch.from_numpy(np.stack(rows, axis=1))
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,9 @@
 """Krylov methods and estimators for symmetric operators that are known by their products."""
 
 from skerch.krylov.backend import LinAlgBackend, SingleDeviceBackend
+from skerch.krylov.cg import conjugate_gradients
+from skerch.krylov.damping import choose_damping
+from skerch.krylov.deflated_inverse import DeflatedInverse
 from skerch.krylov.density import spectral_density
 from skerch.krylov.diagonal import diagonal, frobenius_norm, row_norms
 from skerch.krylov.distributed import DistributedBackend, ShardedOperator
@@ -8,6 +11,8 @@ from skerch.krylov.exchangeable import xnystrace, xtrace
 from skerch.krylov.lanczos import lanczos, lanczos_tridiagonal
 from skerch.krylov.power_iteration import deflated_power_iteration, power_iteration_one
 from skerch.krylov.results import (
+    CGResult,
+    DampingResult,
     DiagonalResult,
     EigenResult,
     LanczosTridiag,
@@ -17,6 +22,9 @@ from skerch.krylov.results import (
 from skerch.krylov.trace import hutch_plus_plus, hutchinson, trace
 
 __all__ = [
+    "CGResult",
+    "DampingResult",
+    "DeflatedInverse",
     "DiagonalResult",
     "DistributedBackend",
     "EigenResult",
@@ -26,6 +34,8 @@ __all__ = [
     "SingleDeviceBackend",
     "SpectralDensityResult",
     "TraceResult",
+    "choose_damping",
+    "conjugate_gradients",
     "deflated_power_iteration",
     "diagonal",
     "frobenius_norm",

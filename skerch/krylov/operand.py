@@ -57,31 +57,11 @@ class Operand:
             raise SkerchError(f"block_size={block_size} must be at least 1.")
         most = max(1, min(MOST_TOGETHER, BLOCK_BYTES // (self.size * self.dtype.itemsize)))
         self.block_size = block_size or most
-        self.values, self.vectors = self._pairs(deflate)
-
-    def _pairs(self, deflate: Any) -> tuple[Tensor, Tensor]:
-        """λ (k,), float64 on the CPU, and V (n, k)."""
         if deflate is None:
             deflate = self.like, self.like.new_empty(self.local_size, 0)
-        if isinstance(deflate, EigenResult):
-            deflate = deflate.eigenvalues, deflate.eigenvectors.T
-        if isinstance(deflate, EighResult):
-            deflate = deflate.eigenvalues, deflate.eigenvectors
-        try:
-            given, matrix = deflate
-        except (TypeError, ValueError):
-            raise SkerchError(
-                f"deflate is a {type(deflate).__name__}; it must be (eigenvalues, eigenvectors) or "
-                "the result of seigh or lanczos."
-            ) from None
-        values = as_tensor(given, torch.float64, "cpu")
-        vectors = as_tensor(matrix, self.dtype, self.device)
-        if values.ndim != 1 or vectors.shape != (self.local_size, len(values)):
-            raise ShapeError(
-                f"deflate has eigenvalues of shape {tuple(values.shape)} and eigenvectors of shape "
-                f"{tuple(vectors.shape)}; they must be (k,) and ({self.local_size}, k)."
-            )
-        return values, vectors
+        self.values, self.vectors = eigenpairs(
+            deflate, "deflate", self.local_size, self.dtype, self.device
+        )
 
     def frozen(self) -> AbstractContextManager[None]:
         """A context in which products may share preparations."""
@@ -112,3 +92,36 @@ class Operand:
     def known_trace(self) -> float:
         """tr V diag(λ) Vᵀ."""
         return float(self.values @ self.backend.dots(self.vectors, self.vectors))
+
+
+def eigenpairs(
+    given: Any,
+    name: str,
+    rows: int | None = None,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+) -> tuple[Tensor, Tensor]:
+    """λ (k,), float64 on the CPU, and V (n, k), from all that `deflate` may be.
+
+    An error has the name of the argument.
+    """
+    if isinstance(given, EigenResult):
+        given = given.eigenvalues, given.eigenvectors.T
+    if isinstance(given, EighResult):
+        given = given.eigenvalues, given.eigenvectors
+    try:
+        numbers, matrix = given
+    except (TypeError, ValueError):
+        raise SkerchError(
+            f"{name} is a {type(given).__name__}; it must be (eigenvalues, eigenvectors) or the "
+            "result of seigh or lanczos."
+        ) from None
+    values = as_tensor(numbers, torch.float64, "cpu")
+    vectors = as_tensor(matrix, dtype, device)
+    rows = len(vectors) if rows is None else rows
+    if values.ndim != 1 or vectors.shape != (rows, len(values)):
+        raise ShapeError(
+            f"{name} has eigenvalues of shape {tuple(values.shape)} and eigenvectors of shape "
+            f"{tuple(vectors.shape)}; they must be (k,) and ({rows}, k)."
+        )
+    return values, vectors

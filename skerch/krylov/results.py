@@ -22,6 +22,35 @@ class EigenResult:
 
 
 @dataclass(frozen=True)
+class CGResult:
+    """Solutions of (A + δ I) X = B for B (n, q), or (n,), where the fields have no axis of q."""
+
+    solution: Tensor  # X (n, q)
+    residuals: Tensor  # (q,) ‖b - (A + δ I) x‖ / ‖b‖, by a product with x; float64, on the CPU
+    iterations: int  # products of blocks
+    converged: Tensor  # (q,) bool
+    products: int  # matvecs spent
+    history: Tensor  # (iterations, q) residuals after each iteration, by the recurrence or a check
+
+
+@dataclass(frozen=True)
+class DampingResult:
+    """How far approximate inverses at several dampings are from solutions; all on the CPU.
+
+    q held-out gradients; see `skerch.krylov.choose_damping` for what errors are of.
+    """
+
+    damping: float  # the one of least mean error
+    dampings: Tensor  # (D,) ascending
+    errors: Tensor  # (D, q) relative squares, in the norm of A + δ₀ I
+    residuals: Tensor  # (D, q) ‖g - (A + δ₀ I) x‖ / ‖g‖
+    mean: Tensor  # (D,) of errors over gradients
+    stderr: Tensor  # (D,) of that mean; not finite for one gradient
+    is_at_end: bool  # of the dampings, so that one beyond may be better
+    products: int  # matvecs spent
+
+
+@dataclass(frozen=True)
 class LanczosTridiag:
     """A Vᵀ = Vᵀ T + β r eᵀ for orthonormal rows V and a tridiagonal T of m steps."""
 

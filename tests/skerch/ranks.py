@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import traceback
 from collections.abc import Callable, Sequence
 from datetime import timedelta
@@ -10,14 +11,18 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-from torch.multiprocessing import spawn
+from torch.multiprocessing import start_processes
 
 Claim = Callable[[int, int], None]  # of the rank and the number of ranks; raises where it fails
 
 
 def failures(claims: Sequence[Claim], size: int, folder: Path) -> dict[str, str]:
     """What each claim, by its name, raised on the ranks; "" where it holds."""
-    spawn(_rank, (list(claims), size, folder), nprocs=size)
+    multiprocessing.set_forkserver_preload(
+        ["pytest", "torch.distributed.fsdp", "skerch.curvature", "skerch.krylov"]
+    )
+    arguments = (list(claims), size, folder)
+    start_processes(_rank, arguments, nprocs=size, start_method="forkserver")
     told = [torch.load(folder / f"{rank}.pt") for rank in range(size)]
     return {claim.__name__: "".join(of[claim.__name__] for of in told) for claim in claims}
 

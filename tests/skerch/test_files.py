@@ -2,6 +2,7 @@
 
 import errno
 import os
+import re
 import resource
 import signal
 import socket
@@ -110,3 +111,16 @@ def test_temporary_files_of_a_killed_process_are_removed_before_its_parent_has_n
     sweep(tmp_path)
     assert not temporary.exists()
     writer.communicate()
+
+
+def test_what_is_in_the_way_of_a_file_is_told_with_a_way_out(tmp_path):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.touch()
+    folder.mkdir()
+    for path, words in (
+        (file / "a.yaml", f"{file} is a file; remove it"),
+        (file / "deeper" / "a.yaml", f"{file} is a file; remove it"),
+        (folder, "It is a folder; remove it, or give another name"),
+    ):
+        with pytest.raises(FileError, match=re.escape(words)):
+            write_atomically(path, lambda temporary: temporary.write_text("x"))

@@ -24,6 +24,7 @@ from skerch.curvature.losses.outputs import (
     LossOfOutputFn,
     OutputProduct,
     by_autograd,
+    example_masses,
     in_two_steps,
     outer_products,
 )
@@ -49,6 +50,7 @@ __all__ = [
     "by_autograd",
     "cross_entropy_loss_of_output",
     "differentiating",
+    "example_masses",
     "hf_lm_forward",
     "hf_lm_loss",
     "hf_lm_loss_of_output",

@@ -7,6 +7,8 @@ cross-entropy and an entry of z for the others; m_i is its mass, 1/n in a plain 
 - `hvp`: the product (∂²L/∂z²) u with u of the shape of z.
 - `divisor`: what the mean of a batch divides by, which is its weight beside other batches.
 - `mass`: the m_i as factors of z, with 1 in the place of the `dims` that belong to one example.
+- `roots`: r of the shape of z with Σ r rᵀ = ∂²L/∂z², one after the other. Each is of one label of
+  every example: of examples beside each other, the sum is over their own blocks.
 - `scores`: r = √m ∂(-log p(ŷ | z))/∂z at labels ŷ that are drawn from p(· | z) by uniform numbers
   of shape (samples, *`drawn`(z)), so that E Σ r rᵀ = ∂²L/∂z².
 """
@@ -14,9 +16,10 @@ cross-entropy and an entry of z for the others; m_i is its mass, 1/n in a plain 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import product
 from typing import Any
 
 import torch
@@ -36,6 +39,10 @@ class ClosedForm(ABC):
     @abstractmethod
     def hvp(self, z: Tensor, y: Tensor, u: Tensor) -> Tensor:
         """(∂²L/∂z²) u, of the shape of z."""
+
+    @abstractmethod
+    def roots(self, z: Tensor, y: Tensor) -> Iterator[Tensor]:
+        """r of the shape of z, which has examples along dimension 0: `z[0].numel()` of them."""
 
     @abstractmethod
     def scores(self, z: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
@@ -120,6 +127,18 @@ class CrossEntropy(ClosedForm):
         chosen.scatter_(dim % z.ndim + 1, drawn, 1.0)
         return self.mass(z, y).sqrt() * (p - chosen)
 
+    def roots(self, z: Tensor, y: Tensor) -> Iterator[Tensor]:
+        p = torch.softmax(z, self._dim(z), torch.promote_types(z.dtype, torch.float32))
+        m = self.mass(z, y).expand_as(z)
+        for at in _entries(z):
+            r = torch.zeros_like(p)
+            position = list(at)
+            position[self._dim(z)] = slice(None)  # all classes of the entry's position
+            r[tuple(position)] = -p[tuple(position)]
+            r[at] += 1
+            root = (m[at] * p[at]).sqrt()
+            yield r * root.view(-1, *[1] * (z.ndim - 1))
+
     def _dim(self, z: Tensor) -> int:
         return self.dim if z.ndim > 1 else 0
 
@@ -141,6 +160,9 @@ class SquaredError(ClosedForm):
         if self.reduction == "mean":
             return 1 / z.numel()
         return torch.add(z, y).numel() / z.numel()
+
+    def roots(self, z: Tensor, y: Tensor) -> Iterator[Tensor]:
+        return _diagonal_roots(torch.full_like(z, 2 * self._mass(z, y)))
 
     def scores(self, z: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
         gaussian = torch.special.ndtri(uniform).to(z.dtype)  # (ŷ - z) √2
@@ -171,9 +193,27 @@ class BinaryCrossEntropy(ClosedForm):
             m = m * self.weight.to(z)
         return m / m.numel() if self.reduction == "mean" else m
 
+    def roots(self, z: Tensor, y: Tensor) -> Iterator[Tensor]:
+        p = torch.sigmoid(z)
+        return _diagonal_roots(self._mass(z, y) * p * (1 - p))
+
     def scores(self, z: Tensor, y: Tensor, uniform: Tensor) -> Tensor:
         p = torch.sigmoid(z)
         return self._mass(z, y).sqrt() * (p - (uniform < p).to(p.dtype))
+
+
+def _diagonal_roots(diagonal: Tensor) -> Iterator[Tensor]:
+    """The columns of √diag(d) that examples have in common, for d of the shape of z."""
+    for at in _entries(diagonal):
+        r = torch.zeros_like(diagonal)
+        r[at] = diagonal[at].sqrt()
+        yield r
+
+
+def _entries(z: Tensor) -> Iterator[tuple[Any, ...]]:
+    """The entry of all examples at each place that one example has, as an index of z."""
+    for place in product(*map(range, z.shape[1:])):
+        yield slice(None), *place
 
 
 _FUNCTIONS: dict[Any, type[ClosedForm]] = {

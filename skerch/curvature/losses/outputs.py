@@ -58,6 +58,17 @@ class LossOfOutput:
         return self.closed.divisor(target)
 
 
+def example_masses(loss: LossOfOutputFn, output: Tensor, batch: Any) -> Tensor:
+    """What each example, along dimension 0 of outputs, weighs in the mean loss, of shape (n,).
+
+    It is 1/n where nothing is known of the loss.
+    """
+    m = output.new_tensor(1 / len(output))
+    if isinstance(loss, LossOfOutput):
+        m = loss.closed.mass(output, loss.target(batch))
+    return m.flatten(1).sum(1) if m.ndim > 1 else m.expand(len(output))
+
+
 def outer_products(r: Tensor, dims: Sequence[int]) -> OutputProduct:
     """u ↦ the mean over samples r of r rᵀ u, for r (samples, *shape), rᵀ u summed over `dims`."""
     along = [dim % (r.ndim - 1) + 1 for dim in dims]

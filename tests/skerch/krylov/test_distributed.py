@@ -12,6 +12,8 @@ from skerch.krylov import (
     ShardedOperator,
     SingleDeviceBackend,
     backend,
+    choose_damping,
+    conjugate_gradients,
     deflated_power_iteration,
     diagonal,
     frobenius_norm,
@@ -123,6 +125,26 @@ def an_operator_of_whole_vectors_has_the_rows_of_its_products(rank, size):
         torch.testing.assert_close(op @ here(rows, X[:, 0]), here(rows, A @ X[:, 0]))
     op = ShardedOperator(aslinearoperator(A, self_adjoint=True), DistributedBackend())
     assert "multiplies" in raised(ShapeError, lambda: op @ X)
+
+
+@claim
+def conjugate_gradients_take_the_steps_of_one_process(rank, size):
+    torch.manual_seed(0)
+    A = torch.diag(0.8 ** torch.arange(N)).double()
+    A, M, B = A + 1, torch.diag(1 / (A.diag() + 0.1)), torch.randn(N, 3).double()
+    one = conjugate_gradients(A, B, damping=0.1, preconditioner=M, tol=1e-8)
+    found = choose_damping(A, lambda _: M, B, damping=0.1, dampings=[1])
+    for ours in backends(rank, size):
+        shard = [ShardedOperator(aslinearoperator(K, self_adjoint=True), ours) for K in (A, M)]
+        inverse = {1.0: shard[1]}.get
+        b = here(ours.rows(N), B)
+        many = conjugate_gradients(shard[0], b, damping=0.1, preconditioner=shard[1], tol=1e-8)
+        assert (many.iterations, many.products) == (one.iterations, one.products)
+        torch.testing.assert_close(many.solution, here(ours.rows(N), one.solution))
+        single = conjugate_gradients(shard[0], b[:, 0], damping=0.1, tol=1e-8)
+        torch.testing.assert_close(single.solution, many.solution[:, 0], rtol=1e-6, atol=1e-6)
+        again = choose_damping(shard[0], inverse, b, damping=0.1, dampings=[1])
+        torch.testing.assert_close(again.errors, found.errors)
 
 
 @claim
