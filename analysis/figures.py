@@ -8,7 +8,7 @@ in marker, splits in line style. Arrays may be tensors, NumPy arrays or lists.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import cycle
 from pathlib import Path
 from typing import Any, Literal, TypeAlias
@@ -27,9 +27,11 @@ from skerch.analysis.results import (
     DensityResults,
     ExactResults,
     HessianResults,
+    KroneckerResults,
     LanczosResults,
     TraceResults,
 )
+from skerch.analysis.synthetic import SHARED_RATIO, Row
 from skerch.errors import SkerchError
 from skerch.files import write_atomically
 
@@ -38,6 +40,16 @@ Values: TypeAlias = "Tensor | ArrayLike"
 BLUE, VERMILLION, GREY, BLACK = "#0072B2", "#D55E00", "#8C8C8C", "#1A1A1A"
 PANEL_INCHES = (4.2, 3.6)  # inches
 LETTER = 0.7  # the width of a letter of a title over its size, at most on average
+METRIC_LOOKS: dict[str, tuple[str, Any]] = {  # of skerch.analysis.grassmann
+    "overlap": (BLUE, "-"),
+    "iou": ("#56B4E9", "--"),
+    "projection_frobenius": (VERMILLION, "-"),
+    "chordal_frobenius": ("#009E73", "--"),
+    "geodesic": ("#E69F00", "-."),
+    "projection_2": ("#CC79A7", "-"),
+    "chordal_2": (GREY, (0, (5, 5))),
+    "fubini_study": (BLACK, ":"),
+}
 LEGEND: dict[str, Any] = {"fontsize": 9, "frameon": False}
 
 
@@ -248,6 +260,119 @@ def density_figure(results: DensityResults, title: str) -> Figure:
     _style(axes, "Density of eigenvalues", "eigenvalue", "density")
     axes.legend(**LEGEND)
     return figure
+
+
+def damping_figure(curve: Mapping[str, Sequence[float]], title: str) -> Figure:
+    """The mean error of an approximate inverse at each damping, with its standard error."""
+    figure, (axes,) = _panels(1, title)
+    dampings, errors = _array(curve["dampings"]), _array(curve["errors"])
+    axes.errorbar(
+        dampings, errors, _array(curve["standard_errors"]), color=BLUE, marker="o", capsize=2
+    )
+    axes.set_xscale("log")
+    _style(axes, "Error on held-out gradients", "damping δ of the inverse", "mean error")
+    return figure
+
+
+def kronecker_figure(results: KroneckerResults, title: str) -> Figure:
+    """The trace, the largest eigenvalue, and the error of products of each layer's block.
+
+    Beside them is what it captures of another method's eigenspaces, if that is known.
+    """
+    figure, (axes, errors, *others) = _panels(4 if results.against else 2, title)
+    index = np.arange(1, len(results.layers) + 1)
+    axes.plot(index, [layer[4] for layer in results.layers], "o", color=BLUE, label="trace")
+    largest = [layer[6] for layer in results.layers]
+    axes.plot(index, largest, "x", color=VERMILLION, label="largest eigenvalue")
+    axes.set_yscale("log")
+    _whole_numbers(axes)
+    _style(axes, "Blocks of layers", "layer", "")
+    axes.legend(**{**LEGEND, "frameon": True})
+    values, bars = zip(*results.each_error, strict=True)
+    errors.errorbar(index, values, yerr=bars, fmt="o", color=BLUE, label="each block")
+    errors.axhline(results.error.value, color=VERMILLION, label="all blocks")
+    between = "with what is between them"
+    errors.axhline(results.whole_error.value, color=BLACK, linestyle=":", label=between)
+    errors.set_ylim(bottom=0)
+    _whole_numbers(errors)
+    _style(errors, "Error of products", "layer", "relative error")
+    errors.legend(**{**LEGEND, "frameon": True})
+    if others:
+        captured_panel(others[0], results)
+        eigenvalue_panel(others[1], results.eigenvalues, bound=results.pair_residual)
+        index = np.arange(1, len(results.quotients) + 1)
+        look: dict[str, Any] = {"color": BLACK, "linewidth": 1, "label": "approximation there"}
+        others[1].plot(index, np.abs(_array(results.quotients)), **look)
+        others[1].legend(**LEGEND)
+    return figure
+
+
+def captured_panel(axes: Axes, results: KroneckerResults) -> None:
+    """Draw the overlap of top-k eigenspaces against k, as far as it may be off, beside k / N."""
+    overlap, k = _array(results.overlap), np.arange(1, len(results.overlap) + 1)
+    error = np.asarray(results.overlap_error, dtype=np.float64)  # None is NaN
+    shade: dict[str, Any] = {"color": BLUE, "alpha": 0.25, "linewidth": 0}
+    if np.isfinite(error).any():
+        shade["label"] = "may be off by, 95 %"
+        axes.fill_between(k, overlap - error, overlap + error, **shade)
+    axes.plot(k, overlap, color=BLUE, linewidth=2, label="approximation")
+    axes.plot(k, _array(results.baseline), "--", color=BLACK, linewidth=1.2, label="chance, k / N")
+    axes.set_ylim(0, 1)
+    _whole_numbers(axes)
+    _style(axes, f"Top eigenspaces of {results.against}", "k eigenvectors", "overlap")
+    axes.legend(**LEGEND)
+
+
+def metrics_figure(rows: Sequence[Row], title: str = "Metrics of random subspaces") -> Figure:
+    """The median of each metric of random subspaces, over the greatest that it can be.
+
+    The panels are k / N at the largest N, for pairs with orthonormal matrices and for two masks; N
+    at one k / N; and how many directions are shared. Shaded are 95 % of the draws.
+    """
+    figure, (mixed, masks, dimension, shared) = _panels(4, title)
+    random = [row for row in rows if not row.shared]
+    n = max(row.n for row in random)
+    ratio = min({row.k / n for row in random if row.n == n}, key=lambda x: abs(x - SHARED_RATIO))
+    for axes, pair in ((mixed, "O-O"), (masks, "B-B"), (mixed, "O-B")):
+        chosen = [row for row in random if row.n == n and row.pair == pair]
+        _metric_lines(axes, chosen, lambda row: row.k / row.n, points=pair == "O-B")
+        if pair != "O-B":
+            dots: dict[str, Any] = {"linewidth": 0.8, "linestyle": (0, (1, 3)), "label": "k / N"}
+            axes.axline((0, 0), slope=1, color=BLACK, **dots)
+    chosen = [row for row in random if row.pair == "O-O" and row.k == max(1, round(ratio * row.n))]
+    _metric_lines(dimension, chosen, lambda row: row.n)
+    chosen = [row for row in rows if row.shared]
+    _metric_lines(shared, chosen, lambda row: row.shared / row.k)
+    _log_scale(dimension, "x", np.array([row.n for row in random], dtype=np.float64))
+    _style(mixed, f"O-O (lines) and O-B (points), N = {n}", "k / N", "median / greatest value")
+    _style(masks, f"B-B, N = {n}", "k / N", "")
+    _style(dimension, f"O-O, k / N = {ratio:.2g}", "N", "")
+    of = f"N = {chosen[0].n}, k = {chosen[0].k}" if chosen else ""
+    _style(shared, f"Directions in common, {of}", "share of k that is in common", "")
+    for axes in (mixed, masks, dimension, shared):
+        axes.set_ylim(-0.02, 1.04)
+    figure.legend(*masks.get_legend_handles_labels(), loc="outside right center", **LEGEND)
+    return figure
+
+
+def _metric_lines(
+    axes: Axes, rows: Sequence[Row], x: Callable[[Row], float], points: bool = False
+) -> None:
+    """Draw each metric's median over its greatest value, as a line with a band, or as points."""
+    for metric, (colour, line) in METRIC_LOOKS.items():
+        chosen = [row for row in rows if row.metric == metric]
+        places = [x(row) for row in chosen]
+        low, median, high = (
+            [getattr(row, name) / row.greatest for row in chosen]
+            for name in ("low", "median", "high")
+        )
+        if points:
+            axes.plot(places, median, "o", color=colour, markersize=3.5)
+            continue
+        axes.fill_between(places, low, high, color=colour, alpha=0.2, linewidth=0)
+        look: dict[str, Any] = {"color": colour, "linestyle": line, "label": metric}
+        look |= {"linewidth": 2.5 if metric == "overlap" else 1.4}
+        axes.plot(places, median, marker="." if len(places) == 1 else "", **look)
 
 
 def training_figure(log: Sequence[Mapping[str, Any]], title: str = "Training") -> Figure:

@@ -13,7 +13,11 @@ without replacement. Its overlap therefore has, exactly (Cochran 1977, Sampling 
     mean k / N,    variance σ²(d) (N - k) / ((N - 1) k),    σ²(d) = Σ d_i² / N - (Σ d_i / N)².
 
 Few parameters have most of the leverage, so that the overlaps of random masks are skewed. Their
-quantiles are taken over masks that are drawn.
+quantiles are taken over masks that are drawn. No mask of k parameters has a larger overlap than the
+one of the k largest d_i, the best.
+
+A mask of m parameters that is the same for every k has ‖W[mask, :k]‖_F² / min(k, m) instead, which
+is at most 1, too; its mean over random masks is max(k, m) / N.
 
 How far overlap(k) may be off follows from how far each w_i lies outside of the exact top-k space.
 With Q the projector on that space, sin_i = ‖(I - Q) w_i‖ and s_i = ‖W[mask_k, i]‖², it is at most
@@ -28,6 +32,7 @@ p_j in W's space and z_j orthogonal to it. ‖(I - P)M w_i‖² = s_i - ‖WᵀM
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -64,6 +69,8 @@ class OverlapResult:
     quantiles: Tensor  # (2, G) of random masks there: 2.5 % are below, 2.5 % above
     mask: Tensor  # (K,) indices of the largest parameters, the largest first
     ties: Tensor  # (2, K) how many have the least magnitude in the mask: within it, and in all
+    best: Tensor  # (G,) the largest overlap that any mask of k parameters has
+    others: Tensor  # (M, G) with other masks
 
     @property
     def multiple(self) -> Tensor:
@@ -91,6 +98,8 @@ def overlap(
     parameters: Tensor,
     *,
     sines: Tensor | None = None,
+    orders: Sequence[Tensor] = (),
+    given: Sequence[Tensor] = (),
     random_masks: int = 1000,
     seed: int = 0,
     slab_rows: int | None = None,
@@ -101,6 +110,9 @@ def overlap(
     (default: `SLAB_ENTRIES` entries). Only the K rows of the magnitude mask are kept, and of each
     random mask the sums of leverage at the grid's values of k. `sines` (K, K), as from
     `skerch.a_posteriori.eigenspace_sines`, give the error of the overlap.
+
+    Other masks are the first k of `orders` (at least K,) of parameters, then those that are `given`
+    as indices (m,), which are the same for every k.
 
     Raises `ShapeError` where the two do not belong together, and `SkerchError` where a parameter or
     an eigenvector is not finite or the eigenvectors are not normalised.
@@ -113,7 +125,13 @@ def overlap(
     N, K = eigenvectors.shape
     slab_rows = slab_rows or max(1, SLAB_ENTRIES // max(1, K))
     mask = magnitude_mask(parameters, K)
-    chance = _Chance(N, K, seed, random_masks)
+    grid = _grid(K if random_masks else 0)
+    ranks = torch.arange(K, device="cpu")
+    drawn = [random_mask(N, K, seed, index) for index in range(random_masks)]
+    chance = _Masks(grid, [(each, ranks) for each in drawn])
+    nested = [(order[:K].cpu(), ranks) for order in orders]
+    others = _Masks(grid, nested + [(each.cpu(), torch.zeros_like(each)) for each in given])
+    best = _Best(grid)
     rows = torch.empty(K, K, dtype=torch.float64, device="cpu")
     total = torch.zeros(K, dtype=torch.float64, device="cpu")
     squares = torch.zeros(K, dtype=torch.float64, device="cpu")
@@ -121,11 +139,15 @@ def overlap(
         slab = torch.as_tensor(eigenvectors[start : start + slab_rows], device="cpu").detach()
         here = (mask >= start) & (mask < start + len(slab))
         rows[here] = slab[mask[here] - start].double()
+        scores = []
         for piece in torch.split(slab, max(1, PIECE_ENTRIES // max(1, K))):
             leverage = piece.double().square().cumsum(1)
             total += leverage.sum(0)
             squares += leverage.square().sum(0)
-            chance.add(leverage)
+            scores.append(leverage[:, grid - 1])
+        slab_scores = torch.cat(scores)
+        for masks in (chance, others, best):
+            masks.add(slab_scores)
 
     k = torch.arange(1, K + 1, dtype=torch.float64, device="cpu")
     unfit = ~(total <= 1.01 * k)
@@ -139,51 +161,92 @@ def overlap(
     variance = (squares / N - (total / N).square()).clamp(min=0.0)
     return OverlapResult(
         overlap=overlap_curve(rows),
-        overlap_error=torch.full_like(k, math.nan) if sines is None else _error(rows, sines),
+        overlap_error=torch.full_like(k, math.nan) if sines is None else overlap_error(rows, sines),
         baseline=k / N,
         deviation=(variance * (N - k) / (max(1, N - 1) * k)).sqrt(),
-        grid=chance.grid,
-        quantiles=chance.quantiles(),
+        grid=grid,
+        quantiles=_quantiles(chance.overlaps()),
         mask=mask,
         ties=ties(parameters, mask),
+        best=best.overlaps(),
+        others=others.overlaps(),
     )
 
 
-def _error(sorted_rows: Tensor, sines: Tensor) -> Tensor:
-    """How far each overlap may be off, (K,)."""
+def overlap_error(sorted_rows: Tensor, sines: Tensor) -> Tensor:
+    """How far each overlap may be off, (K,), for sines (K, K) of k = 1 … K.
+
+    The rows are as those of `overlap_curve`: coordinates of the eigenvectors in any orthonormal
+    vectors.
+    """
     on_mask = sorted_rows.square().cumsum(0).T.clamp(max=1)  # s_i of mask_k, (i, k)
     terms = 2 * sines * (on_mask * (1 - on_mask)).sqrt() + sines.square()
     k = torch.arange(1, len(sines) + 1, dtype=torch.float64, device="cpu")
     return terms.sum(0) / k
 
 
-class _Chance:
-    """The overlaps of random masks, added up over slabs of parameters."""
+def _grid(K: int) -> Tensor:
+    """Some values of k from 1 to K."""
+    steps = torch.logspace(
+        0, math.log10(max(1, K)), MOST_GRID_POINTS, dtype=torch.float64, device="cpu"
+    )
+    grid: Tensor = torch.unique(steps[: len(steps) if K else 0].round().long())
+    return grid
 
-    def __init__(self, N: int, K: int, seed: int, masks: int):
-        steps = torch.logspace(
-            0, math.log10(max(1, K)), MOST_GRID_POINTS, dtype=torch.float64, device="cpu"
-        )
-        self.grid = torch.unique(steps[: len(steps) if masks and K else 0].round().long())
-        drawn = [random_mask(N, K, seed, index) for index in range(masks)]
-        self._rows, place = torch.cat([self.grid[:0], *drawn]).sort()
-        self._mask, self._rank = place // max(1, K), place % max(1, K)
-        self._sums = torch.zeros(masks, len(self.grid), dtype=torch.float64, device="cpu")
+
+class _Masks:
+    """The overlaps of masks at the grid's values of k, added up over slabs of parameters.
+
+    A mask is indices of parameters, each with a rank: it is in the mask of k for k > rank.
+    """
+
+    def __init__(self, grid: Tensor, masks: Sequence[tuple[Tensor, Tensor]]):
+        self._grid, self._sizes = grid, [len(indices) for indices, _ in masks]
+        none = grid[:0]
+        self._rows, place = torch.cat([none, *(indices for indices, _ in masks)]).sort()
+        numbers = torch.arange(len(masks), device="cpu")
+        lengths = torch.tensor(self._sizes, dtype=torch.long, device="cpu")
+        self._mask = numbers.repeat_interleave(lengths)[place]
+        self._rank = torch.cat([none, *(ranks for _, ranks in masks)])[place]
+        self._sums = torch.zeros(len(masks), len(grid), dtype=torch.float64, device="cpu")
         self._row = self._next = 0
 
-    def add(self, leverage: Tensor) -> None:
-        """Add the leverage scores ‖W[i, :k]‖² for k = 1 … K, (n, K), of the next n parameters."""
-        end = self._row + len(leverage)
+    def add(self, scores: Tensor) -> None:
+        """Add the leverage scores ‖W[i, :k]‖² at the grid's k, (n, G), of the next n parameters."""
+        end = self._row + len(scores)
         last = int(torch.searchsorted(self._rows, end))
         here = slice(self._next, last)
-        scores = leverage[:, self.grid - 1][self._rows[here] - self._row]
-        inside = self._rank[here, None] < self.grid
-        self._sums.index_add_(0, self._mask[here], scores * inside)
+        inside = self._rank[here, None] < self._grid
+        self._sums.index_add_(0, self._mask[here], scores[self._rows[here] - self._row] * inside)
         self._row, self._next = end, last
 
-    def quantiles(self) -> Tensor:
-        """The quantiles of the masks' overlaps at the grid's values of k, (2, G)."""
-        if not self._sums.numel():
-            return self._sums.new_empty(2, 0)
-        probabilities = self._sums.new_tensor(QUANTILES)
-        return torch.quantile(self._sums / self.grid, probabilities, dim=0)
+    def overlaps(self) -> Tensor:
+        """The masks' overlaps at the grid's values of k, (M, G)."""
+        sizes = torch.tensor(self._sizes, dtype=torch.long, device="cpu")
+        return self._sums / torch.minimum(self._grid, sizes[:, None])
+
+
+class _Best:
+    """The largest overlaps that masks of k parameters have, found over slabs of parameters."""
+
+    def __init__(self, grid: Tensor):
+        self._grid = grid
+        self._largest = [torch.empty(0, dtype=torch.float64, device="cpu") for _ in grid]
+
+    def add(self, scores: Tensor) -> None:
+        """Take the leverage scores of the next n parameters, (n, G)."""
+        for place, k in enumerate(self._grid.tolist()):
+            known = torch.cat([self._largest[place], scores[:, place]])
+            self._largest[place] = known.topk(min(k, len(known))).values
+
+    def overlaps(self) -> Tensor:
+        """The mean of the k largest scores at the grid's values of k, (G,)."""
+        sums = [float(largest.sum()) for largest in self._largest]
+        return torch.tensor(sums, dtype=torch.float64, device="cpu") / self._grid
+
+
+def _quantiles(overlaps: Tensor) -> Tensor:
+    """The quantiles over masks (M, G), (2, G)."""
+    if not overlaps.numel():
+        return overlaps.new_empty(2, 0)
+    return torch.quantile(overlaps, overlaps.new_tensor(QUANTILES), dim=0)

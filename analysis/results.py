@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, stdev
+from typing import Any
 
 from scipy.special import stdtrit
 
@@ -38,6 +39,10 @@ class HessianResults:
     norm: Sequence[float] = ()  # ‖H‖_F, likewise
     overlap_error: Sequence[float | None] = ()  # (k,) None where the gap is not resolved
     modules: Sequence[tuple[str, int, float, float]] = ()  # each as an `analysis.modules` share
+    best: Sequence[float] = ()  # (G,) the largest overlap that any mask of k parameters has
+    others: Sequence[Sequence[float]] = ()  # (M, G) with other masks
+    other_masks: Sequence[str] = ()  # (M,) gradient, layers, and the names of given ones
+    other_sizes: Sequence[int | None] = ()  # (M,) parameters, where they are the same for every k
 
     def eigenvalue(self, index: int) -> str:
         """An eigenvalue with the digits that are known, five at most; four where none can tell."""
@@ -85,6 +90,14 @@ class HessianResults:
         """
         deviation = self.deviation[-1]
         return (self.overlap[-1] - self.baseline[-1]) / deviation if deviation else None
+
+    @property
+    def other_chance(self) -> list[list[float]]:
+        """The mean over random masks in the place of `others`, (M, G)."""
+        return [
+            [(k if size is None else max(k, size)) / self.parameters for k in self.grid]
+            for size in self.other_sizes
+        ]
 
     @property
     def tie(self) -> tuple[int, int] | None:
@@ -175,9 +188,119 @@ class DensityResults:
 
 
 @dataclass(frozen=True)
+class KroneckerResults:
+    """A Kronecker-factored Fisher matrix: its layers, and how near it is, by random vectors v.
+
+    They are signs in the places of parameters that are in layers, and 0 elsewhere. The
+    approximation F̂ is of the blocks F_l of layers, the diagonal of F: what is between layers is an
+    error of every method.
+    """
+
+    parameters: int  # N
+    layers: Sequence[tuple[str, int, int, int, float, float, float, float | None]]
+    # each name, groups, outputs, inputs, trace, mean and largest eigenvalue, condition
+    uncovered: Mapping[str, str]  # parameters that are in no layer, and why
+    trace: float  # of the approximation, of all layers
+    traces: Sequence[float]  # (m,) Σ_l vᵀ F_l v, whose mean is the trace of F there
+    layer_errors: Sequence[Sequence[float]]  # (layers, m) ‖(F̂_l - F_l) v‖ / ‖F_l v‖
+    errors: Sequence[float]  # (m,) the same of all blocks at once
+    whole_errors: Sequence[float]  # (m,) ‖(F̂ - F) v‖ / ‖F v‖ in the places of these parameters
+    changes: Sequence[float]  # (layers,) of nearest: of ‖S ⊗ A‖ in its last pass, over itself
+    against: str = ""  # whose eigenpairs the rest is of, as in `analysis.approximation`
+    overlap: Sequence[float] = ()  # (k,)
+    overlap_error: Sequence[float | None] = ()  # (k,) None where the gap is not resolved
+    baseline: Sequence[float] = ()  # (k,)
+    eigenvalues: Sequence[float] = ()  # (K,) K ≥ k
+    quotients: Sequence[float] = ()  # (K,)
+    pair_residual: Sequence[float] = ()  # (K,)
+    residual: Sequence[Any] = ()  # (2,) the error None where none is known
+
+    @property
+    def covered(self) -> int:
+        """How many parameters are in layers."""
+        return sum(math.prod(layer[1:4]) for layer in self.layers)
+
+    @property
+    def error(self) -> Estimate:
+        """The mean error of products with the blocks."""
+        return _mean(self.errors)
+
+    @property
+    def whole_error(self) -> Estimate:
+        """The mean error of products with F, what is between layers counted."""
+        return _mean(self.whole_errors)
+
+    @property
+    def each_error(self) -> list[Estimate]:
+        """The mean error of products with each layer's block."""
+        return [_mean(errors) for errors in self.layer_errors]
+
+    @property
+    def last_known(self) -> int:
+        """The largest k at which the overlap's error is known; all of them where none is."""
+        known = [k for k, error in enumerate(self.overlap_error, 1) if error is not None]
+        return max(known, default=len(self.overlap))
+
+    def captured(self, k: int) -> Estimate:
+        """The overlap at k, with an infinite error where the gap is not resolved."""
+        return _estimate(self.overlap[k - 1], self.overlap_error[k - 1])
+
+    @property
+    def captured_residual(self) -> Estimate:
+        """The residual, ‖(F̂ - H) W‖_F / ‖Λ‖_F."""
+        return _estimate(*self.residual)
+
+    @property
+    def exact_trace(self) -> Estimate:
+        """The trace of the Fisher matrix, of all layers."""
+        return _mean(self.traces)
+
+
+def _estimate(value: float, error: float | None) -> Estimate:
+    """A number whose error is infinite where it is not known."""
+    return Estimate(value, math.inf if error is None else error)
+
+
+def _mean(samples: Sequence[float]) -> Estimate:
+    """The mean with its error, which is Student's."""
+    m = len(samples)
+    return Estimate(fmean(samples), float(stdtrit(m - 1, 0.975)) * stdev(samples) / math.sqrt(m))
+
+
+@dataclass(frozen=True)
 class ExactResults:
     """Eigenvalues, residual and overlap of one Hessian by its exact eigendecomposition."""
 
     eigenvalues: Sequence[float]  # (N,) by decreasing magnitude
     residual: Sequence[float]  # (N + 1,) the least ‖H - H_r‖_F at each rank
     overlap: Sequence[float]  # (k,)
+
+
+@dataclass(frozen=True)
+class StabilisationResults:
+    """What the top eigenspaces and the magnitude masks of a training's steps have in common.
+
+    All as in `skerch.analysis.stabilisation`, at each of `ks`.
+    """
+
+    parameters: int  # N
+    hessians: Sequence[tuple[int, str]]  # (H,) step and split of each
+    steps: Sequence[int]  # (T,) of the masks
+    ks: Sequence[int]  # (n,)
+    pairs: int  # eigenpairs that each Hessian has; where they are many, ks are of the first of them
+    eigenspaces: Sequence[Sequence[Sequence[float]]]  # (n, H, H) overlaps
+    eigenspace_errors: Sequence[Sequence[Sequence[float | None]]]  # (n, H, H) None where not known
+    masks: Sequence[Sequence[Sequence[float]]]  # (n, T, T) IoU
+
+    @property
+    def chance(self) -> list[float]:
+        """The mean overlap of random eigenspaces, k / N, at each of `ks`."""
+        return [k / self.parameters for k in self.ks]
+
+    @property
+    def mask_chance(self) -> list[float]:
+        """The IoU of two masks that have as much in common as random ones in the mean.
+
+        The mean IoU of random masks is somewhat larger, where k² / N is small.
+        """
+        return [chance / (2 - chance) for chance in self.chance]

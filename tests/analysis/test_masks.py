@@ -6,7 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from skerch.analysis.masks import magnitude_mask, magnitude_order, random_mask, ties
+from skerch.analysis.masks import (
+    given_mask,
+    layer_order,
+    magnitude_mask,
+    magnitude_order,
+    random_mask,
+    ties,
+)
 from skerch.errors import ShapeError, SkerchError
 
 
@@ -77,3 +84,55 @@ def test_random_masks_are_uniform_and_in_random_order(n):
         drawn = torch.stack([random_mask(n, 3, 0, index)[place] for index in range(4000)])
         share = (drawn * 5 // n).bincount(minlength=5) / 4000
         assert (share - 0.2).abs().max() < 5 * (0.2 * 0.8 / 4000) ** 0.5
+
+
+def test_layers_keep_the_same_fraction_of_their_largest_parameters():
+    sizes, generator = [600, 30, 1, 369], np.random.default_rng(0)
+    layers = [
+        scale * generator.standard_normal(n) for n, scale in zip(sizes, (1, 2, 3, 4), strict=True)
+    ]
+    order = layer_order(torch.from_numpy(np.concatenate(layers)), sizes)
+    assert sorted(order.tolist()) == list(range(1000))
+    starts = np.cumsum([0, *sizes])
+    for k in (0, 1, 17, 400, 999, 1000):
+        mask = set(order[:k].tolist())
+        for start, layer in zip(starts, layers, strict=False):
+            kept = {i - start for i in mask if start <= i < start + len(layer)}
+            largest = sorted(range(len(layer)), key=lambda i: -abs(layer[i]))[: len(kept)]
+            assert kept == set(largest)
+            share = k * len(layer) / 1000  # off by half of it, and by its part of all four halves
+            assert abs(len(kept) - share) <= 0.5 + 2 * len(layer) / 1000
+
+
+def test_layers_of_other_sizes_are_refused():
+    with pytest.raises(ShapeError, match="10 parameters are not in layers of 9"):
+        layer_order(torch.ones(10), [4, 5])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        torch.tensor([3, 0, 4]),
+        torch.tensor([True, False, False, True, True]),
+        torch.tensor([[1.0, 0.0, 0.0, 1.0, 1.0]]),
+        torch.tensor([1, 0, 0, 1, 1], dtype=torch.uint8),
+    ],
+)
+def test_a_mask_is_given_by_indices_or_by_0_and_1(values):
+    assert given_mask(values, 5).tolist() == [0, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        (torch.tensor([0.0, 2.0]), "these are 2 values of torch.float32"),
+        (torch.tensor([True, False]), "these are 2 values of torch.bool"),
+        (torch.tensor([1, 2, 2]), "these 3 are 2 different ones from 1 to 2"),
+        (torch.tensor([-1, 5]), "from -1 to 5"),
+        (torch.zeros(5), "without parameters"),
+        (torch.tensor([], dtype=torch.int64), "without parameters"),
+    ],
+)
+def test_what_is_no_mask_is_refused(values, words):
+    with pytest.raises(SkerchError, match=words):
+        given_mask(values, 5)

@@ -69,6 +69,33 @@ def test_quantiles_are_those_of_the_masks_of_the_seed():
     np.testing.assert_allclose(result.quantiles, expected, rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("slab_rows", [7, 60])
+def test_no_mask_has_a_larger_overlap_than_the_best(slab_rows):
+    W = heavy_tailed(60, 20)
+    result = overlap(W, torch.rand(60), slab_rows=slab_rows)
+    leverage = W.square().cumsum(1).numpy()
+    for k, best in zip(result.grid.tolist(), result.best.tolist(), strict=True):
+        assert best == pytest.approx(np.sort(leverage[:, k - 1])[-k:].sum() / k, abs=1e-12)
+    (leverage_of_all,) = overlap(W, W.square().sum(1)).overlap[-1:]
+    assert float(leverage_of_all) == pytest.approx(float(result.best[-1]), abs=1e-12)
+    assert (result.best > result.quantiles[1]).all()
+
+
+@pytest.mark.parametrize("slab_rows", [7, 60])
+def test_overlaps_with_other_masks_are_those_of_their_parameters(slab_rows):
+    W = heavy_tailed(60, 20)
+    orders = [torch.randperm(60, generator=torch.Generator().manual_seed(s)) for s in range(2)]
+    given = [torch.arange(50), torch.tensor([2, 7, 31])]
+    result = overlap(W, torch.rand(60), orders=orders, given=given, slab_rows=slab_rows)
+    for place, k in enumerate(result.grid.tolist()):
+        masks = [(order[:k], k) for order in orders] + [(m, min(k, len(m))) for m in given]
+        expected = [np.linalg.norm(W[mask, :k].numpy()) ** 2 / size for mask, size in masks]
+        np.testing.assert_allclose(result.others[:, place], expected, rtol=0, atol=1e-12)
+    alone = overlap(W, torch.rand(60))
+    assert torch.equal(result.quantiles, alone.quantiles)
+    assert alone.others.shape == (0, len(alone.grid))
+
+
 def test_one_random_mask_in_forty_is_beyond_each_quantile_however_skewed_chance_is():
     W = heavy_tailed(400, 30)
     result = overlap(W, torch.rand(400))
