@@ -4,22 +4,26 @@ VENV := .venv
 BIN := $(VENV)/bin
 SHELL := bash
 .SHELLFLAGS := -o pipefail -c
+# Two processes, which have the Slurm of one of them: PROCESSES=1 shows a test's output as it comes.
+PROCESSES ?= 2
+PYTEST := $(BIN)/python -m pytest --numprocesses $(PROCESSES) --dist loadgroup
 OLDEST := $(shell sed -n 's/^python_requires = >=//p' setup.cfg)
 
-.PHONY: demo test test-slow reliability mutations accuracy bench bench-quick overhead lint types clean
+.PHONY: demo test test-slow reliability mutations accuracy bench bench-quick overhead lint types docs clean
 
 demo: $(VENV)/.installed
 	$(BIN)/python -m skerch run config/experiment/digits.yaml
 
-# Where this is root on Debian, the tests of Slurm get one; SLURM=no installs none. What cannot be
-# tested is said at the end.
+# Where this is root on Debian, the tests get a Slurm and a browser; SLURM=no installs neither. What
+# cannot be tested is said at the end.
 test: lint
 	if [[ "$(SLURM)" != no ]] && ((!EUID)) && type apt-get >/dev/null 2>&1; then \
-	  slurm/devcluster/install.sh 2>/dev/null || true; fi
-	$(BIN)/python -m pytest -m "not slow" $(PYTEST_OPTIONS) --cov
+	  slurm/devcluster/install.sh 2>/dev/null || true; \
+	  apt-get install -qq chromium >/dev/null 2>&1 || true; fi
+	$(PYTEST) -m "not slow" $(PYTEST_OPTIONS) --cov
 
 test-slow: $(VENV)/.installed-dev
-	$(BIN)/python -m pytest -m slow $(PYTEST_OPTIONS)
+	$(PYTEST) -m slow $(PYTEST_OPTIONS)
 
 # The tables of docs/reliability.md, measured anew: about half an hour.
 reliability: $(VENV)/.installed-dev
@@ -60,6 +64,12 @@ types: $(VENV)/.installed-dev
 	cd .mypy_tree/skerch && ln -s ../../skerch/* ../../analysis ../../jobs .
 	$(BIN)/mypy
 
+# The pages of docs/ as a site in build/site, by both of its builders: a warning is an error.
+docs: types
+	$(BIN)/python -m pip install --quiet --editable ".[docs]"
+	rm -rf build/site && NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+	rm -rf build/site && $(BIN)/zensical build --strict
+
 $(VENV)/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < tuple(map(int, "$(OLDEST)".split("."))))' \
 	|| { echo "skerch needs Python $(OLDEST) or newer: make PYTHON=python3.12, for example"; exit 1; }
@@ -77,4 +87,4 @@ $(VENV)/.installed-dev: setup.cfg pyproject.toml | $(VENV)/.installed
 	touch $@
 
 clean:
-	rm -rf $(VENV) .peers .mypy_tree build dist *.egg-info
+	rm -rf $(VENV) .peers .mypy_tree build .cache dist *.egg-info

@@ -49,7 +49,7 @@ def print_logs(run: RunDir, part: str = "", *, follow: bool = False) -> None:
 
 def _over(run: RunDir, tasks: Set[str]) -> bool:
     """Whether nothing more comes of these tasks."""
-    found = [task for method in status(run).methods for task in method.tasks]
+    found = [task for method in status([run])[0].methods for task in method.tasks]
     return all(task.state in OVER or task.needs for task in found if task.id in tasks)
 
 

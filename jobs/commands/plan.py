@@ -7,7 +7,7 @@ import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from resource import RUSAGE_SELF, getrusage
-from typing import Protocol
+from typing import Any, Protocol
 
 from rich.console import Console
 from rich.table import Table
@@ -17,7 +17,7 @@ from skerch.jobs.commands import part
 from skerch.jobs.config import Config, checkpoints
 from skerch.jobs.config.resources import resources
 from skerch.jobs.launchers.preflight import count_parameters
-from skerch.jobs.pipeline import Task
+from skerch.jobs.pipeline import Task, blocks
 from skerch.jobs.run_dir import RunDir
 
 Row = tuple[str, str, str]  # what it is, of one Hessian, in all
@@ -36,8 +36,11 @@ class Plan:
 class Planning(Protocol):
     """What the module `plan` of a method's family has."""
 
-    def plan(self, config: Config, N: int, tasks: list[Task], calibrate: bool) -> Plan:
-        """What the tasks of all Hessians take; with `calibrate` also the time."""
+    def calibrate(self, config: Config) -> tuple[Any, float | None]:
+        """How fast work is here, and the seconds of a block or part, where there are such."""
+
+    def plan(self, config: Config, N: int, tasks: list[Task], pace: Any) -> Plan:
+        """What the tasks of all Hessians take; with a pace also the time."""
 
 
 def print_plan(config: Config, calibrate: bool = False) -> None:
@@ -45,9 +48,14 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
 
     With `calibrate` also the time, from products that are timed here.
     """
-    N, tasks, hessians = count_parameters(config), pipeline.tasks(config), count_hessians(config)
+    N, hessians = count_parameters(config), count_hessians(config)
     own: Planning = part.of(config, "plan")
-    found = own.plan(config, N, tasks[1:], calibrate)
+    pace, block = own.calibrate(config) if calibrate else (None, None)
+    if block is not None and config.launcher.blocks_per_task == "auto":
+        blocks.keep_calibrated(config, block)
+    config, why = blocks.numbered(config, queued=config.cluster is not None)
+    tasks = pipeline.tasks(config)
+    found = own.plan(config, N, tasks[1:], pace)
     table = Table(title=f"{N:,} parameters, {hessians} Hessians")
     for heading in ("", "each", "in all"):
         table.add_column(heading, justify="right" if heading else "left")
@@ -57,7 +65,10 @@ def print_plan(config: Config, calibrate: bool = False) -> None:
     output.print(table)
     for each in found.tables:
         output.print(each)
-    for note in (*found.notes, *checkpoints.listing(config.training)):
+    notes = list(found.notes)
+    if any(task.array for task in tasks):
+        notes.append(f"blocks   {config.launcher.blocks} a task: {why}.")
+    for note in (*notes, *checkpoints.listing(config.training)):
         output.print(note, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -85,8 +96,10 @@ def python_memory() -> int:
 
 def memory_warnings(config: Config, needs: Mapping[str, int]) -> Iterator[str]:
     """A line on each stage that asks a cluster for less than it needs besides Python."""
-    python = python_memory()
+    python, stages = python_memory(), {task.stage for task in pipeline.tasks(config)}
     for stage, wanted in resources(config).items():
+        if stage not in stages:
+            continue
         needed = python + needs.get(stage, 0)
         if wanted.memory and not wanted.gpus and wanted.memory * 2**20 < needed:
             yield (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from csv import DictWriter
 from itertools import product
 from json import dumps
@@ -20,6 +20,7 @@ from skerch.jobs.config import Config
 from skerch.jobs.pipeline import task_log
 from skerch.jobs.run_dir import RunDir, StepDir, command, method_name
 
+WIDTH = 100  # columns of a file with tables
 Hessians: TypeAlias = Mapping[tuple[int, str], Any]  # by step and split; None where there is none
 
 
@@ -70,6 +71,11 @@ def print_results(
         for config in configs
         for (step, split), each in found(run, config).items()
     ]
+    print_rows(rows, json=json)
+
+
+def print_rows(rows: Sequence[Mapping[str, Any]], *, json: bool) -> None:
+    """Print rows of numbers as JSON or as CSV."""
     if json:
         print(dumps(rows, indent=1))
     else:
@@ -89,7 +95,7 @@ def print_table(config: Config, every: bool = False) -> None:
     hessians = found(run, config, every)
     output = Console()
     if not output.is_terminal:
-        output.width = 100  # a file has no columns to fold at
+        output.width = WIDTH  # a file has no columns to fold at
     lines = [
         *own.lines(run, config, hessians),
         *_missing(hessians, run),

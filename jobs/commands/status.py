@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 from rich.console import Console
@@ -18,18 +19,32 @@ from rich.table import Table
 
 from skerch.errors import SkerchError
 from skerch.jobs import pipeline
+from skerch.jobs.commands import cost
 from skerch.jobs.config import Config
 from skerch.jobs.config.resources import resources
 from skerch.jobs.launchers.slurm import journal
-from skerch.jobs.launchers.slurm.observed import PATIENCE, STATES, Submitted, TaskState, observe
-from skerch.jobs.launchers.slurm.submit import next_memory
+from skerch.jobs.launchers.slurm.accounting import starts
+from skerch.jobs.launchers.slurm.cost import Proposal, StageCost, attempts, by_stage, proposal
+from skerch.jobs.launchers.slurm.failures import hopeless
+from skerch.jobs.launchers.slurm.jobs import healing_id
+from skerch.jobs.launchers.slurm.observed import (
+    PATIENCE,
+    STATES,
+    Submitted,
+    TaskState,
+    kind,
+    observe_all,
+)
+from skerch.jobs.launchers.slurm.raised import next_request
 from skerch.jobs.pipeline import Task, task_log
 from skerch.jobs.pipeline.ranges import counted, format_ranges
 from skerch.jobs.pipeline.task import refusal
-from skerch.jobs.run_dir import RunDir, command, method_name
+from skerch.jobs.run_dir import RunDir, command, method_name, shown
 
 FIGURES = re.compile(r"\d+\.\d+(e[+-]\d+)?")  # in which alone reasons of one kind differ
-UNSHOWN = ("error", "cause", "needs")  # of a task's state, in JSON
+LIVING = ("running", "pending", "submitted")  # states of tasks that somebody is at
+FEW, WIDE = 90, 240  # characters of what is told of a method; columns of a file with a table
+UNSHOWN = ("error", "cause", "needs", "live")  # in JSON
 
 
 @dataclass(frozen=True)
@@ -49,11 +64,14 @@ class RunStatus:
     run: str
     scheduler: str | None  # why it says nothing
     methods: list[MethodStatus]
+    cost: list[StageCost]
+    proposed: Proposal  # to ask for next time
     damaged: list[str] | None  # a sentence a file; None where they were not read
+    live: bool  # whether jobs wait or run, be it one that submits again what has failed
 
 
-def status(run: RunDir, verify: bool = False) -> RunStatus:
-    """What became of each task of each method of the run, and damage.
+def status(runs: Sequence[RunDir], verify: bool = False) -> list[RunStatus]:
+    """What became of each task of each method of some runs, and damage.
 
     A task is `done` by what is on disk. Otherwise the scheduler says whether it is `running` or
     `pending` and why, or how it `failed`; it is `lost` where the scheduler took it and knows it no
@@ -61,51 +79,121 @@ def status(run: RunDir, verify: bool = False) -> RunStatus:
     task that nothing was heard of is `missing`. Without a scheduler a task is `running` while its
     process is, and has `failed` where that ended without a word. `next` says what to type.
     """
-    run.load()
-    with ThreadPoolExecutor(1) as pool:
-        asked = pool.submit(observe, run, PATIENCE)
-        configs = [run.load(name) for name in run.methods]
-        try:
-            known = asked.result()
-        except SkerchError as error:
-            known = Submitted(journal.submissions(run), {}, silence=str(error))
-    return RunStatus(
-        run=str(run.path),
-        scheduler=known.silence,
-        methods=[_method(run, config, known) for config in configs],
-        damaged=sorted({words for config in configs for words in _damage(run, config)})
-        if verify
-        else None,
-    )
+    for run in runs:
+        run.load()
+    submissions = [s for run in runs for s in journal.submissions(run)]
+    with ThreadPoolExecutor(2) as pool:
+        asked = pool.submit(observe_all, runs, PATIENCE)
+        used = pool.submit(starts, submissions, PATIENCE)
+        configs = [[run.load(name) for name in run.methods] for run in runs]
+        known, began = asked.result(), used.result()
+    found = []
+    for run, own, submitted in zip(runs, configs, known, strict=True):
+        tried = attempts(run, submitted, began)
+        found.append(
+            RunStatus(
+                run=str(run.path),
+                scheduler=submitted.silence,
+                methods=[_method(run, config, submitted) for config in own],
+                cost=by_stage(tried),
+                proposed=proposal(tried),
+                damaged=sorted({words for config in own for words in _damage(run, config)})
+                if verify
+                else None,
+                live=bool(submitted.live),
+            )
+        )
+    return found
 
 
-def print_status(run: RunDir, as_json: bool, verify: bool) -> bool:
-    """Print `status` as tables or as JSON; true if a file is damaged."""
-    found = status(run, verify)
+def exit_status(found: Sequence[RunStatus], *, by_tasks: bool) -> int:
+    """1 where a file is damaged, else 0; `by_tasks` the largest of what the runs are.
+
+    0: all is done; 3: something waits or runs; 4: something is not done, and nothing waits or runs.
+    """
+    if any(run.damaged for run in found):
+        return 1
+    return max(map(_exit_status, found)) if by_tasks else 0
+
+
+def _exit_status(run: RunStatus) -> int:
+    states = {task.state for method in run.methods for task in method.tasks}
+    if states == {"done"}:
+        return 0
+    return 3 if run.live or states & {*LIVING} else 4
+
+
+def print_status(found: Sequence[RunStatus], *, as_json: bool, several: bool) -> None:
+    """Print the status of one run as tables, of `several` as one; or as JSON, then a list."""
     if as_json:
-        print(json.dumps(found, default=_shown, indent=1))
-        return bool(found.damaged)
+        print(json.dumps(found if several else found[0], default=_as_json, indent=1))
+        return
     output = Console()
+    if several:
+        _print_runs(output, found)
+    else:
+        _print_run(output, found[0])
+    for silence in {run.scheduler: None for run in found if run.scheduler}:
+        print(f"Jobs are shown as far as the disk tells: {silence}")
+    for words in (words for run in found for words in run.damaged or ()):
+        output.print(words, markup=False, soft_wrap=True)
+
+
+def _print_runs(output: Console, found: Sequence[RunStatus]) -> None:
+    """A line a run and method: how many of its tasks have each state, and one thing to know."""
+    if not output.is_terminal:
+        output.width = WIDE
+    every = [task.state for run in found for method in run.methods for task in method.tasks]
+    states = [state for state in STATES if state in every]
+    table = Table()
+    for heading in ("run", "method", *states, "of", "note"):
+        number = heading in (*states, "of")
+        table.add_column(heading, justify="right" if number else "left", overflow="fold")
+    for run in found:
+        for method in run.methods or [MethodStatus("", {}, [], None)]:
+            counts = Counter[str](task.state for task in method.tasks)
+            numbers = [str(counts[state] or "") for state in states]
+            name, total = shown(Path(run.run)), str(len(method.tasks))
+            table.add_row(name, method.name, *numbers, total, _brief(run, method))
+    output.print(table, markup=False)
+
+
+def _brief(run: RunStatus, method: MethodStatus) -> str:
+    """A method's first failure in few words; else what runs or waits, or what to type."""
+    for states in (("failed", "lost"), ("running",), ("pending", "submitted")):
+        task = next((t for t in method.tasks if t.state in states and not t.needs), None)
+        if task is not None:
+            words = f"{task.id} {task.state}: {task.reason or ''}".rstrip(": ")
+            for known in (f"{run.run}/", f"{method.name}/", f"{method.name}."):
+                words = words.replace(known, "")
+            return shorten(words, FEW, placeholder=" …")
+    if any(task.state != "done" for task in method.tasks):
+        return "to go on: run" if "skerch run" in (method.next or "") else "to go on: submit"
+    return ""
+
+
+def _print_run(output: Console, found: RunStatus) -> None:
+    """A run's methods in full."""
+    run = RunDir(found.run)
     if not found.methods:
         print(
             f"{run.path} has no method's results, nor their config; to go on: "
             f"{command('run', run.path)}"
         )
-    for method in found.methods:
-        _print_method(output, run, method)
-    if found.scheduler:
-        print(f"Jobs are shown as far as the disk tells: {found.scheduler}")
-    for words in found.damaged or ():
-        output.print(words, markup=False, soft_wrap=True)
-    return bool(found.damaged)
+    for number, method in enumerate(found.methods, start=1):
+        if found.damaged:  # which is no end, though all files are there
+            method = replace(method, next=None)
+        _print_method(output, run, method, found.cost if number == len(found.methods) else [])
 
 
-def _shown(status: RunStatus | MethodStatus | TaskState) -> dict[str, Any]:
+def _as_json(status: RunStatus | MethodStatus | TaskState | StageCost) -> dict[str, Any]:
     return {name: value for name, value in vars(status).items() if name not in UNSHOWN}
 
 
-def _print_method(output: Console, run: RunDir, method: MethodStatus) -> None:
-    """Counts by stage, then tasks that are alike in one line, and what to do next."""
+def _print_method(
+    output: Console, run: RunDir, method: MethodStatus, costs: list[StageCost]
+) -> None:
+    """Counts by stage, costs, then tasks that are alike in one line, and what to do next."""
 
     def say(words: str) -> None:
         output.print(words, markup=False, highlight=False, soft_wrap=True)
@@ -118,6 +206,8 @@ def _print_method(output: Console, run: RunDir, method: MethodStatus) -> None:
     for stage, counts in method.stages.items():
         table.add_row(stage, *(str(counts[key] or "") for key in ("tasks", *states)))
     output.print(table)
+    if costs:
+        output.print(cost.table(costs))
     needs, alike = Counter[str](), Counter[tuple[str, ...]]()
     waiting = defaultdict[str, list[int]](list)
     for task in method.tasks:
@@ -183,7 +273,7 @@ def _method(run: RunDir, config: Config, known: Submitted) -> MethodStatus:
     found: list[TaskState] = []
     bad: dict[str, TaskState] = {}  # of a task that will not be done as things are, the first cause
     for task in tasks:
-        state = known.state(run, task, task.id in missing)
+        state = known.state(run, task, missing)
         cause = next((bad[need] for need in task.needs if need in bad), None)
         ended = state.state in ("failed", "lost")
         if ended and not cause:
@@ -229,7 +319,7 @@ def _go_on(run: RunDir, config_file: Path, known: Submitted, states: Counter[str
         done = counted(states["done"], "task")
         return f"All {done} are done; see: {command('results', run.path)}"
     if states.keys() <= {"done", "missing"}:
-        return f"To go on: {command('submit' if known.latest else 'run', config_file)}"
+        return f"To go on: {command('submit' if known.history else 'run', config_file)}"
     return None
 
 
@@ -244,14 +334,20 @@ def _next(
             return f"{again} launcher.workers=1"
         return again
     again = command("submit", config_file)
-    if state.cause == "memory":
+    heals, wanted = config.launcher.heals, resources(config)[task.stage]
+    if (healing := known.live.get(healing_id(method_name(config)))) and not hopeless(
+        run, heals, task, {task.id: task}, known, wanted, state
+    ):
+        return f"job {healing.job} submits it again, when the others have ended"
+    if lacked := known.lacked(run, task, [task.id]):
         try:
-            memory = next_memory(run, task, known, resources(config)[task.stage])
+            asked = next_request(run, [task], [task.id], known, wanted)
         except SkerchError as error:
             return str(error)
-        return f"{again}  # asks for {memory} MiB"
+        amount, unit = (asked.memory, "MiB") if lacked == "memory" else (asked.time, "min")
+        return f"{again}  # asks for {amount} {unit}" if amount else again
+    if known.latest[task.id].because.get(task.id) == kind(state):
+        return f"{again}  # once that is mended: it failed twice the same way"
     if state.cause == "killed":
         return f"{again}  # with a larger {stage}.memory if that was too little"
-    if state.cause == "time":
-        return f"{again} {stage}.time=TIME  # longer than the last"
     return again

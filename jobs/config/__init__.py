@@ -1,7 +1,7 @@
 """What is asked for: experiment files, their keys, and the cluster file. Imports no torch."""
 
 from skerch.jobs.config.identity import difference, grown, identity
-from skerch.jobs.config.loading import load, load_resolved, run_directory, save
+from skerch.jobs.config.loading import load, load_resolved, parse_override, run_directory, save
 from skerch.jobs.config.schema import Config, method_name
 from skerch.jobs.errors import ConfigError
 
@@ -14,6 +14,7 @@ __all__ = [
     "load",
     "load_resolved",
     "method_name",
+    "parse_override",
     "run_directory",
     "save",
 ]

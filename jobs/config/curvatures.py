@@ -9,3 +9,9 @@ CURVATURES = {
     "fisher": "FisherOperator",
     "empirical_fisher": "EmpiricalFisherOperator",
 }
+
+FISHERS = {  # whose Kronecker factors can be asked for, and the curvature that each is
+    "type2": "fisher",
+    "mc": "fisher",
+    "empirical": "empirical_fisher",
+}

@@ -31,7 +31,7 @@ from skerch.files import cause, write_atomically
 from skerch.jobs.config import validation
 from skerch.jobs.config.checkpoints import checkpoint_files, matches
 from skerch.jobs.config.methods import METHODS
-from skerch.jobs.config.resources import written
+from skerch.jobs.config.resources import spelled_out, written
 from skerch.jobs.config.rounds import resolve_rounds
 from skerch.jobs.config.schema import Config, Sketch, method_name
 from skerch.jobs.errors import ConfigError, unknown
@@ -82,6 +82,17 @@ def load(
     assert isinstance(config, Config)
     validation.check(config)
     return config
+
+
+def parse_override(override: str) -> tuple[str, Any]:
+    """The key of an override `key.path=value`, and its value.
+
+    Raises ConfigError where it has another form.
+    """
+    key = override.partition("=")[0]
+    with _clear_errors(f"The override {override[:100]!r}"):
+        value = OmegaConf.select(_parse_override(override), key)
+        return key, OmegaConf.to_container(value) if OmegaConf.is_config(value) else value
 
 
 def run_directory(path_or_name: str) -> Path:
@@ -183,7 +194,7 @@ def _parse(text: str, source: str) -> DictConfig:
         except (OSError, AssertionError):  # how omegaconf reports a bare number or bytes
             content = None
         if isinstance(content, DictConfig) and content.get("resources"):
-            content.resources = written(text).get("resources")
+            content.resources = spelled_out(written(text).get("resources"))
     if not isinstance(content, DictConfig) or not content:
         raise ConfigError(f"{source} must hold a mapping with the key problem, and others.")
     return content
@@ -209,9 +220,9 @@ def _parse_override(override: str) -> DictConfig:
 def _resources(key: str, value: str) -> DictConfig:
     """An override of `resources`, its values as they are written; YAML where it has brackets."""
     tree = written(value) if value.startswith(("[", "{", "'", '"')) else value
-    for part in reversed(key.split(".")):
+    for part in reversed(key.split(".")[1:]):
         tree = {part: tree}
-    return DictConfig(tree)
+    return DictConfig({"resources": spelled_out(tree)})
 
 
 def _typed(raw: Any) -> DictConfig:
@@ -287,6 +298,13 @@ def _resolve(node: DictConfig, path: Path, run_dir: Path | None) -> None:
     if "factory" in node.problem:
         folder = node.problem_path or ""
         node.problem_path = _absolute("problem_path", os.path.join(path.parent, folder))
+    for name, file in list(node.masks.items()):
+        if file is None:  # masks.NAME=null takes away what the run had
+            del node.masks[name]
+            continue
+        node.masks[name] = _absolute(f"masks.{name}", file)
+        if not os.path.isfile(node.masks[name]):
+            raise ConfigError(f"masks.{name}: there is no file {node.masks[name]}.")
     if node.cluster is not None and os.path.isfile(node.cluster):
         node.cluster = _absolute("cluster", node.cluster)
     training = node.training

@@ -32,6 +32,12 @@ def _krylov(name: str) -> Method:
     return Method(name, "krylov", ("hessian", name), f"{name}.json", "provenance.json")
 
 
+def _kronecker(name: str) -> Method:
+    """A method of sums over parts of the data."""
+    sections = "hessian", "kronecker"
+    return Method(name, "kronecker", sections, f"{name}.json", "provenance.json")
+
+
 METHODS = {
     method.name: method
     for method in (
@@ -45,5 +51,11 @@ METHODS = {
         _krylov("lanczos"),
         _krylov("trace"),
         _krylov("density"),
+        _kronecker("kfac"),
+        _kronecker("ekfac"),
+        _kronecker("tkfac"),
+        _kronecker("shampoo"),
+        _kronecker("nearest"),
+        _kronecker("autocorrelation"),
     )
 }

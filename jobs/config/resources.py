@@ -3,6 +3,9 @@
 A cluster file is a mapping of sections: `all`, then stages. A stage gets the keys of `all`, of its
 own section, then of `resources.all` and `resources.<stage>`; a layout, which times matvecs for the
 workers, also what `measure` has. A null takes a key back, or an option of `sbatch`.
+
+`resources: auto` stands for `resources.auto: true`: `submit` puts there, by stage, the memory and
+time that it takes from what the run has used. They replace what the cluster file says of a stage.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ from skerch.jobs.config.stages import STAGES
 from skerch.jobs.errors import ConfigError, unknown
 
 SECTIONS = ("all", *STAGES)
+AUTO = "auto"  # beside the sections, of an experiment alone
 MEMORY_UNITS = {"K": 1 / 1024, "M": 1.0, "G": 1024.0, "T": 1024.0**2}  # in MiB
 TIME_UNITS = {"min": 1, "h": 60, "d": 1440}  # in minutes
 
@@ -52,11 +56,25 @@ class Resources:
     requeues: int = 10  # how often, at most
     memory_factor: float = 2.0  # more memory after a task ran out of it
     memory_limit: int | None = None  # MiB, up to which; by default 8 times `memory`
+    time_factor: float = 2.0  # more time after it was too short for a task
+    time_limit: str | None = None  # up to which; by default 8 times `time`
 
     @property
     def most_memory(self) -> int | None:
         """Up to which memory, in MiB, a task that ran out of it is submitted again."""
         return self.memory_limit or (self.memory and 8 * self.memory)
+
+    @property
+    def minutes(self) -> int | None:
+        """The time, in minutes."""
+        return None if self.time is None else -(-_seconds(self.time) // 60)
+
+    @property
+    def most_minutes(self) -> int | None:
+        """Up to which time, in minutes, a task for which it was too short is submitted again."""
+        if self.time_limit is not None:
+            return -(-_seconds(self.time_limit) // 60)
+        return self.minutes and 8 * self.minutes
 
 
 KEYS = tuple(f.name for f in fields(Resources))
@@ -98,17 +116,19 @@ def resources(config: Config) -> dict[str, Resources]:
         ConfigError: there is no such cluster file, or a section, key or value that cannot be.
     """
     source, sections = _load(config.cluster)
-    layers = [_checked(sections, source), _checked(config.resources, "resources")]
+    own, taken = _parts(config.resources)
+    layers = [_checked(sections, source), own]
 
     def of(stage: str) -> Resources:
-        parts = [part for part in ("all", STAGES[stage].resources_of, stage) if part]
         values: dict[str, Any] = {}
         for layer in layers:
-            for part in parts:
+            for part in _sections(stage):
                 asked = dict(layer.get(part, {}))
                 if asked.get("sbatch") is not None:  # option by option
                     asked["sbatch"] = (values.get("sbatch") or {}) | asked["sbatch"]
                 values |= asked
+            if layer is not own:
+                values |= taken.get(stage, {})
         given = {key: value for key, value in values.items() if value is not None}
         options = given.pop("sbatch", {})
         given["sbatch"] = {name: value for name, value in options.items() if value is not None}
@@ -128,6 +148,11 @@ def _sensible(wanted: Resources, where: str) -> Resources:
         raise ConfigError(
             f"{where}: memory_limit is {wanted.memory_limit}M, less than the memory, "
             f"{wanted.memory}M; raise it."
+        )
+    if wanted.minutes and wanted.time_limit and (wanted.most_minutes or 0) < wanted.minutes:
+        raise ConfigError(
+            f"{where}: time_limit is {wanted.most_minutes} min, less than the time, "
+            f"{wanted.minutes} min; raise it."
         )
     for option, value in wanted.sbatch.items():
         key = _named(option, EITHER)
@@ -150,7 +175,56 @@ def _seconds(time: str) -> int:
 
 def check(overrides: Mapping[str, Any]) -> None:
     """Refuse `resources` of an experiment that no cluster could take."""
-    _checked(overrides, "resources")
+    _parts(overrides)
+
+
+def spelled_out(overrides: Any) -> Any:
+    """`resources` of an experiment as a mapping, where it is the word auto."""
+    return {AUTO: "true"} if overrides == AUTO else overrides
+
+
+def is_automatic(config: Config) -> bool:
+    """Whether memory and time are to be taken from what the run has used."""
+    return str(config.resources.get(AUTO)).lower() == "true"
+
+
+def taken(config: Config, proposal: Mapping[str, Mapping[str, str]]) -> Config:
+    """A config that asks for the memory and time of a proposal, by stage.
+
+    What the experiment's `resources` say stays, and so does memory that is asked for by CPU or GPU.
+    A request is within the stage's limits, and longer than its grace.
+    """
+    plain = replace(config, resources={k: v for k, v in config.resources.items() if k != AUTO})
+    wanted, (own, _), found = resources(plain), _parts(plain.resources), {}
+    for stage, asked in proposal.items():
+        now = wanted[stage]
+        memory, minutes = _memory("", asked["memory"]), int(_time("", asked["time"]))
+        if now.memory_limit:
+            memory = min(memory, now.memory_limit)
+        if now.time_limit:
+            minutes = min(minutes, now.most_minutes or minutes)
+        values = {"memory": f"{memory}M", "time": f"{max(minutes, (now.grace or 0) // 60 + 1)}min"}
+        kept = {key for part in _sections(stage) for key in own.get(part, {})}
+        kept |= {_named(option, EITHER) or "" for option in now.sbatch}
+        if left := {key: value for key, value in values.items() if key not in kept}:
+            found[stage] = left
+    return replace(config, resources=plain.resources | {AUTO: found})
+
+
+def _sections(stage: str) -> list[str]:
+    """The sections that a stage has the keys of, the last one's first of all."""
+    return [part for part in ("all", STAGES[stage].resources_of, stage) if part]
+
+
+def _parts(overrides: Mapping[str, Any]) -> tuple[dict[str, dict[str, Any]], ...]:
+    """What the sections of an experiment's `resources` say, and what was taken automatically."""
+    rest = dict(overrides)
+    auto = rest.pop(AUTO, None)
+    if not isinstance(auto, Mapping):
+        if not _null(auto) and str(auto).lower() not in ("true", "false"):
+            raise ConfigError(f"resources.{AUTO} is {short(auto)}; it must be true or false.")
+        auto = {}
+    return _checked(rest, "resources"), _checked(auto, f"resources.{AUTO}")
 
 
 def written(document: str) -> Any:
@@ -227,9 +301,9 @@ def _values(section: Mapping[str, Any], source: str) -> Iterator[tuple[str, Any]
             yield key, _whole(name, value, *WHOLE[key])
         elif key in ("memory", "memory_limit"):
             yield key, _memory(name, value)
-        elif key == "memory_factor":
+        elif key in ("memory_factor", "time_factor"):
             yield key, _factor(name, value)
-        elif key == "time":
+        elif key in ("time", "time_limit"):
             yield key, _time(name, value)
         elif key == "setup":
             yield key, _setup(name, value)

@@ -11,10 +11,11 @@ from typing import Any
 from omegaconf import MISSING, DictConfig
 
 from skerch.decompositions.recoveries import RECOVERIES, Round
-from skerch.jobs.config.curvatures import CURVATURES
+from skerch.jobs.config.curvatures import CURVATURES, FISHERS
 from skerch.jobs.config.methods import METHODS
 
 LARGEST = 2**31 - 1
+BLOCKS = 4  # of a task, until one is timed
 
 
 def _number(default: Any, least: int = 1, most: int = LARGEST) -> Any:
@@ -114,14 +115,45 @@ class Density:
 
 
 @dataclass
+class Kronecker:
+    """Factors of the Fisher matrix, as sums over parts of the datapoints."""
+
+    fisher: str = _choice(*FISHERS)
+    samples: int = _number(1)  # draws of all labels, of mc
+    seed: int = _number(12345, least=0)
+    correction: bool | None = None  # of the eigenvalues; None: ekfac's are corrected
+    sharing: str = _choice("expand", "reduce")  # of weights over positions, in kfac and ekfac
+    include_bias: bool = True
+    iterations: int = _number(6, most=1000)  # passes of nearest
+    project: int | None = _number(None)  # rows of autocorrelation's sketch; None: whole blocks
+    factor_eigh: str = _choice("exact", "sketched")
+    rank: int | None = _number(None)  # of a sketched eigendecomposition
+    tol: float | None = field(default=None, metadata={"least": 1e-7, "most": 0.99})  # its error
+    against: str | None = None  # whose eigenpairs it is compared with: a method's folder
+    part_size: int = _number(100)  # examples of a partial sum
+    partitions: int = _number(1, most=10_000)  # of the layers, each with passes of its own
+
+    def count_parts(self, datapoints: int) -> int:
+        """The parts of so many examples."""
+        return -(-datapoints // self.part_size)
+
+
+@dataclass
 class Launcher:
     """How tasks are run."""
 
-    name: str = "local"
+    name: str = "auto"  # local, or srun in an allocation
     workers: int = _number(1, most=1024)
     threads: int | None = _number(None, most=1024)  # OpenMP ends the process at too many
     device: str = "auto"
-    blocks_per_task: int = _number(4)
+    blocks_per_task: Any = "auto"  # a number, or what suits the time of a block
+    fuse: bool = True  # jobs of Slurm: those that would only wait for each other are one
+    heals: int = _number(3, least=0, most=100)  # of a failed task, by Slurm's last job
+
+    @property
+    def blocks(self) -> int:
+        """The blocks of a task; a few where that is auto, until one is timed."""
+        return BLOCKS if self.blocks_per_task == "auto" else int(self.blocks_per_task)
 
 
 @dataclass
@@ -138,6 +170,8 @@ class Config:
     lanczos: Lanczos = field(default_factory=Lanczos)
     trace: Trace = field(default_factory=Trace)
     density: Density = field(default_factory=Density)
+    kronecker: Kronecker = field(default_factory=Kronecker)
+    masks: dict[str, Any] = field(default_factory=dict)  # files of further masks, by name
     launcher: Launcher = field(default_factory=Launcher)
     cluster: str | None = None
     resources: dict[str, Any] = field(default_factory=dict)

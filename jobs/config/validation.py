@@ -14,14 +14,15 @@ from skerch.decompositions.target import Target
 from skerch.errors import SkerchError
 from skerch.jobs import problems
 from skerch.jobs.config import resources as cluster
-from skerch.jobs.config.deflate import check_deflate
 from skerch.jobs.config.methods import METHODS
 from skerch.jobs.config.names import check_name
+from skerch.jobs.config.pairs import check_source
 from skerch.jobs.config.schema import LARGEST, Config, Hessian, Sketch, Training
 from skerch.jobs.config.start import check_start
 from skerch.jobs.errors import ConfigError
 
 LARGEST_RATE = 3e38  # of float32
+MASKS = "gradient", "layers"
 MOST_BLOCKS = 1_000_000  # of a run, as its tasks are listed in memory
 
 
@@ -30,6 +31,7 @@ def check(config: Config) -> None:
     _check_fields(config, "")
     problems.check(config.problem)
     check_name("name", config.name)
+    check_source(config)
     _check_training(config.training)
     _check_hessian(config.hessian)
     if "sketch" in METHODS[config.method].sections:
@@ -38,12 +40,21 @@ def check(config: Config) -> None:
         _check_columns(config)
         _check_blocks(config)
     _check_krylov(config)
+    if METHODS[config.method].family == "kronecker":
+        _check_kronecker(config)
     if not re.fullmatch(r"auto|cpu|mps|cuda(:\d+)?", config.launcher.device):
         raise ConfigError(
             f"launcher.device is {short(config.launcher.device)}; it must be auto, cpu, "
             "cuda or cuda:0."
         )
+    blocks = config.launcher.blocks_per_task
+    if blocks != "auto" and not (type(blocks) is int and 1 <= blocks <= LARGEST):
+        raise ConfigError(
+            f"launcher.blocks_per_task is {short(blocks)}; it is auto, or a number from 1 on."
+        )
     cluster.check(config.resources)
+    for name in {*config.masks} & {*MASKS}:
+        raise ConfigError(f"masks.{name} is the name of a mask that is always there; take another.")
 
 
 def _check_fields(section: Any, prefix: str) -> None:
@@ -153,7 +164,6 @@ def _check_sketch(sketch: Sketch) -> None:
 
 
 def _check_krylov(config: Config) -> None:
-    check_deflate(config)
     asked = config.lanczos
     if config.method == "lanczos" and (asked.max_products or LARGEST) < asked.k:
         raise ConfigError(
@@ -165,4 +175,42 @@ def _check_krylov(config: Config) -> None:
         raise ConfigError(
             "trace.estimator=xnystrace is for curvatures without negative eigenvalues, and a "
             "Hessian has some; take xtrace, or another hessian.curvature."
+        )
+
+
+def _check_kronecker(config: Config) -> None:
+    asked, hessian, method = config.kronecker, config.hessian, config.method
+    if hessian.curvature != "hessian":
+        raise ConfigError(
+            f"hessian.curvature is {hessian.curvature}, and {method} is of a Fisher matrix that "
+            "kronecker.fisher names; leave hessian.curvature out."
+        )
+    if hessian.mode == "train":
+        raise ConfigError(
+            f"hessian.mode=train takes statistics of all the data, and {method} goes through parts "
+            "of them; leave it at eval."
+        )
+    if method == "ekfac" and asked.correction is False:
+        raise ConfigError("kronecker.correction=false makes kfac of ekfac; take method=kfac.")
+    if method == "autocorrelation" and asked.correction is not None:
+        raise ConfigError(
+            "kronecker.correction is for factors, and autocorrelation has none; leave it at null."
+        )
+    if asked.factor_eigh == "sketched" and (asked.rank is None) == (asked.tol is None):
+        raise ConfigError(
+            "kronecker.factor_eigh=sketched needs kronecker.rank, as in 512, or kronecker.tol, as "
+            "in 0.01, and not both."
+        )
+    if asked.factor_eigh == "exact" and (asked.rank, asked.tol) != (None, None):
+        raise ConfigError(
+            "kronecker.rank and kronecker.tol are for kronecker.factor_eigh=sketched; leave them "
+            "out, or ask for that."
+        )
+    units = asked.count_parts(hessian.datapoints) * asked.partitions
+    hessians = len(config.training.record_steps) * len(hessian.splits)
+    if units * hessians * asked.iterations > MOST_BLOCKS:
+        raise ConfigError(
+            f"kronecker.part_size={asked.part_size} and kronecker.partitions={asked.partitions} "
+            f"are {units:,} partial sums of each Hessian, too many for a run, which may have "
+            f"{MOST_BLOCKS:,}; take larger parts, or fewer."
         )

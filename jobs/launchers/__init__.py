@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # a job's program is below this package, and imports nothing 
     from skerch.jobs.config import Config
     from skerch.jobs.pipeline import Task
 
-LAUNCHERS = ("local", "mpi")
+LAUNCHERS = ("auto", "local", "srun", "mpi")
 
 
 class Report(Protocol):
@@ -30,14 +30,30 @@ class Report(Protocol):
 Launch = Callable[["Config", "list[Task]", Report], dict[str, str]]
 
 
+def chosen(name: str) -> str:
+    """The launcher that `launcher.name` means here: auto uses an allocation of Slurm's."""
+    from skerch.jobs.launchers.slurm.inside import is_allocation
+
+    if name != "auto":
+        return name
+    return "srun" if is_allocation() else "local"
+
+
 def load(name: str) -> Launch:
-    """The `launch` function of a launcher."""
+    """The `launch` function of a launcher.
+
+    Raises:
+        ConfigError: there is none of that name.
+        SlurmError: srun has started several copies of this process.
+    """
     from skerch.jobs.errors import ConfigError
+    from skerch.jobs.launchers.slurm.inside import refuse_copies
 
     if name == "slurm":
         raise ConfigError("launcher.name=slurm: give it to Slurm by `python -m skerch submit`.")
     if name not in LAUNCHERS:
         raise ConfigError(f"launcher.name is {name!r}; it must be one of {', '.join(LAUNCHERS)}.")
-    module: Any = import_module(f"skerch.jobs.launchers.{name}")
+    refuse_copies()
+    module: Any = import_module(f"skerch.jobs.launchers.{chosen(name)}")
     launch: Launch = module.launch
     return launch

@@ -9,16 +9,17 @@ from skerch.jobs import launchers, pipeline
 from skerch.jobs.config import Config
 from skerch.jobs.launchers import progress
 from skerch.jobs.launchers.slurm.observed import refuse_live
+from skerch.jobs.pipeline import blocks
 from skerch.jobs.run_dir import RunDir
 
 
 def complete(config: Config, launch: launchers.Launch | None = None) -> dict[str, str]:
     """Run the missing tasks, by `launcher.name` or as given; each failure's sentence by task id."""
+    launch = launch or launchers.load(config.launcher.name)
     from skerch.jobs.launchers.preflight import count_parameters
     from skerch.jobs.run_dir.binding import bind, locked  # imports torch
 
-    launch = launch or launchers.load(config.launcher.name)
-    run = RunDir(config.run_dir)
+    run, (config, _) = RunDir(config.run_dir), blocks.numbered(config, queued=False)
     tasks = pipeline.tasks(config)
     if pipeline.missing(tasks):
         count_parameters(config)

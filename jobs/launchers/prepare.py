@@ -17,6 +17,7 @@ from skerch.files import print_always, refusals_named
 from skerch.jobs import pipeline
 from skerch.jobs.config import Config, ConfigError, load
 from skerch.jobs.launchers.preflight import count_parameters
+from skerch.jobs.pipeline import blocks
 from skerch.jobs.run_dir import RunDir, method_name
 from skerch.jobs.run_dir.binding import bind, locked
 
@@ -26,11 +27,11 @@ def prepare(config: Config) -> None:
 
     Raises ConfigError or RunDirError where that cannot be.
     """
-    run = RunDir(config.run_dir)
+    run, (config, _) = RunDir(config.run_dir), blocks.numbered(config, queued=True)
     count_parameters(config, here=False)
     tasks: dict[tuple[int, str], Counter[int]] = defaultdict(Counter)  # by Hessian and round
     for task in pipeline.tasks(config):
-        if task.array:
+        if task.stage == "measure":
             tasks[task.arguments["step"], task.arguments["split"]][task.arguments["round"]] += 1
     if not tasks:
         raise ConfigError(

@@ -103,7 +103,8 @@ class Lines:
     def ended(self, task: Task, error: str | None) -> None:
         """A task is done or failed."""
         self._ended += 1
-        seconds = time.monotonic() - self._times.get(task.id, (time.monotonic(),))[0]
+        now = time.monotonic()
+        seconds = now - self._times.get(task.id, (now,))[0]
         outcome = "" if error is None else " failed after"
         print(f"[{self._ended}/{self._total}] {task.id}:{outcome} {seconds:.1f} s", flush=True)
         if error is not None:

@@ -11,12 +11,10 @@ from functools import partial
 from pathlib import Path
 
 from skerch.analysis.results import DensityResults, LanczosResults, TraceResults
-from skerch.jobs.config import Config, ConfigError, difference, identity
-from skerch.jobs.config.deflate import source_of
+from skerch.jobs.config import Config, ConfigError
+from skerch.jobs.pipeline.pairs import check_source
 from skerch.jobs.pipeline.task import Task, refusal
-from skerch.jobs.run_dir import RunDir, StepDir, command, method_name, provenance, results_file
-
-SAME = ("curvature", "datapoints", "subset", "mode", "param_filter")  # of one matrix
+from skerch.jobs.run_dir import RunDir, StepDir, method_name, provenance, results_file
 
 
 def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterator[Task]:
@@ -52,27 +50,7 @@ def check(config: Config, N: int) -> None:
             f"density.steps={config.density.steps} are more than the dimension N={N}; take "
             f"steps ≤ {N}."
         )
-    run, source = RunDir(config.run_dir), source_of(config)
-    if source is None:
-        return
-    key = f"{config.method}.deflate={source}"
-    if source not in run.methods:
-        raise ConfigError(
-            f"{key}: {run.path} has no {source} yet; run a method with eigenpairs there first, "
-            "seigh or lanczos, or leave it at null."
-        )
-    theirs, ours = (identity(each, "method")["hessian"] for each in (run.load(source), config))
-    changes = difference(*({key: of[key] for key in SAME} for of in (theirs, ours)))
-    if changes:
-        raise ConfigError(f"{key} has eigenpairs of another matrix: {'; '.join(changes)}.")
-    for step in config.training.record_steps:
-        for split in config.hessian.splits:
-            path = run.step(source, step, split).eigh
-            if not run.result(config, step, split).exists() and not path.exists():
-                raise ConfigError(
-                    f"{key} has no eigenpairs of step {step}, {split}; wait for them, or run it: "
-                    f"{command('run', run.hessian_config(source))}"
-                )
+    check_source(config, "curvature")
 
 
 def damage(directory: StepDir, outputs: Iterable[Path]) -> Iterator[str]:

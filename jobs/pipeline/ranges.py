@@ -20,14 +20,14 @@ def format_ranges(numbers: Iterable[int]) -> str:
     return ",".join(str(a) if a == b else f"{a}-{b}" for a, b in spans)
 
 
-def parse_ranges(text: str) -> tuple[int, ...]:
+def parse_ranges(text: str, option: str = "--tasks") -> tuple[int, ...]:
     """The numbers of a list of ranges: "3,5-7" is 3, 5, 6, 7."""
     numbers: list[int] = []
     for part in text.split(","):
         first, dash, last = part.partition("-")
         numeric = first.isdecimal() and (last.isdecimal() or not dash)
         if not numeric or not int(first) <= int(last or first) < MOST:
-            raise ConfigError(f"--tasks {text!r} is not a list of ranges such as 3,5-9.")
+            raise ConfigError(f"{option} {text!r} is not a list of ranges such as 3,5-9.")
         numbers += range(int(first), int(last or first) + 1)
     return tuple(numbers)
 

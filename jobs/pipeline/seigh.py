@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -85,7 +86,8 @@ def hessian_tasks(config: Config, run: RunDir, step: int, split: str) -> Iterato
     yield decompose
     outputs = [directory.overlap, run.figure(name, step, split)]
     needs = ["train", decompose.id]
-    yield task("analyze", outputs, needs, current=current(directory.overlap))
+    analyzed = partial(_is_analyzed, directory.overlap, needed, config)
+    yield task("analyze", outputs, needs, current=analyzed)
 
 
 def _is_current(path: Path, rounds: int, outer: int | None) -> bool:
@@ -108,6 +110,14 @@ def _is_current(path: Path, rounds: int, outer: int | None) -> bool:
     return len(manifests) == rounds and found == outer
 
 
+def _is_analyzed(path: Path, rounds: int, config: Config) -> bool:
+    """Whether overlap.json is current, and of the masks that are asked for."""
+    with suppress(OSError, ValueError, AttributeError):  # as in `_is_current`
+        if json.loads(path.read_text(encoding="utf-8")).get("masks", {}) != config.masks:
+            return False
+    return _is_current(path, rounds, config.sketch.outer)
+
+
 def _is_solved(directory: StepDir, sketch: Sketch) -> bool:
     """Whether the eigenpairs are of all rounds that are needed, and judged where they are to be."""
     judged = sketch.target is None or bool(rounds_file.judgements(directory, sketch))
@@ -117,7 +127,7 @@ def _is_solved(directory: StepDir, sketch: Sketch) -> bool:
 
 def at_once(config: Config) -> bool:
     """Whether one task measures all rounds: there are many, and each has no more than a task."""
-    sketch, p = config.sketch, config.launcher.blocks_per_task
+    sketch, p = config.sketch, config.launcher.blocks
     rounds = sketch.each_round()
     return len(rounds) > 2 and all(each.count_blocks(sketch.block_size) <= p for each in rounds)
 
@@ -144,7 +154,7 @@ def _apart(
 
     With a start, which `sources` leave, the first round has a range, too, which all others read.
     """
-    sketch, p = config.sketch, config.launcher.blocks_per_task
+    sketch, p = config.sketch, config.launcher.blocks
     finders: list[str] = []
     layouts: list[str] = []
     measures: list[str] = []

@@ -16,12 +16,13 @@ from pathlib import Path
 from typing import Any
 
 from skerch.errors import SkerchError
-from skerch.jobs.pipeline import Task
+from skerch.jobs.pipeline import Task, usage
 from skerch.jobs.problems import describe
 from skerch.jobs.run_dir import RunDir
 
 Progress = Callable[[int, int, str], None]  # done, total (0: unknown) and the unit of both
 
+USED = ("made", "peak", "cpu", "node", "job", "cpus", "gpus")  # in a record, since they are written
 INTERVAL = 10.0  # seconds between two progress lines
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
@@ -39,7 +40,8 @@ def silent(done: int, total: int, unit: str) -> None:
 @contextmanager
 def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
     """Log a task's progress, end and any traceback; yields its progress callback."""
-    started = time.time()
+    started, cpu, there = time.time(), usage.cpu_seconds(), _count(task)
+    usage.reset_peak()
     path = run.task_log(task.id)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -57,7 +59,14 @@ def recorded(run: RunDir, task: Task) -> Iterator[Progress]:
         _append(path, traceback.format_exc())
         raise
     finally:
-        _record(run, task, started, error_line)
+        made = _count(task) - there
+        used = {"made": made, "peak": usage.peak(), "cpu": round(usage.cpu_seconds() - cpu, 3)}
+        _record(run, task, started, error_line, used)
+
+
+def _count(task: Task) -> int:
+    """How many of a task's outputs are there."""
+    return sum(map(os.path.exists, task.outputs))
 
 
 def record_death(run: RunDir, task: Task, pid: int, ending: str) -> bool:
@@ -77,27 +86,43 @@ def ending(status: int, number: int = 0) -> str:
     return f"ended with exit status {status}"
 
 
-def _record(run: RunDir, task: Task, started: float, error: str | None) -> None:
+def _record(
+    run: RunDir, task: Task, started: float, error: str | None, used: dict[str, Any] | None = None
+) -> None:
     """The last line of a task's log, and the one in `logs/tasks.jsonl`."""
     seconds = round(time.time() - started, 3)
     outcome = "done" if error is None else "failed"
     said = "" if error is None else ": " + " ".join(error.split())
     _append(run.task_log(task.id), f"{_now()} {task.id} {outcome}, {seconds} s{said}\n")
     record = {"id": task.id, "stage": task.stage, "started": started, "seconds": seconds}
-    _append(run.task_records, "\n" + json.dumps(record | {"error": error}) + "\n")
+    record |= {"error": error} | (used or {}) | usage.place()
+    _append(run.task_records, "\n" + json.dumps(record) + "\n")
 
 
 def records(run: RunDir) -> dict[str, dict[str, Any]]:
     """The latest record of each task that ended, by id."""
-    latest: dict[str, dict[str, Any]] = {}
+    return {record["id"]: record for record in attempts(run)}
+
+
+def attempts(run: RunDir) -> list[dict[str, Any]]:
+    """The record of each attempt at a task that said how it ended, oldest first.
+
+    `seconds` and `cpu` are wall and processor time, the latter with that of child processes that
+    ended; `made` is how many of its outputs it wrote that were not there; `peak` is the most
+    memory, in MiB, of the process meanwhile. `cpus` and `gpus` are what it had, on `node` and in
+    Slurm's `job` (None without one). Under MPI they are the first rank's.
+    What an old record lacks is None.
+    """
+    found = []
     if run.task_records.is_file():
         for line in run.task_records.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                latest[record["id"]] = {key: record[key] for key in ("seconds", "error")}
+                known = {key: record[key] for key in ("id", "stage", "started", "seconds", "error")}
+                found.append(known | {key: record.get(key) for key in USED})
             except (ValueError, TypeError, KeyError):  # of a process killed while it wrote
                 continue
-    return latest
+    return found
 
 
 def last_attempt(run: RunDir, task_id: str, since: float = 0.0) -> str:

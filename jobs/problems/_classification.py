@@ -1,4 +1,4 @@
-"""What the bundled problems share: datasets, a tanh network, the mean cross-entropy."""
+"""What the bundled classifiers share: images, dense networks, initialisations, the loss."""
 
 from __future__ import annotations
 
@@ -69,6 +69,45 @@ def torchvision_images(
         ) from error
 
 
+def grey_images(kind: str, split: str, root: str | None, download: bool) -> LabelledTensors:
+    """MNIST or FashionMNIST in memory: images (n, 1, 28, 28) with pixels in [0, 1]."""
+    read: Any = torchvision_images(
+        root,
+        f"{kind}/raw",
+        lambda torchvision: getattr(torchvision.datasets, kind)(
+            root, train=not is_test(split), download=download
+        ),
+        f"put {kind} there, or set problem.download=true or problem.synthetic=true",
+    )
+    return LabelledTensors(read.data[:, None].float() / 255, read.targets)
+
+
+def normalised_images(
+    kind: str,
+    folder: str,
+    split: str,
+    root: str | None,
+    download: bool,
+    *,
+    mean: tuple[float, ...],
+    deviation: tuple[float, ...],
+) -> Dataset[Any]:
+    """CIFAR10 or CIFAR100 with each channel normalised; `root` holds `folder`."""
+
+    def open_dataset(torchvision: Any) -> Dataset[Any]:
+        transforms = torchvision.transforms
+        normalised = transforms.Compose(
+            [transforms.ToTensor(), transforms.Normalize(mean, deviation)]
+        )
+        images: Dataset[Any] = getattr(torchvision.datasets, kind)(
+            root, train=not is_test(split), transform=normalised, download=download
+        )
+        return images
+
+    way_out = f"put {kind} there, or set problem.download=true or problem.synthetic=true"
+    return torchvision_images(root, folder, open_dataset, way_out)
+
+
 def is_test(split: str) -> bool:
     """Whether a split is the test split; of the two that these problems have."""
     if split not in ("train", "test"):
@@ -76,12 +115,21 @@ def is_test(split: str) -> bool:
     return split == "test"
 
 
-def tanh_mlp(*widths: int) -> nn.Sequential:
-    """A fully connected network with tanh between its layers, PyTorch's default initialisation."""
+def mlp(*widths: int, activation: type[nn.Module] = nn.Tanh) -> nn.Sequential:
+    """A fully connected network with PyTorch's default initialisation."""
     layers: list[nn.Module] = [nn.Flatten()]
     for fan_in, fan_out in pairwise(widths):
-        layers += [nn.Linear(fan_in, fan_out), nn.Tanh()]
+        layers += [nn.Linear(fan_in, fan_out), activation()]
     return nn.Sequential(*layers[:-1])
+
+
+def draw_truncated(model: nn.Module, deviation: float, bias: float) -> None:
+    """Draw weights from N(0, deviation²) within two deviations, and set biases to a number."""
+    for layer in model.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            nn.init.trunc_normal_(layer.weight, 0, deviation, -2 * deviation, 2 * deviation)
+            if layer.bias is not None:
+                nn.init.constant_(layer.bias, bias)
 
 
 mean_cross_entropy = supervised_loss(cross_entropy)

@@ -16,7 +16,7 @@ from skerch.jobs.problems._classification import (
     RandomImages,
     is_test,
     mean_cross_entropy,
-    torchvision_images,
+    normalised_images,
 )
 
 MEAN = (0.49139968, 0.48215841, 0.44653091)
@@ -34,7 +34,15 @@ def cifar10_3c3d(
     def data(split: str) -> Dataset[Any]:
         if synthetic:
             return RandomImages(split, 10_000 if is_test(split) else 50_000, (3, 32, 32), 10)
-        return _images(split, root, download)
+        return normalised_images(
+            "CIFAR10",
+            "cifar-10-batches-py",
+            split,
+            root,
+            download,
+            mean=MEAN,
+            deviation=DEVIATION,
+        )
 
     return Problem(_model, data, mean_cross_entropy)
 
@@ -55,22 +63,3 @@ def _model() -> nn.Sequential:
         if isinstance(layer, nn.Conv2d | nn.Linear) and layer.bias is not None:
             nn.init.zeros_(layer.bias)
     return nn.Sequential(*layers[:-1])
-
-
-def _images(split: str, root: str | None, download: bool) -> Dataset[Any]:
-    def open_dataset(torchvision: Any) -> Dataset[Any]:
-        transforms = torchvision.transforms
-        normalised = transforms.Compose(
-            [transforms.ToTensor(), transforms.Normalize(MEAN, DEVIATION)]
-        )
-        images: Dataset[Any] = torchvision.datasets.CIFAR10(
-            root, train=not is_test(split), transform=normalised, download=download
-        )
-        return images
-
-    return torchvision_images(
-        root,
-        "cifar-10-batches-py",
-        open_dataset,
-        "put CIFAR-10 there, or set problem.download=true or problem.synthetic=true",
-    )

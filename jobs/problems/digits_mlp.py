@@ -13,13 +13,13 @@ from skerch.jobs.problems._classification import (
     LabelledTensors,
     is_test,
     mean_cross_entropy,
-    tanh_mlp,
+    mlp,
 )
 
 
 def digits_mlp() -> Problem:
     """The problem; it needs no file and no argument."""
-    return Problem(lambda: tanh_mlp(64, 20, 20, 10), _data, mean_cross_entropy)
+    return Problem(lambda: mlp(64, 20, 20, 10), _data, mean_cross_entropy)
 
 
 def _data(split: str) -> LabelledTensors:

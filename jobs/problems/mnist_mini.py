@@ -15,10 +15,10 @@ from skerch.jobs.problems import Problem
 from skerch.jobs.problems._classification import (
     LabelledTensors,
     RandomImages,
+    grey_images,
     is_test,
     mean_cross_entropy,
-    tanh_mlp,
-    torchvision_images,
+    mlp,
 )
 
 
@@ -33,18 +33,10 @@ def mnist_mini(root: str | None = None, download: bool = False, synthetic: bool 
             return RandomImages(split, 10_000 if is_test(split) else 60_000, (1, 16, 16), 10)
         return _images(split, root, download)
 
-    return Problem(lambda: tanh_mlp(256, 20, 20, 20, 20, 20, 10), data, mean_cross_entropy)
+    return Problem(lambda: mlp(256, 20, 20, 20, 20, 20, 10), data, mean_cross_entropy)
 
 
 def _images(split: str, root: str | None, download: bool) -> LabelledTensors:
-    mnist: Any = torchvision_images(
-        root,
-        "MNIST/raw",
-        lambda torchvision: torchvision.datasets.MNIST(
-            root, train=not is_test(split), download=download
-        ),
-        "put MNIST there, or set problem.download=true or problem.synthetic=true",
-    )
-    images = mnist.data[:, None].float() / 255
+    images, labels = grey_images("MNIST", split, root, download).tensors
     small = interpolate(images, (16, 16), mode="bilinear", antialias=True, align_corners=False)
-    return LabelledTensors(small, mnist.targets)
+    return LabelledTensors(small, labels)

@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from skerch.files import cause
@@ -23,13 +24,17 @@ from skerch.jobs.run_dir.paths import RunDirError
 from skerch.jobs.run_dir.training_files import check_checkpoints, describe, load_column
 
 
+class LockedError(RunDirError):
+    """A run directory in which another process is at work."""
+
+
 @contextmanager
 def locked(run: RunDir) -> Iterator[int]:
     """Keep other local runs out of a directory meanwhile; it is made if it is not there.
 
     Yields the descriptor of the lock, which processes that inherit it hold until they end, too.
 
-    Raises RunDirError where it cannot be made, or another process is at work in it.
+    Raises RunDirError where it cannot be made, LockedError where another process is at work in it.
     """
     try:
         run.path.mkdir(parents=True, exist_ok=True)
@@ -40,7 +45,7 @@ def locked(run: RunDir) -> Iterator[int]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise RunDirError(
+            raise LockedError(
                 f"Another process is running tasks in {run.path}, or submitting them; wait until "
                 "it is done, then do the same again."
             ) from None
@@ -77,11 +82,30 @@ def bind(run: RunDir, config: Config) -> None:
 def check_bound(run: RunDir, config: Config) -> None:
     """Raise what `bind` raises where results are of something else; change nothing."""
     _check_method(run, config)
+    _check_problem(run, config)
     _check(run, "training", _training_identity(run), config)
     _check(run, "method", _method_identity(run, config), config)
     if run.parameters.exists() and config.training.checkpoints is not None:
         check_checkpoints(run, checkpoint_files(config.training.checkpoints))
     _check_measurements(run, config)
+
+
+def _check_problem(run: RunDir, config: Config) -> None:
+    """Refuse another problem of the same name: its module lies elsewhere, and is another file."""
+    factory, folder = config.problem.get("factory"), config.problem_path
+    if factory is None or folder is None or not run.parameters.exists():
+        return
+    with suppress(ConfigError):  # it is damaged, and written anew
+        before = configs.load_resolved(run.training_config).problem_path or folder
+        module = factory.partition(":")[0].replace(".", "/") + ".py"
+        old, new = Path(before, module), Path(folder, module)
+        if old == new or not (old.is_file() and new.is_file()):
+            return
+        if old.read_bytes() != new.read_bytes():
+            raise RunDirError(
+                f"{run.path} has results of the problem in {old}, and {new} is another; set "
+                "another run_dir, as in run_dir=runs/another."
+            )
 
 
 def _grown(run: RunDir, config: Config) -> Config:

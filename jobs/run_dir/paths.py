@@ -17,7 +17,7 @@ from skerch.errors import SkerchError
 from skerch.jobs import config as configs
 from skerch.jobs.config import Config, ConfigError, method_name
 from skerch.jobs.config.methods import METHODS
-from skerch.jobs.run_dir import provenance
+from skerch.jobs.run_dir import provenance, sweep_file
 from skerch.measurements.manifest import manifest_path, range_path, read
 
 
@@ -27,9 +27,13 @@ class RunDirError(SkerchError):
 
 def command(verb: str, path: Path, *arguments: str) -> str:
     """What to type, from the current folder, for a command on a run or an experiment file."""
+    return shlex.join(["python", "-m", "skerch", verb, shown(path), *arguments])
+
+
+def shown(path: Path) -> str:
+    """A path as seen from the current folder."""
     here = Path.cwd()
-    shown = path.relative_to(here) if path.is_relative_to(here) else path
-    return shlex.join(["python", "-m", "skerch", verb, str(shown), *arguments])
+    return str(path.relative_to(here) if here in path.parents else path)
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,11 @@ class StepDir:
         return self.path / provenance.PROVENANCE
 
     @property
+    def gradient(self) -> Path:
+        """The gradient of the mean loss; older versions wrote none."""
+        return self.path / "gradient.h5"
+
+    @property
     def merged(self) -> Path:
         """The summary, and unless `consolidate: false` the whole array."""
         return self.path / "merged.h5"
@@ -84,6 +93,20 @@ class StepDir:
     def exact(self) -> Path:
         """The exact eigenvalues and first eigenvectors, once they were asked for."""
         return self.path / "exact.h5"
+
+    @property
+    def layers(self) -> Path:
+        """The layers that have Kronecker factors, and why parameters are in none."""
+        return self.path / "layers.json"
+
+    def partial(self, what: str, round: int, unit: int) -> Path:
+        """Sums of a part of the data, over a partition of the layers."""
+        return self.path / "partial" / f"{what}-{round}-{unit:06d}.safetensors"
+
+    def tensors(self, what: str, partition: int, partitions: int) -> Path:
+        """Factors, eigenbasis or eigenvalues of a partition of the layers."""
+        of = f"-{partition + 1:05d}-of-{partitions:05d}" if partitions > 1 else ""
+        return self.path / f"{what}{of}.safetensors"
 
     @property
     def overlap(self) -> Path:
@@ -141,6 +164,11 @@ class RunDir:
         return self.path / "figures"
 
     @property
+    def report(self) -> Path:
+        """The page on all that is there."""
+        return self.path / "report.html"
+
+    @property
     def logs(self) -> Path:
         """The folder with one log a task."""
         return self.path / "logs"
@@ -149,6 +177,10 @@ class RunDir:
     def task_records(self) -> Path:
         """One JSON object a line for each task that ended: id, stage, seconds, error."""
         return self.logs / "tasks.jsonl"
+
+    def calibration(self, name: str) -> Path:
+        """How long a block of a method takes, by `plan --calibrate`."""
+        return self.logs / f"calibration-{name}.json"
 
     @property
     def jobs(self) -> Path:
@@ -162,6 +194,10 @@ class RunDir:
     def hessian_config(self, name: str) -> Path:
         """The config that a method's results are bound to, as its latest run had it."""
         return self.method(name) / "hessian_config.yaml"
+
+    def stabilisation(self, name: str) -> Path:
+        """What a method's Hessians at all steps have in common, once it was asked for."""
+        return self.method(name) / "stabilisation.json"
 
     @property
     def methods(self) -> list[str]:
@@ -243,6 +279,27 @@ def find_run(path_or_name: str) -> RunDir:
         f"{run.path} is no run directory: it has no {run.config.name}.{there} "
         "python -m skerch run EXPERIMENT.yaml makes one."
     )
+
+
+def find_runs(names: Sequence[str]) -> list[RunDir]:
+    """The runs that some names stand for: of each one run, or all of a sweep's folder.
+
+    Raises ConfigError where one is not there.
+    """
+    found = []
+    for name in names:
+        folder = find_sweep(name)
+        if folder is None:
+            found.append(find_run(name))
+        else:
+            found += [RunDir(folder / member.run) for member in sweep_file.read(folder)]
+    return list(dict.fromkeys(found))
+
+
+def find_sweep(path_or_name: str) -> Path | None:
+    """The folder of a sweep, if a name stands for one and not for a run."""
+    folder = configs.run_directory(path_or_name).absolute()
+    return folder if sweep_file.exists(folder) else None
 
 
 def _step_name(step: int, split: str) -> str:

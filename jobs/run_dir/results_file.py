@@ -32,19 +32,43 @@ def read(path: Path, kind: type[Kind]) -> Kind:
     Refused if anything changed since, or if it is of other measurements.
     """
     try:
-        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        intact = content.pop("hash") == _hash(content)
+        content = _content(path)
     except FileNotFoundError:
         see = command("status", path.parents[2])
         raise SkerchError(f"{path} is missing; see: {see}") from None
-    except (OSError, ValueError, TypeError, LookupError, AttributeError):
-        intact = False
-    if not intact:
+    if content is None:
         raise SkerchError(f"{path} is damaged; delete it, and the same command makes it again.")
     if not StepDir(path.parent).measured(content.get("manifests", [])):
         raise SkerchError(
             f"{path} is of other measurements than are there now; delete it and run again."
         )
+    return _known(kind, content)
+
+
+def kept(path: Path, kind: type[Kind], manifests: Sequence[str], **asked: Any) -> Kind | None:
+    """What `write` wrote of just these, or None: it is not there, damaged, or of others."""
+    try:
+        content = _content(path)
+    except FileNotFoundError:
+        return None
+    wanted = {"manifests": list(manifests), **asked}
+    if content is None or any(content.get(name) != value for name, value in wanted.items()):
+        return None
+    return _known(kind, content)
+
+
+def _content(path: Path) -> dict[str, Any] | None:
+    """What is in a file that is there, or None if it is damaged."""
+    try:
+        content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        return content if content.pop("hash") == _hash(content) else None
+    except FileNotFoundError:
+        raise
+    except (OSError, ValueError, TypeError, LookupError, AttributeError):
+        return None
+
+
+def _known(kind: type[Kind], content: dict[str, Any]) -> Kind:
     known = {field.name for field in fields(kind)}
     return kind(**{name: value for name, value in content.items() if name in known})
 

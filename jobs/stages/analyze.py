@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from skerch.a_posteriori import interval, scree_bounds
+from skerch.analysis.approximation import ApproximationResult
 from skerch.analysis.figures import hessian_figure, save
 from skerch.analysis.modules import module_shares, module_sizes
 from skerch.analysis.overlap import OverlapResult, overlap
@@ -17,6 +18,7 @@ from skerch.estimate import Estimate
 from skerch.jobs.run_dir import results_file, rounds_file
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
+from skerch.jobs.stages.masks import other_masks
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.rounding import rounding
@@ -33,7 +35,15 @@ def run(context: Context) -> None:
         manifests, asymmetry, bound = file.manifests, file.asymmetry, file.eigenvalue_bound
         trace, norm = file.trace or (), file.norm or ()
         seed, sines = config.sketch.seed, file.sines
-        result = overlap(file.eigenvectors, parameters, sines=sines, seed=seed)
+        others = other_masks(context, selected)
+        result = overlap(
+            file.eigenvectors,
+            parameters,
+            sines=sines,
+            orders=[*others.orders.values()],
+            given=[*others.given.values()],
+            seed=seed,
+        )
         shares = module_shares(eigenvalues, file.eigenvectors, module_sizes(selected))
     lower, upper = interval(eigenvalues, residual, probes)
     results = HessianResults(
@@ -48,14 +58,16 @@ def run(context: Context) -> None:
         trace=trace,
         norm=norm,
         modules=[astuple(share) for share in shares],
+        **others.fields,
         **plain(result),
     )
     figure = hessian_figure(results, _title(context, results))
     save(figure, context.run.figure(context.name, *context.hessian))
-    results_file.write(directory.overlap, results, manifests, outer=config.sketch.outer)
+    asked = {"outer": config.sketch.outer, "masks": config.masks}
+    results_file.write(directory.overlap, results, manifests, **asked)
 
 
-def plain(result: OverlapResult) -> dict[str, Any]:
+def plain(result: OverlapResult | ApproximationResult) -> dict[str, Any]:
     """The tensors as lists; what is not a number is None."""
     return {
         name: [None if value != value else value for value in values.tolist()]

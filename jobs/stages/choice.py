@@ -14,15 +14,17 @@ import torch
 
 import skerch
 from skerch.curvature.checks import fingerprint
+from skerch.curvature.gradients import mean_gradient
 from skerch.curvature.operator import LossCurvature
 from skerch.curvature.strategies import Choice
 from skerch.errors import SkerchError
 from skerch.jobs import pipeline
 from skerch.jobs.config import difference, identity
 from skerch.jobs.problems import user_code
+from skerch.jobs.run_dir import gradient_file
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.context import Context
-from skerch.jobs.stages.inputs import load_inputs
+from skerch.jobs.stages.inputs import Inputs, load_inputs
 from skerch.jobs.stages.operator import curvature_operator, resolve_device
 from skerch.rounding import rounding
 
@@ -31,8 +33,11 @@ class MeasureError(SkerchError):
     """A worker that cannot compute the products that were chosen."""
 
 
-def choose(context: Context, columns: int) -> tuple[int, Provenance]:
-    """N, and the provenance of products that are to be made here, of so many vectors at once."""
+def choose(context: Context, columns: int, *, gradient: bool = False) -> tuple[int, Provenance]:
+    """N, and the provenance of products that are to be made here, of so many vectors at once.
+
+    With `gradient` that of the mean loss is written, too, by which a mask is.
+    """
     config = context.config
     inputs = load_inputs(context)
     device = resolve_device(config)
@@ -56,6 +61,9 @@ def choose(context: Context, columns: int) -> tuple[int, Provenance]:
         op.verify()
         choice = op.resolve(columns)
         found = fingerprint(op)
+        if gradient:
+            found_gradient = mean_gradient(op, inputs.data, config.hessian.batch_size)
+            gradient_file.write(context.directory.gradient, found_gradient)
     step, split = context.hessian
     return op.shape[0], Provenance(
         **kind,
@@ -69,7 +77,7 @@ def choose(context: Context, columns: int) -> tuple[int, Provenance]:
     )
 
 
-def operator(context: Context) -> LossCurvature:
+def operator(context: Context, inputs: Inputs | None = None) -> LossCurvature:
     """The operator that was chosen for a context's Hessian, on this worker's device."""
     recorded, device = context.provenance, resolve_device(context.config)
     assert recorded is not None
@@ -78,7 +86,7 @@ def operator(context: Context) -> LossCurvature:
             f"{_laid_out(context)} was laid out for {recorded.device}, and this worker has "
             f"{device.type}; set launcher.device={recorded.device}, or delete the folder."
         )
-    return curvature_operator(context.config, load_inputs(context), recorded)
+    return curvature_operator(context.config, inputs or load_inputs(context), recorded)
 
 
 def require_same(op: LossCurvature, context: Context) -> None:

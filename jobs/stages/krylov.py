@@ -11,7 +11,7 @@ from torch import Tensor
 
 from skerch.curvature.base import CurvatureOperator
 from skerch.curvature.operator import LossCurvature
-from skerch.jobs.config.deflate import source_of
+from skerch.jobs.config.pairs import source_of
 from skerch.jobs.pipeline.task_log import Progress
 from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir import provenance, results_file
@@ -23,6 +23,8 @@ from skerch.krylov.operand import MOST_TOGETHER
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
     from matplotlib.figure import Figure
+
+    from skerch.decompositions.eigh_file import EighFile
 
 
 class CountedOperator(CurvatureOperator):
@@ -50,7 +52,8 @@ def counted(context: Context, columns: int, most: int) -> Iterator[CountedOperat
     How they are computed is written down first, unless it is: so it is the same after a kill.
     """
     if context.provenance is None:
-        _, chosen = choose(context, min(columns, MOST_TOGETHER))
+        masks = context.config.method == "lanczos"  # its eigenspaces are compared with them
+        _, chosen = choose(context, min(columns, MOST_TOGETHER), gradient=masks)
         provenance.write(context.directory.provenance, chosen)
     op = operator(context)
     with op.frozen():
@@ -59,13 +62,20 @@ def counted(context: Context, columns: int, most: int) -> Iterator[CountedOperat
         yield CountedOperator(op, most, context.progress)
 
 
-def known_pairs(context: Context, op: CurvatureOperator) -> tuple[Tensor, Tensor] | None:
-    """The eigenvalues (k,) and eigenvectors (N, k) by which to deflate, if any are asked for."""
+def pairs_file(context: Context) -> EighFile | None:
+    """The eigenpairs of another method, if any are asked for."""
     source = source_of(context.config)
     if source is None:
         return None
-    theirs = replace(context, config=context.run.load(source), name=source)
-    with SketchFiles(theirs).eigh() as file:
+    return SketchFiles(replace(context, config=context.run.load(source), name=source)).eigh()
+
+
+def known_pairs(context: Context, op: CurvatureOperator) -> tuple[Tensor, Tensor] | None:
+    """The eigenvalues (k,) and eigenvectors (N, k) by which to deflate, if any are asked for."""
+    file = pairs_file(context)
+    if file is None:
+        return None
+    with file:
         return file.eigenvalues, file.eigenvectors[:].to(op.device, op.dtype)
 
 

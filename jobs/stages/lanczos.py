@@ -20,6 +20,7 @@ from skerch.jobs.stages.analyze import plain
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
 from skerch.jobs.stages.krylov import counted, manifests, save, title
+from skerch.jobs.stages.masks import other_masks
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
 from skerch.krylov import lanczos
@@ -57,7 +58,15 @@ def run(context: Context) -> None:
     selected = select_parameters(load_inputs(context).model, context.config.hessian.param_filter)
     parameters = params_to_vector(selected)
     with SketchFiles(context).eigh() as file:
-        result = overlap(file.eigenvectors, parameters, sines=sines, seed=asked.seed)
+        others = other_masks(context, selected)
+        result = overlap(
+            file.eigenvectors,
+            parameters,
+            sines=sines,
+            orders=[*others.orders.values()],
+            given=[*others.given.values()],
+            seed=asked.seed,
+        )
         shares = module_shares(values, file.eigenvectors, module_sizes(selected))
     results = LanczosResults(
         parameters=len(parameters),
@@ -71,6 +80,7 @@ def run(context: Context) -> None:
         converged=found.converged.tolist(),
         products=found.products,
         modules=[astuple(share) for share in shares],
+        **others.fields,
         **plain(result),
     )
     words = f"{asked.k} eigenpairs of N = {results.parameters:,} from {results.products} products"

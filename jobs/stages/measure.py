@@ -94,7 +94,7 @@ def _indices(context: Context, blocks: int) -> list[int] | None:
     """The blocks of the context's tasks, None for all."""
     if context.tasks is None:
         return None
-    p = context.config.launcher.blocks_per_task
+    p = context.config.launcher.blocks
     if max(context.tasks) * p >= blocks:
         raise MeasureError(
             f"There is no measurement task {max(context.tasks)}: {blocks} blocks in tasks of {p} "

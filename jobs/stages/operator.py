@@ -12,7 +12,8 @@ from skerch.curvature.parameters import as_precision
 from skerch.curvature.strategies import Choice
 from skerch.errors import SkerchError
 from skerch.jobs.config import Config
-from skerch.jobs.config.curvatures import CURVATURES
+from skerch.jobs.config.curvatures import CURVATURES, FISHERS
+from skerch.jobs.config.methods import METHODS
 from skerch.jobs.run_dir.provenance import Provenance
 from skerch.jobs.stages.inputs import Inputs
 
@@ -59,7 +60,11 @@ def curvature_operator(
     model = inputs.model.to(device)
     for tensor in (*model.parameters(), *model.buffers()):
         tensor.data = as_precision(tensor.data, dtype)
-    name = hessian.curvature
+    name, options = hessian.curvature, {}
+    if METHODS[config.method].family == "kronecker":
+        asked = config.kronecker
+        name = FISHERS[asked.fisher]
+        options = {"samples": asked.samples, "seed": asked.seed} if asked.fisher == "mc" else {}
     module = import_module(f"skerch.curvature.{name}")
     kind: type[LossCurvature] = getattr(module, CURVATURES[name])
     return kind.of_loss(
@@ -72,4 +77,5 @@ def curvature_operator(
         chunk_size=how.chunk_size,
         memory_format=how.memory_format,
         check=not (isinstance(how, Provenance) and how.fingerprint),
+        **options,
     )

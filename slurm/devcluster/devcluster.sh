@@ -5,13 +5,15 @@
 set -euo pipefail
 export PATH="$PATH:/usr/sbin:/sbin"
 
-usage="usage: devcluster.sh up [--nodes 3] [--threads 1] [--accounting] DIR    and then: source DIR/env.sh
+usage="usage: devcluster.sh up [--nodes 3] [--threads 1] [--array-size 101] [--accounting] [--submit-limit N] DIR
+                                               and then: source DIR/env.sh
        devcluster.sh down DIR                  kills all its daemons and jobs
        devcluster.sh status DIR                exits 0 if all of it is up, else 1
        devcluster.sh kill-node DIR n2          SIGKILL for one slurmd; its jobs live on
        devcluster.sh start-node DIR n2         and waits until it is in service again
-       devcluster.sh restart-controller DIR [SIGNAL]    ends slurmctld and starts a new one; after KILL (the
-                                               default) the last five seconds are forgotten, after TERM nothing
+       devcluster.sh restart-controller DIR [SIGNAL [SECONDS]]    ends slurmctld and, so many seconds later (0),
+                                               starts a new one; after KILL (the default) the last five seconds
+                                               are forgotten, after TERM nothing
 up starts empty: no jobs, no history. A node has 4 CPUs, of which --threads share a core. It reads DEVCLUSTER_MIN_JOB_AGE, the seconds for which squeue knows
 an ended job (30; it is gone up to a minute later), and DEVCLUSTER_REQUEUE_WAIT, those a requeued job waits (10)."
 
@@ -131,7 +133,7 @@ PreemptType=preempt/partition_prio
 PreemptMode=REQUEUE
 
 # Limits within reach, and little waiting.
-MaxArraySize=101
+MaxArraySize=$array_size
 MaxJobCount=20000
 MinJobAge=${DEVCLUSTER_MIN_JOB_AGE:-30}
 SchedulerParameters=batch_sched_delay=0,sched_interval=2,sched_min_interval=100000,bf_interval=2,default_queue_depth=10000
@@ -146,6 +148,7 @@ AccountingStorageType=accounting_storage/slurmdbd
 AccountingStorageHost=127.0.0.1
 AccountingStoragePort=${ports[1]}
 AccountingStoragePass=$short/munge/socket
+${limit:+AccountingStorageEnforce=limits}
 
 CONF
     fi
@@ -191,6 +194,14 @@ StorageUser=root
 CONF
     start slurmdbd slurmdbd
     expect slurmdbd register
+    if [[ -n $limit ]]; then expect slurmdbd limit_submits; fi
+}
+
+limit_submits() { # of the user's jobs, waiting and running, an array's tasks each
+    {
+        sacctmgr -i add account "$user" && sacctmgr -i add user "$user" account="$user"
+        sacctmgr -i modify user "$user" set MaxSubmitJobs="$limit"
+    } >>"$dir/log/slurmdbd.log" 2>&1
 }
 
 register() { sacctmgr -i add cluster devcluster >>"$dir/log/slurmdbd.log" 2>&1; }
@@ -198,12 +209,14 @@ register() { sacctmgr -i add cluster devcluster >>"$dir/log/slurmdbd.log" 2>&1; 
 idle() { [[ $(sinfo -h -p main -t idle -o %D) == "$1" ]]; }
 
 up() {
-    local target='' nodes=3 threads=1 accounting='' program i binding ports user
+    local target='' nodes=3 threads=1 array_size=101 accounting='' limit='' program i binding ports user
     while (($#)); do
         case $1 in
         --nodes) nodes=${2:-} && shift ;;
         --threads) threads=${2:-} && shift ;;
+        --array-size) array_size=${2:-} && shift ;;
         --accounting) accounting=yes ;;
+        --submit-limit) limit=${2:-} accounting=yes && shift ;;
         -*) die "there is no option $1"$'\n'"$usage" ;;
         *)
             [[ -z $target ]] || die "up takes one DIR; quote it if it has spaces"
@@ -212,8 +225,8 @@ up() {
         esac
         shift
     done
-    [[ -n $target && $nodes =~ ^[1-9][0-9]?$ && $threads =~ ^[124]$ ]] ||
-        die "up takes 1 to 99 nodes, 1, 2 or 4 threads and a DIR"$'\n'"$usage"
+    [[ -n $target && $nodes =~ ^[1-9][0-9]?$ && $threads =~ ^[124]$ && $array_size$limit =~ ^[0-9]+$ ]] ||
+        die "up takes 1 to 99 nodes, 1, 2 or 4 threads, an array size, a number of jobs and a DIR"$'\n'"$usage"
     for program in slurmctld slurmd sinfo munged ${accounting:+slurmdbd mariadbd mariadb-install-db}; do
         [[ -n $(command -v "$program") ]] || die "$program is missing: apt-get install" \
             "slurm-wlm munge${accounting:+ slurmdbd mariadb-server}"
@@ -295,6 +308,6 @@ down/2) locate "$2" && take_down ;;
 status/2) locate "$2" && status ;;
 kill-node/3) locate "$2" && end "$3" KILL ;;
 start-node/3) locate "$2" && start_node "$3" ;;
-restart-controller/[23]) locate "$2" && end slurmctld "${3:-KILL}" && start slurmctld slurmctld ;;
+restart-controller/[234]) locate "$2" && end slurmctld "${3:-KILL}" && sleep "${4:-0}" && start slurmctld slurmctld ;;
 *) die "$usage" ;;
 esac

@@ -21,7 +21,7 @@ from skerch.jobs.commands.plan import (
 from skerch.jobs.commands.seigh.costs import ITEMS
 from skerch.jobs.commands.seigh.disk import HEADER, training_disk
 from skerch.jobs.config import Config
-from skerch.jobs.config.deflate import source_of
+from skerch.jobs.config.pairs import source_of
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
 from skerch.krylov.operand import BLOCK_BYTES, MOST_TOGETHER
@@ -30,7 +30,12 @@ SMALL = 250_000  # bytes of a Hessian's figure and numbers
 BASES = {"xtrace": 1 / 2, "hutch++": 1 / 3, "hutchinson": 0, "xnystrace": 1}  # vectors a product
 
 
-def plan(config: Config, N: int, tasks: list[Task], calibrate: bool) -> Plan:
+def calibrate(config: Config) -> tuple[float, None]:
+    """The seconds of a product here; there are no blocks."""
+    return _seconds(config), None
+
+
+def plan(config: Config, N: int, tasks: list[Task], one: float | None) -> Plan:
     """What the tasks of a config take."""
     hessians, products = count_hessians(config), _products(config, N)
     bound = ", at most" if _stops(config) else ""
@@ -45,8 +50,7 @@ def plan(config: Config, N: int, tasks: list[Task], calibrate: bool) -> Plan:
         f"{decimal(python_memory())} for Python with PyTorch, as this process.",
         *memory_warnings(config, {config.method: memory}),
     ]
-    if calibrate:
-        one = _seconds(config)
+    if one is not None:
         rest += [
             ("time: a product", duration(one), ""),
             (f"time: all{bound}", duration(one * products), duration(one * products * hessians)),

@@ -14,7 +14,7 @@ from skerch.estimate import Estimate
 from skerch.jobs.commands.results import Hessians, columns
 from skerch.jobs.commands.seigh.results import gaps, numbers, overlap_cell, ties, top_cell
 from skerch.jobs.config import Config
-from skerch.jobs.config.deflate import source_of
+from skerch.jobs.config.pairs import source_of
 from skerch.jobs.run_dir import RunDir, StepDir, results_file
 
 KINDS = {"lanczos": LanczosResults, "trace": TraceResults, "density": DensityResults}

@@ -72,7 +72,7 @@ def workload(task: Task, config: Config, N: int) -> Workload:
         works = [astuple(workload(part, config, N)) for part in parts]
         return Workload(*map(sum, zip(*works, strict=True)))
     if task.stage == "measure":
-        first = task.arguments["tasks"][0] * config.launcher.blocks_per_task
+        first = task.arguments["tasks"][0] * config.launcher.blocks
         blocks = array_manifest(config, rounds[number - 1], N).blocks()
         own = blocks[first : first + len(task.outputs)]
         count = sum(block.stop - block.start for block in own)

@@ -23,7 +23,7 @@ class Disk:
     blocks: int  # and ranges
     merged: int
     eigenvectors: int
-    analysis: int
+    analysis: int  # and the gradient
     keep_blocks: bool
 
     @property
@@ -72,7 +72,8 @@ def hessian_disk(config: Config, N: int) -> Disk:
         merged += stored_size((N, m), item, even_width(m, width))
         merged += stored_size((N, q), item, even_width(q, width))
     eigenvectors = HEADER + stored_size((N, k), item, even_width(k, CHUNK_COLUMNS))
-    return Disk(blocks, merged, eigenvectors, NUMBERS * k + FIGURE, config.keep_blocks)
+    analysis = HEADER + stored_size((N,), item) + NUMBERS * k + FIGURE
+    return Disk(blocks, merged, eigenvectors, analysis, config.keep_blocks)
 
 
 def training_disk(config: Config, N: int) -> int:

@@ -29,6 +29,7 @@ from skerch.jobs.commands.seigh.disk import hessian_disk, training_disk
 from skerch.jobs.config import Config
 from skerch.jobs.config.resources import resources
 from skerch.jobs.config.start import PREVIOUS, in_order, source_of
+from skerch.jobs.launchers.slurm.jobs import in_a_row
 from skerch.jobs.pipeline import Task
 from skerch.jobs.pipeline.seigh import at_once
 from skerch.measurements.gram import SLAB_ROWS
@@ -37,7 +38,13 @@ MEASURING = ("measure", "rounds")
 DISK = 2e8  # bytes a second that a shared disk is taken to read and write for one task
 
 
-def plan(config: Config, N: int, tasks: list[Task], calibrate: bool) -> Plan:
+def calibrate(config: Config) -> tuple[Pace, float]:
+    """How fast a worker is here, and the seconds of a full block."""
+    pace = measure_pace(config)
+    return pace, pace.matvec * config.sketch.block_size
+
+
+def plan(config: Config, N: int, tasks: list[Task], pace: Pace | None) -> Plan:
     """What the sketches of a config take."""
     sketch, hessians = config.sketch, count_hessians(config)
     measuring = [task for task in tasks if task.stage in MEASURING]
@@ -63,7 +70,6 @@ def plan(config: Config, N: int, tasks: list[Task], calibrate: bool) -> Plan:
     notes = [_disk_note(config, N), *_memory_notes(config, N), *_start_notes(config, N)]
     if sketch.target is not None:
         notes.append("target   rounds end once it is reached: all of this is the most it may take.")
-    pace = measure_pace(config) if calibrate else None
     if pace:
         rest += _time_rows(config, N, pace)
         notes.append(_time_note(config, N, pace))
@@ -76,7 +82,9 @@ def run_disk(config: Config, N: int) -> tuple[int, int]:
     Where Hessians do not come one after another, all of them may be at their peak.
     """
     each, hessians, launcher = hessian_disk(config, N), count_hessians(config), config.launcher
-    in_order = config.cluster is None and launcher.name == "local" and launcher.workers == 1
+    in_order = (
+        config.cluster is None and launcher.workers == 1 and launcher.name in ("auto", "local")
+    )
     most = (hessians - 1) * each.stays + each.peak if in_order else hessians * each.peak
     training = training_disk(config, N)
     return training + hessians * each.stays, training + most
@@ -183,9 +191,8 @@ def _rounds_table(config: Config, N: int, pace: Pace | None) -> Table:
         other = config if as_is else replace(config, sketch=replace(sketch, rounds=rounds))
         expected = expected_residual(sketch.outer, sketch.inner, rounds)
         known = expected is not None and sketch.recovery == "nystrom"
-        in_a_row = {task.array or task.id for task in pipeline.tasks(other)[1:]}
         cells = [f"{rounds}", f"about {expected:.3f}" if known else "-"]
-        cells.append(f"{len(in_a_row) // count_hessians(config)}")
+        cells.append(f"{in_a_row(other)}")
         if pace:
             arrays, rest = _times(other, N, pace)
             cells.append(duration(_waves(arrays, _at_once(other)) + rest))

@@ -15,7 +15,6 @@ import json
 import os
 import signal
 import sys
-import threading
 import traceback
 from collections.abc import Iterator
 from contextlib import suppress
@@ -30,7 +29,7 @@ from skerch.files import print_always, refusals_named
 from skerch.jobs import pipeline
 from skerch.jobs.config import Config, load
 from skerch.jobs.config.stages import STAGES
-from skerch.jobs.launchers import Report
+from skerch.jobs.launchers import Report, lifeline
 from skerch.jobs.launchers.local import context_of, run_task, skipped
 from skerch.jobs.launchers.mpi.launch import WAYS_OUT, MpiError
 from skerch.jobs.launchers.mpi.ranks import RankError, Ranks
@@ -194,7 +193,7 @@ def _first(ranks: Ranks, options: argparse.Namespace, messages: _Messages | None
         with refusals_named():
             run, name = RunDir(options.run), options.name
             if messages:
-                _end_with_parent()
+                lifeline.follow()  # and so end all ranks
                 config = run.load(name)
                 missing = pipeline.missing(pipeline.tasks(config))
                 messages.say("failures", _run(ranks, config, missing, messages))
@@ -215,18 +214,6 @@ def _refuse(error: SkerchError, messages: _Messages | None) -> int:
     else:
         print(f"error: {error}", file=sys.stderr)
     return error.exit_status
-
-
-def _end_with_parent() -> None:
-    """End this rank, and so all, when the process that holds its standard input is gone."""
-
-    def follow() -> None:
-        if os.read(0, 1):  # or else mpiexec does not hand it on
-            while os.read(0, 4096):
-                pass
-            os._exit(1)
-
-    threading.Thread(target=follow, daemon=True).start()
 
 
 if __name__ == "__main__":

@@ -37,11 +37,11 @@ def launch(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
     Raises MpiError where there is no MPI, or a rank was killed, which ends all of them.
     """
     run, ranks = RunDir(config.run_dir), str(config.launcher.workers)
-    beside = str(Path(sys.executable).parent)
-    mpiexec = shutil.which("mpiexec", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
+    mpiexec = find_mpiexec()
     if mpiexec is None:
         raise MpiError(
-            f"launcher.name=mpi needs mpiexec, which is neither in {beside} nor on PATH: {WAYS_OUT}"
+            f"launcher.name=mpi needs mpiexec, which is neither in {Path(sys.executable).parent} "
+            f"nor on PATH: {WAYS_OUT}"
         )
     program = [sys.executable, "-m", "skerch.jobs.launchers.mpi", str(run.path)]
     command = [mpiexec, "-n", ranks, *program, "--name", method_name(config), "--ranks", ranks]
@@ -74,6 +74,12 @@ def launch(config: Config, tasks: list[Task], report: Report) -> dict[str, str]:
             "again to go on."
         )
     return failures
+
+
+def find_mpiexec() -> str | None:
+    """The mpiexec beside the Python that runs, or else the first on PATH."""
+    beside = str(Path(sys.executable).parent)
+    return shutil.which("mpiexec", path=os.pathsep.join([beside, os.environ.get("PATH", "")]))
 
 
 def _listen(

@@ -10,11 +10,12 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 from typing import TextIO
 
 from skerch.jobs.launchers.slurm.inside import job_id, restarts
-from skerch.jobs.launchers.slurm.scheduler import SlurmError
+from skerch.jobs.launchers.slurm.programs import SlurmError
 
 PATIENCE = 60  # seconds that a worker may take to die after its job has ended
 
@@ -30,17 +31,20 @@ class _Attempt:
 
 
 @contextmanager
-def alone(lock: Path, say: Callable[[str], None]) -> Iterator[bool]:
+def alone(
+    lock: Path, say: Callable[[str], None], until: Callable[[], bool] | None = None
+) -> Iterator[bool]:
     """Whether this process is to do the task of a lock, which it holds meanwhile and then removes.
 
     It is not where one of the same attempt, or of a later one, is at it already: srun started
     several. One of an earlier attempt is no hindrance, as its node was given up. Nor is it one that
     there are no locks: two at one task are harmless.
 
-    Raises SlurmError where another job is at it, and is not just about to end.
+    Where another job is at it, this waits for its end, or `until` that is true. Raises SlurmError
+    where there is no such condition, and the other is not just about to end.
     """
     mine = _Attempt(job_id(), restarts(), socket.gethostname(), os.getpid())
-    held = _hold(lock, mine)
+    held = _hold(lock, mine, until)
     if isinstance(held, _Attempt):
         say(f"Process {held.pid} on {held.host} is at this already, for the same job: this ends.")
         yield False
@@ -57,10 +61,12 @@ def alone(lock: Path, say: Callable[[str], None]) -> Iterator[bool]:
             _remove(lock, held)
 
 
-def _hold(lock: Path, mine: _Attempt) -> TextIO | _Attempt | None:
-    """The lock, or who of the same attempt has it; None where there are no locks."""
+def _hold(lock: Path, mine: _Attempt, until: Callable[[], bool] | None) -> TextIO | _Attempt | None:
+    """The lock, or who of the same attempt has it; None where there are no locks, or no need."""
     other = None
-    for look in range(PATIENCE):
+    for look in range(PATIENCE) if until is None else count():
+        if until and until():
+            return None
         try:
             file = lock.open("a+", encoding="utf-8")
         except OSError:  # which the log, that lies beside it, is to name

@@ -7,7 +7,7 @@ is killed in between leaves a token that the scheduler knows, too.
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from functools import cached_property
 
 from skerch.files import FileError, cause
@@ -27,15 +27,53 @@ class Submission:
     after: tuple[str, ...] = ()  # ids of the jobs that it waits for
     asked: int | None = None  # MiB, by the config
     memory: int | None = None  # MiB, given: more where it ran out of it before
+    asked_time: int | None = None  # minutes, by the config
+    time: int | None = None  # minutes, given: more where that was too little before
+    cpus: int | None = None
+    gpus: int | None = None
+    because: dict[str, str] = field(default_factory=dict)  # how tasks failed that are healed
+    died: dict[str, str] = field(default_factory=dict)  # and on which node
+    # Where an element does several tasks, one after the other, and `task` last: what each must have
+    # by itself, as `asked`, `memory`, `asked_time` and `time` are for all.
+    parts: dict[str, list[int | None]] = field(default_factory=dict)
     when: float = 0.0  # seconds since the epoch
     job: str | None = None  # its id, unknown where the submitting process was killed
 
+    @property
+    def before(self) -> tuple[str, ...]:
+        """What each element does first, by task ids."""
+        return tuple(self.parts)[:-1]
+
     @cached_property
     def elements(self) -> dict[str, int | None]:
-        """The scheduler's index (None without an array) of each task, by task id."""
+        """The scheduler's index (None without an array) of each task, by task id.
+
+        What all elements of an array do first has the index of the first one.
+        """
         if self.indices is None:
-            return {self.task: None}
-        return {f"{self.task}.{index}": index - self.first for index in self.indices}
+            return dict.fromkeys((*self.before, self.task))
+        first = min(self.indices) - self.first
+        found: dict[str, int | None] = dict.fromkeys(self.before, first)
+        return found | {f"{self.task}.{index}": index - self.first for index in self.indices}
+
+    def places(self, task: str) -> tuple[int | None, ...]:
+        """The indices of all elements that do a task, or find it done."""
+        if task in self.before:
+            return tuple(dict.fromkeys(self.elements.values()))
+        return (self.elements[task],)
+
+    def earlier(self, task: str) -> tuple[str, ...]:
+        """What an element does before a task of its."""
+        before = self.before
+        return before[: before.index(task)] if task in before else before
+
+    def own(self, task: str) -> Submission:
+        """The submission as it would be of one of its tasks alone, by what that must have."""
+        found = self.parts.get(task) or self.parts.get(self.task)
+        if not found:
+            return self
+        asked, memory, asked_time, time = found
+        return replace(self, asked=asked, memory=memory, asked_time=asked_time, time=time)
 
     def job_of(self, task: str) -> str | None:
         """The id that the scheduler has for one of the tasks."""
@@ -44,13 +82,13 @@ class Submission:
 
 
 def record(run: RunDir, submission: Submission) -> None:
-    """Write down a submission that is about to be made, or made.
+    """Write down a submission that is about to be made, or made, or that waits for other jobs.
 
     Raises FileError where the operating system refuses, as on a full disk.
     """
     content = asdict(submission)
     if submission.job is not None:
-        content = {"token": submission.token, "job": submission.job}
+        content = {key: content[key] for key in ("token", "job", "after")}
     elif submission.indices is not None:
         content["indices"] = format_ranges(submission.indices)
     try:
@@ -75,7 +113,8 @@ def submissions(run: RunDir) -> list[Submission]:
             content = json.loads(line)
             token = content["token"]
             if token in found:
-                found[token] = replace(found[token], job=content["job"])
+                after = tuple(content.get("after", found[token].after))
+                found[token] = replace(found[token], job=content["job"], after=after)
                 continue
             if content["indices"] is not None:
                 content["indices"] = parse_ranges(content["indices"])

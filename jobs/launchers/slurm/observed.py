@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import re
 import signal
+from collections.abc import Container, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
+from itertools import takewhile
 from typing import Literal, get_args
 
 from skerch.errors import SkerchError
@@ -49,6 +52,11 @@ class TaskState:
     needs: TaskState | None = None  # the task that failed or is lost and so takes it down
 
 
+def kind(state: TaskState) -> str:
+    """How a task failed, but for figures: equal where it failed the same way."""
+    return state.cause or re.sub(r"\d+", "#", state.reason or state.state)
+
+
 @dataclass(frozen=True)
 class Submitted:
     """All submissions of a run, oldest first, and what the scheduler says of them."""
@@ -68,8 +76,8 @@ class Submitted:
         return {
             task: s
             for s in self.history
-            for task, index in s.elements.items()
-            if (element := self.elements.get((s.token, index))) and element.alive
+            for task in s.elements
+            if (element := self.element_in(s, task)) and element.alive
         }
 
     @cached_property
@@ -82,14 +90,55 @@ class Submitted:
     def element(self, task: str) -> Element | None:
         """What the scheduler says of a task as it was last submitted; None if nothing."""
         s = self.latest.get(task)
-        return self.elements.get((s.token, s.elements[task])) if s else None
+        return self.element_in(s, task) if s else None
 
-    def state(self, run: RunDir, task: Task, missing: bool) -> TaskState:
-        """One task's state, without `next` and `needs`, which the other tasks decide."""
+    def healed(self, task: str) -> int:
+        """How often a task that failed was submitted again since its user did so."""
+        submissions = [s for s in self.history if s.job and task in s.elements]
+        return len(list(takewhile(lambda s: task in s.because, reversed(submissions))))
+
+    def taken_down(self, task: str) -> bool:
+        """Whether a job that a task's waited for did not end well, so that it was cancelled."""
+        jobs = self.latest[task].after if task in self.latest else ()
+        return any(
+            e.ended and e.state != "COMPLETED"
+            for e in self.elements.values()
+            if e.job.partition("_")[0] in jobs
+        )
+
+    def element_in(self, s: Submission, task: str) -> Element | None:
+        """What the scheduler says of a submission's task; of several elements, one that lives."""
+        found = [self.elements.get((s.token, index)) for index in s.places(task)]
+        known = [element for element in found if element]
+        return max(known, key=lambda e: (e.alive, not e.pending), default=None)
+
+    def reached(self, task: str, missing: Container[str]) -> bool:
+        """Whether the last job of a task came to it: nothing that it does before is missing."""
+        s = self.latest.get(task)
+        return s is None or not any(earlier in missing for earlier in s.earlier(task))
+
+    def lacked(
+        self, run: RunDir, task: Task, missing: Container[str]
+    ) -> Literal["memory", "time"] | None:
+        """What was too little for a task that failed; killed twice, it was memory."""
+        state = self.state(run, task, missing)
+        if state.state != "failed" or state.cause is None:
+            return None
+        if state.cause == "killed":
+            before = self.latest[task.id].because.get(task.id) if task.id in self.latest else None
+            return "memory" if before == kind(state) else None
+        return state.cause
+
+    def state(self, run: RunDir, task: Task, ids: Container[str]) -> TaskState:
+        """One task's state, without `next` and `needs`, which the other tasks decide.
+
+        `ids` are those of the missing tasks.
+        """
+        missing, reached = task.id in ids, self.reached(task.id, ids)
         submission, element = self.latest.get(task.id), self.element(task.id)
         live = self.live.get(task.id)
         if live is not None:
-            element = self.elements[live.token, live.elements[task.id]]
+            element = self.element_in(live, task.id)
         log, attempt = run.task_log(task.id), ""
         if missing:
             attempt = task_log.last_attempt(run, task.id, submission.when if submission else 0.0)
@@ -100,9 +149,9 @@ class Submitted:
         if not missing:
             state = "done"
         elif live is not None and element is not None:
-            state = "pending" if element.pending else "running"
-            reason = element.reason or element.node
-        elif scheduler.ran_out_of_memory(element, attempt):
+            state = "pending" if element.pending or not reached else "running"
+            reason = element.reason or (element.node if reached else "its turn within its job")
+        elif reached and scheduler.ran_out_of_memory(element, attempt):
             state, cause = "failed", "memory"
             reason = "out of memory" + (f": {error}" if error else "")
         elif element is not None and element.state != "COMPLETED":
@@ -135,11 +184,11 @@ class Submitted:
             reason=reason,
             job=element.job if element else job,
             node=element.node if element else None,
-            exit_code=element.exit_code if element and element.ended else None,
+            exit_code=element.exit_code if element and element.ended and reached else None,
             log=str(log) if log.exists() else None,
             last_line=lines[-1] if lines else None,
             error=error,
-            cause=cause,
+            cause=cause if reached else None,
         )
 
 
@@ -156,6 +205,25 @@ def observe(run: RunDir, patience: float, *, unasked: bool = False) -> Submitted
     if unasked or run.jobs.parent.exists():
         elements = scheduler.elements(run.path, history, patience)
     return Submitted([_identified(s, elements) for s in history], elements)
+
+
+def observe_all(runs: Sequence[RunDir], patience: float) -> list[Submitted]:
+    """As `observe` of each run, and the scheduler is asked once; its silence stands in each."""
+    histories = [journal.submissions(run) for run in runs]
+    asked = [run.jobs.parent.exists() for run in runs]
+    said = None
+    if any(asked):
+        said = scheduler.ask([s.job for each in histories for s in each if s.job], patience)
+    found = []
+    for run, history, is_asked in zip(runs, histories, asked, strict=True):
+        elements, silence = {}, None
+        if is_asked:
+            try:
+                elements = scheduler.elements(run.path, history, patience, said)
+            except SkerchError as error:
+                silence = str(error)
+        found.append(Submitted([_identified(s, elements) for s in history], elements, silence))
+    return found
 
 
 def refuse_live(run: RunDir) -> None:
@@ -177,6 +245,7 @@ def _identified(submission: Submission, elements: scheduler.Elements) -> Submiss
     if submission.job is not None:
         return submission
     for index in submission.elements.values():
-        if (element := elements.get((submission.token, index))) is not None:
+        element = elements.get((submission.token, index))
+        if element and (element.node or element.state != "FAILED"):  # such a one was refused
             return replace(submission, job=element.job.partition("_")[0])
     return submission

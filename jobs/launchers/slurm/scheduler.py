@@ -1,4 +1,4 @@
-"""What Slurm is asked: the one file that runs sbatch, squeue, sacct, scancel and scontrol.
+"""What Slurm is asked and told about jobs, by sbatch, squeue, sacct, scancel and scontrol.
 
 The scheduler's word is advice. Accounting may be missing (sacct), and squeue forgets a job some
 minutes after its end (MinJobAge) or does not answer.
@@ -10,8 +10,6 @@ import hashlib
 import math
 import os
 import re
-import shutil
-import subprocess
 import time
 import uuid
 from collections.abc import Sequence
@@ -21,8 +19,17 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from textwrap import shorten
 
-from skerch.errors import SkerchError
+from skerch.errors import UsageError
 from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.programs import (
+    PATIENCE,
+    WORDS,
+    BusyError,
+    SlurmError,
+    again,
+    call,
+    call_once,
+)
 from skerch.jobs.pipeline import task_log
 
 ENDED = (
@@ -45,26 +52,9 @@ OUT_OF_MEMORY = re.compile(
 )
 OF_A_DEVICE = re.compile(r"CUDA|HIP")
 ECHO = re.compile(r"srun: (Force Terminated|error: .* Exited with exit code)")  # in a task's log
-# The shell's variables that say which Slurm is meant. Others, which would override an option or a
-# question, have no say.
-KEPT = (
-    *("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT"),
-    *("SLURM_SACK_KEY", "SLURM_SACK_JWKS", "SLURM_SACK_SOCKET"),
-)
-IGNORED = ("SLURM_", "SBATCH_", "SRUN_", "SQUEUE_", "SCANCEL_", "SACCT_", "SCONTROL_")
 # Array job, index in the array, state, reason, nodes; then job name, working directory and comment,
 # which may have any characters. All versions know these letters.
 FIELDS = "%F|%K|%T|%r|%N|%j|%Z|%k"
-WORDS = 300  # characters of what a command printed, at most, in a sentence
-PATIENCE = 60.0  # seconds that a command may take, where nothing can be done without it
-
-
-class SlurmError(SkerchError):
-    """Slurm that is not here, does not answer or refuses; the message has its words."""
-
-
-class NoAnswerError(SlurmError):
-    """A command of Slurm that may have done what it was told: it did not answer in time."""
 
 
 @dataclass(frozen=True)
@@ -114,23 +104,46 @@ Elements = dict[tuple[str, int | None], Element]  # by token and array index
 # What is asked of the scheduler.
 
 
-def elements(run: Path, submissions: list[Submission], patience: float) -> Elements:
+@dataclass(frozen=True)
+class Said:
+    """What squeue and sacct say, of one run or of several."""
+
+    queue: list[list[str]] | SlurmError  # as `ask_queue` has it, or why squeue says nothing
+    accounted: dict[tuple[str, int | None], Element]  # by job id and array index
+
+
+def ask(jobs: list[str], patience: float) -> Said:
+    """Ask squeue for the user's jobs, and sacct for some by their ids."""
+    with ThreadPoolExecutor(1) as pool:
+        accounting = pool.submit(_accounted, jobs, patience)
+        queue: list[list[str]] | SlurmError
+        try:
+            queue = ask_queue(patience)
+        except SlurmError as error:
+            queue = error
+        return Said(queue, accounting.result())
+
+
+def elements(
+    run: Path, submissions: list[Submission], patience: float, said: Said | None = None
+) -> Elements:
     """What Slurm says of submissions of a run, and of others that it made, as far as it knows them.
+
+    It is asked, unless it has `said` so already.
 
     Raises SlurmError where squeue does not answer within `patience` seconds, or what it prints is
     not understood, and sacct does not know all of them.
     """
     tokens = {s.token for s in submissions}
     by_job = {s.job: s.token for s in submissions if s.job is not None}
-    with ThreadPoolExecutor(1) as pool:
-        accounting = pool.submit(_accounted, list(by_job), patience)
-        try:
-            queued, silence = _queued(run, submissions, patience), None
-        except SlurmError as error:
-            queued, silence = {}, error
-        accounted = {
-            (by_job[job], index): element for (job, index), element in accounting.result().items()
-        }
+    said = said or ask(list(by_job), patience)
+    silence = said.queue if isinstance(said.queue, SlurmError) else None
+    queued = {} if isinstance(said.queue, SlurmError) else _queued(run, submissions, said.queue)
+    accounted = {
+        (by_job[job], index): element
+        for (job, index), element in said.accounted.items()
+        if job in by_job
+    }
     found = {
         key: element
         for key, element in accounted.items()
@@ -142,8 +155,8 @@ def elements(run: Path, submissions: list[Submission], patience: float) -> Eleme
     return found
 
 
-def _queued(run: Path, submissions: list[Submission], patience: float) -> Elements:
-    """What squeue says: elements of jobs that live, or ended a short time ago.
+def _queued(run: Path, submissions: list[Submission], queue: list[list[str]]) -> Elements:
+    """What squeue says of a run: elements of jobs that live, or ended a short time ago.
 
     A job is known by its id, unless its token is another's (ids begin anew one day), or by its
     token where its id is not known. Some sites take away the comment that the token is in; then by
@@ -153,7 +166,7 @@ def _queued(run: Path, submissions: list[Submission], patience: float) -> Elemen
     by_job = {s.job: s.token for s in submissions if s.job is not None}
     by_name = {f"{job_name(run, s.task)}|{run}|": s.token for s in submissions if s.job is None}
     found: Elements = {}
-    for job, index, state, reason, node, rest in _ask_queue(patience):
+    for job, index, state, reason, node, rest in queue:
         named = TOKEN.search(rest)
         token = named[0] if named else by_job.get(job, "")
         if not token:
@@ -165,7 +178,7 @@ def _queued(run: Path, submissions: list[Submission], patience: float) -> Elemen
     return found
 
 
-def _ask_queue(patience: float) -> list[list[str]]:
+def ask_queue(patience: float) -> list[list[str]]:
     """The user's jobs in all partitions: the first five of FIELDS, and the rest.
 
     A comment may have line breaks; so each record stands between marks that no comment has. Raises
@@ -174,7 +187,7 @@ def _ask_queue(patience: float) -> list[list[str]]:
     """
     mark = uuid.uuid4().hex
     command = ["squeue", "--all", "-r", "-t", "all", "-u", str(os.getuid())]
-    done = _slurm([*command, "-o", f"{mark}|{FIELDS}|{mark}"], patience=patience)
+    done = call([*command, "-o", f"{mark}|{FIELDS}|{mark}"], patience=patience)
     record = re.compile(rf"^{mark}\|(.*?)\|{mark}\s*?$", re.MULTILINE | re.DOTALL)
     listed = [found.split("|", 5) for found in record.findall(done.stdout)]
     jobs = [fields for fields in listed if fields != listed[0]]  # each cluster has a header
@@ -205,7 +218,7 @@ def _with_exit_codes(queued: Elements, accounted: Elements, patience: float) -> 
         command = ["squeue", "--all", "-h", "-r", "-t", "all", "-j", ",".join(jobs)]
         with suppress(SlurmError):
             form = "ArrayJobID:20,ArrayTaskID:20,exit_code:20"
-            text = _slurm([*command, "-O", form], patience=patience).stdout
+            text = call([*command, "-O", form], patience=patience).stdout
             rows = [row for row in map(str.split, text.splitlines()) if len(row) == 3]
             said = {job if i == "N/A" else f"{job}_{i}": _exit_code(code) for job, i, code in rows}
             codes |= {key: said.get(ended[key].job, "") for key in unknown}
@@ -214,19 +227,9 @@ def _with_exit_codes(queued: Elements, accounted: Elements, patience: float) -> 
 
 def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None], Element]:
     """What sacct says of jobs, by id and index; nothing where there is no accounting."""
-    if not jobs:
-        return {}
-    command = ["sacct", "-n", "-P", "-X", "-u", str(os.getuid())]
-    if clusters := os.environ.get("SLURM_CLUSTERS"):  # which sacct, alone of all, does not read
-        command += ["-M", clusters]
-    command += ["-o", "JobID,State,NodeList,ExitCode"]
-    try:
-        text = _slurm([*command, "-j", ",".join(jobs)], patience=patience).stdout
-    except SlurmError:
-        return {}
     found = {}
-    for line in text.splitlines():
-        name, state, node, code = (line.split("|") + [""] * 3)[:4]
+    for line in accounts(jobs, "JobID,State,NodeList,ExitCode", patience, "-X"):
+        name, state, node, code = (line + [""] * 3)[:4]
         job, _, index = name.partition("_")
         if job not in jobs or not state or (index and not index.isdecimal()):
             continue  # tasks that wait are squeue's to tell
@@ -235,13 +238,43 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
     return found
 
 
+def known(jobs: str | None) -> set[str]:
+    """The ids in a list of the user's jobs, as 12,13_4,14?; raises UsageError for one of no job.
+
+    An empty list is such a one: a variable that was to have an id.
+    """
+    ids = set() if jobs is None else set(jobs.split(","))
+    queued = {row[0] for row in ask_queue(PATIENCE)} if ids else ()
+    for id in ids:
+        number = re.fullmatch(r"(\d+)(?:_\d+)?\??", id)
+        if number is None or number[1] not in queued:
+            raise UsageError(
+                f"--after {id or repr(jobs)}: squeue shows no such job of yours. If it has ended "
+                "well, leave it out; an id is 12 or, of an array's task, 12_3; 12? waits however "
+                "12 ends."
+            )
+    return ids
+
+
+def accounts(jobs: list[str], form: str, patience: float, *options: str) -> list[list[str]]:
+    """What sacct says of jobs, a list of fields a line; nothing where there is no accounting."""
+    command = ["sacct", "-n", "-P", *options, "-u", str(os.getuid())]
+    if clusters := os.environ.get("SLURM_CLUSTERS"):  # which sacct, alone of all, does not read
+        command += ["-M", clusters]
+    with suppress(SlurmError):
+        if jobs:
+            said = call([*command, "-o", form, "-j", ",".join(jobs)], patience=patience)
+            return [line.split("|") for line in said.stdout.splitlines()]
+    return []
+
+
 def array_size() -> int:
     """How many tasks an array is given: the largest power of ten up to MaxArraySize.
 
     A power of ten, as then a log's name ends in the task's number: Slurm pads the array index.
     """
     try:
-        text = _slurm(["scontrol", "show", "config"], patience=PATIENCE).stdout
+        text = call(["scontrol", "show", "config"], patience=PATIENCE).stdout
     except SlurmError:
         text = ""
     found = re.search(r"^MaxArraySize\s*=\s*(\d+)", text, re.MULTILINE)
@@ -251,7 +284,7 @@ def array_size() -> int:
 
 def time_limit(job: str) -> float:
     """The seconds that a job, or an element of an array, may run; infinity without a limit."""
-    said = _slurm(["squeue", "--all", "-h", "-j", job, "-o", "%l"], patience=PATIENCE).stdout
+    said = call(["squeue", "--all", "-h", "-j", job, "-o", "%l"], patience=PATIENCE).stdout
     found = re.search(r"^(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)$", said, re.MULTILINE)
     if not found:
         return math.inf
@@ -283,36 +316,45 @@ def job_name(run: Path, task: str) -> str:
     return re.sub(r"[^\w.-]+", "-", f"{run.name}.{task}")
 
 
-def overruled() -> list[str]:
-    """The shell's variables with which sbatch would override a script; they are kept from it."""
-    return sorted(name for name in os.environ if name.startswith("SBATCH_"))
-
-
 def submit(text: str, lock: int, run: Path, submission: Submission) -> str:
     """Give a script to sbatch; its job id.
 
     sbatch holds the lock too, as it may submit when who called it is killed already. Where it does
-    not answer in time, or prints no id, squeue tells whether the job is there.
+    not answer in time, or prints no id, squeue tells whether the job is there; where Slurm is busy
+    and it is not, it is given again.
+
+    Raises:
+        FullError: there are as many jobs as there may be.
+        BusyError: Slurm was busy for too long.
+        SlurmError: it refuses.
     """
-    try:
-        said = _slurm(["sbatch", "--parsable"], patience=PATIENCE, text=text, keep=(lock,)).stdout
-    except NoAnswerError as error:
-        if job := _find(run, submission):
-            return job
-        raise SlurmError(
-            f"{error} Whether it has the job is not known; squeue does not show it."
-        ) from error
-    ids = set(JOB_ID.findall(said))
-    job = ids.pop() if len(ids) == 1 else _find(run, submission)
-    if job is None:
-        raise SlurmError(f"sbatch printed no job id, but: {shorten(said, WORDS)}.")
-    return job
+    for _ in again():
+        try:
+            said = call_once(["sbatch", "--parsable"], PATIENCE, text, keep=(lock,)).stdout
+        except BusyError as error:
+            busy = error
+            with suppress(BusyError):
+                if job := _find(run, submission):
+                    return job
+            continue
+        ids = set(JOB_ID.findall(said))
+        job = ids.pop() if len(ids) == 1 else _find(run, submission)
+        if job is None:
+            raise SlurmError(f"sbatch printed no job id, but: {shorten(said, WORDS)}.")
+        return job
+    raise BusyError(f"{busy} Whether it has the job is not known; squeue does not show it.")
+
+
+def depend(job: str, on: Sequence[str]) -> None:
+    """Let a job that waits begin after the end of others, however that is."""
+    change = f"Dependency=afterany:{':'.join(on)}"
+    call(["scontrol", "update", f"JobId={job}", change], patience=PATIENCE)
 
 
 def _find(run: Path, submission: Submission) -> str | None:
     """The id of a job whose submission was not answered, if squeue shows it in some seconds."""
     for _ in range(10):
-        for (token, _), element in _queued(run, [submission], PATIENCE).items():
+        for (token, _), element in _queued(run, [submission], ask_queue(PATIENCE)).items():
             if token == submission.token:
                 return element.job.partition("_")[0]
         time.sleep(1.0)
@@ -321,50 +363,13 @@ def _find(run: Path, submission: Submission) -> str | None:
 
 def requeue(job: str) -> None:
     """Ask that a job, or an element of an array, is queued again."""
-    _slurm(["scontrol", "requeue", job], patience=PATIENCE)
+    call(["scontrol", "requeue", job], patience=PATIENCE)
 
 
 def cancel(jobs: list[str]) -> None:
     """Cancel jobs, or elements of arrays, by id."""
     for start in range(0, len(jobs), 500):
-        _slurm(["scancel", *jobs[start : start + 500]], patience=PATIENCE)
-
-
-def _slurm(
-    command: list[str], *, patience: float, text: str | None = None, keep: Sequence[int] = ()
-) -> subprocess.CompletedProcess[str]:
-    """A command of Slurm that has ended well; a SlurmError where it fails or does not answer."""
-    name = command[0]
-    if shutil.which(name) is None:
-        raise SlurmError(f"{name} is not on PATH: use a machine from which jobs are submitted.")
-    environment = {
-        key: value
-        for key, value in os.environ.items()
-        if key in KEPT or not key.startswith(IGNORED)
-    }
-    try:
-        done = subprocess.run(
-            command,
-            input=text,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=patience,
-            env=environment,
-            pass_fds=keep,
-            stdin=None if text is not None else subprocess.DEVNULL,
-        )
-    except subprocess.TimeoutExpired:
-        raise NoAnswerError(
-            f"{name} does not answer within {patience:g} s. Try again later."
-        ) from None
-    except OSError as error:
-        raise SlurmError(f"{name} cannot be run: {error}.") from error
-    if done.returncode:
-        said = re.sub(rf"{name}: (error|fatal): ", "", done.stderr)
-        words = "; ".join(line.strip(" .") for line in said.splitlines() if line.strip())
-        raise SlurmError(f"{name} failed: {words[:500] or f'exit status {done.returncode}'}.")
-    return done
+        call(["scancel", *jobs[start : start + 500]], patience=PATIENCE)
 
 
 def _said(words: str) -> str:

@@ -1,30 +1,34 @@
-"""Which jobs of a scheduler complete a run, and what each waits for.
-
-A measurement array is one job, an array of its missing tasks (several, where the scheduler takes
-no array of that size, or where some ran out of memory and need more); any other task is a job.
-"""
+"""Give a scheduler the jobs that complete a run, show them, and cancel them."""
 
 from __future__ import annotations
 
+import re
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Container
 from contextlib import suppress
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import replace
 
-from skerch.errors import SkerchError
 from skerch.files import sweep
 from skerch.jobs import pipeline
 from skerch.jobs.config import Config
-from skerch.jobs.config.resources import Resources, resources
-from skerch.jobs.config.stages import STAGES
-from skerch.jobs.launchers.slurm import journal, scheduler, script
+from skerch.jobs.config.resources import resources
+from skerch.jobs.launchers.slurm import programs, scheduler, script
+from skerch.jobs.launchers.slurm.chain import Chain, job_script, line
+from skerch.jobs.launchers.slurm.cost import automatic
+from skerch.jobs.launchers.slurm.failures import NONE, failures, needing
+from skerch.jobs.launchers.slurm.jobs import (
+    after,
+    healing_id,
+    healing_job,
+    last_jobs,
+    missing_jobs,
+)
 from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.nodes import bad_nodes, without
 from skerch.jobs.launchers.slurm.observed import Submitted, observe
+from skerch.jobs.launchers.slurm.raised import SubmitError
 from skerch.jobs.launchers.slurm.scheduler import Element
-from skerch.jobs.pipeline import Task, task_log
+from skerch.jobs.pipeline import blocks
 from skerch.jobs.pipeline.ranges import counted, format_ranges
 from skerch.jobs.run_dir import RunDir, command, method_name
 
@@ -32,41 +36,18 @@ ENDING = 20.0  # seconds in which a cancelled job is to leave the queue
 ABANDONED = 3600.0  # seconds after which no lost worker of another node still writes a file
 
 
-class SubmitError(SkerchError):
-    """Jobs that cannot be submitted as things are."""
-
-
-@dataclass(frozen=True)
-class Job:
-    """Tasks of one stage that are submitted together."""
-
-    tasks: list[Task]
-    first: int | None  # the number of the task that an array calls 0; None for a task alone
-    memory: int | None  # MiB
-    resources: Resources
-
-    def submission(self, run: Path, name: str, after: set[str]) -> Submission:
-        """As it is written down before the scheduler is asked."""
-        indices = None if self.first is None else tuple(t.arguments["tasks"][0] for t in self.tasks)
-        task = self.tasks[0]
-        return Submission(
-            token=scheduler.new_token(run),
-            name=name,
-            task=task.array or task.id,
-            indices=indices,
-            first=self.first or 0,
-            after=tuple(sorted(after)),
-            asked=self.resources.memory,
-            memory=self.memory,
-            when=time.time(),
-        )
-
-
-def submit(config: Config) -> None:
+def submit(config: Config, waits: str | None = None, *, heal: bool = False) -> bool:
     """Submit what a run lacks and no live job is to do; doing it again resumes.
 
+    Its first jobs wait for others of the user's, as in `12,13?`.
+
+    The last job of a chain does so, too (`heal`): without what is hopeless, and after failures
+    `launcher.heals` times at most. Returns whether all is done or a live job is to do it.
+
     Raises:
-        SubmitError: live jobs are in the way, or a task needs more memory than it may have.
+        UsageError: Slurm does not know a job that is to be waited for.
+        SubmitError: live jobs are in the way, a task needs more memory or time than it may have,
+            or a job was refused.
         SlurmError: Slurm is not here, does not answer or refuses.
     """
     from skerch.jobs.launchers.preflight import count_parameters
@@ -74,50 +55,69 @@ def submit(config: Config) -> None:
 
     run = RunDir(config.run_dir)
     script.check_path(run.path)
-    wanted = resources(config)
-    if pipeline.missing(pipeline.tasks(config)):
+    first = scheduler.known(waits)
+    resources(config)  # refuses what cannot be
+    tasks = pipeline.tasks(config)
+    if not heal and pipeline.missing(tasks):
         count_parameters(config, here=False)
-    if names := scheduler.overruled():
+    if names := programs.overruled():
         print(
             f"{', '.join(names)} of your shell {'has' if len(names) == 1 else 'have'} no say: what "
             "jobs ask for stands in the cluster file and in resources.",
             file=sys.stderr,
         )
     with locked(run) as lock:
-        known = observe(run, scheduler.PATIENCE, unasked=True)
-        _check_live(run, config, known)
-        jobs, stuck, ids = _missing_jobs(run, config, known, wanted)
+        known = observe(run, programs.PATIENCE, unasked=True)
+        config = automatic(run, _checked(run, config, known), known)
+        tasks, all_nodes = pipeline.tasks(config), resources(config)
+        failed = NONE
+        if heal:
+            failed = failures(run, config.launcher.heals, tasks, known, all_nodes)
+        leave = needing(tasks, failed.hopeless)
+        bad = bad_nodes(run, tasks, known)
+        wanted = without(all_nodes, bad.keys() | failed.died.values())
+        jobs, stuck, ids = missing_jobs(run, config, known, wanted, leave)
         bind(run, config)
         sweep(run.path, age=None if known.live else ABANDONED)
-        with suppress(scheduler.SlurmError):  # those that have ended meanwhile
+        with suppress(programs.SlurmError):  # those that have ended meanwhile
             scheduler.cancel(stuck)
         run.logs.mkdir(parents=True, exist_ok=True)
-        for count, job in enumerate(jobs):
-            submission = job.submission(run.path, method_name(config), _after(job, ids))
-            text = _script(run, job, submission)
-            journal.record(run, submission)
-            try:
-                submission = replace(
-                    submission, job=scheduler.submit(text, lock, run.path, submission)
-                )
-            except scheduler.SlurmError as error:
-                raise SubmitError(
-                    f"{error} {count} of {len(jobs)} jobs are submitted; mend the cause (a limit "
-                    "on jobs, by a larger launcher.blocks_per_task), then submit again; without "
-                    f"Slurm: {command('run', run.path)}."
-                ) from error
-            journal.record(run, submission)
-            ids |= dict.fromkeys(submission.elements, str(submission.job))
-            print(_line(submission), flush=True)
-    if not jobs and not ids:
+        for node, why in bad.items() if jobs else ():
+            print(f"Node {node} is left out: {why}.")
+        for how, (task, *others) in failed.alike():
+            likewise = f", and {counted(len(others), 'more task')} likewise" if others else ""
+            print(f"{task} failed ({how}){likewise}: submitted again.")
+        chain = Chain(run, config, lock, wanted, all_nodes, known, ids, failed)
+        chain.submit(jobs, first)
+    for words in failed.hopeless.values():
+        print(f"{words}.")
+    if leave:
+        needs = len(leave) - len(failed.hopeless)
+        print(f"{counted(needs, 'more task')} {'needs' if needs == 1 else 'need'} one of these.")
+    _tell(run, chain, len(known.live.keys() - {healing_id(method_name(config))}))
+    return not leave
+
+
+def _tell(run: RunDir, chain: Chain, live: int) -> None:
+    """What was submitted, and what is left to the job at the end of the chain."""
+    count, jobs = sum(len(job.everything) for job in chain.submitted), len(chain.submitted)
+    left = sum(len(job.everything) for job in chain.left)
+    if not (jobs or left or live or chain.failed.hopeless):
         print(f"All tasks are done in {run.path}; see: {command('results', run.path)}")
         return
-    count, live = sum(len(job.tasks) for job in jobs), len(known.live)
-    print(
+    told = (
         f"{counted(count, 'task')} {'is' if count == 1 else 'are'} submitted in "
-        f"{counted(len(jobs), 'job')}, and {live} {'was' if live == 1 else 'were'} live; see: "
-        f"{command('status', run.path)}"
+        f"{counted(jobs, 'job')}, and {live} {'was' if live == 1 else 'were'} live"
     )
+    if chain.refused or (left and chain.last is None):
+        rest = str(left) if left else "the job that ends the chain"
+        raise SubmitError(
+            f"{chain.refused or chain.full} {told}, and {rest} could not be. Mend the cause, then "
+            f"submit again; without Slurm: {command('run', run.path)}."
+        )
+    if left and chain.last:
+        print(f"{chain.full} Job {chain.last.job} submits {counted(left, 'more task')} later.")
+    print(f"{told}; see: {command('status', run.path)}")
 
 
 def cancel(run: RunDir) -> None:
@@ -127,41 +127,51 @@ def cancel(run: RunDir) -> None:
         SubmitError: some still wait or run.
         SlurmError: Slurm is not here, or does not answer.
     """
-    waiting = _waiting(run)
-    jobs = sorted({element.job.partition("_")[0] for element in waiting}, key=int)
-    if not jobs:
+    left = _waiting(run)
+    count = sum(left.values())
+    if not left:
         print(f"No job of {run.path} is live.")
         return
-    refusal = ""
-    try:
-        scheduler.cancel(jobs)
-    except scheduler.SlurmError as error:  # as it says of those that have ended meanwhile, too
-        refusal = f" {error}"
+    refusal, cancelled, pause = "", set[str](), 0.5
     end = time.monotonic() + ENDING
-    while left := _waiting(run):
+    while left:
+        jobs = {element.job.partition("_")[0] for element in left} - cancelled
+        cancelled |= jobs  # one that was just submitting may have left some more
+        try:
+            scheduler.cancel(sorted(jobs, key=int))
+        except programs.SlurmError as error:  # as it says of those that have ended meanwhile, too
+            refusal = f" {error}"
         if time.monotonic() > end:
             which = format_ranges(sorted({int(e.job.partition("_")[0]) for e in left}))
             raise SubmitError(
-                f"{counted(len(left), 'task')} of {counted(len(waiting), 'task')} still "
-                f"{'lives' if len(left) == 1 else 'live'}, in jobs {which} "
+                f"{counted(sum(left.values()), 'task')} of {counted(count, 'task')} still "
+                f"{'lives' if sum(left.values()) == 1 else 'live'}, in jobs {which} "
                 f"({', '.join(sorted({e.state for e in left}))}): scancel did not end them."
                 f"{refusal} Try again, or see: {command('status', run.path)}"
             )
-        time.sleep(0.5)
+        time.sleep(pause)
+        pause = min(2 * pause, 4.0)
+        left = _waiting(run)
+    jobs = cancelled
     print(
-        f"{counted(len(waiting), 'task')} in {'jobs' if len(jobs) > 1 else 'job'} "
-        f"{format_ranges(map(int, jobs))} {'are' if len(waiting) > 1 else 'is'} cancelled; "
+        f"{counted(count, 'task')} in {'jobs' if len(jobs) > 1 else 'job'} "
+        f"{format_ranges(sorted(map(int, jobs)))} {'are' if count > 1 else 'is'} cancelled; "
         f"to go on: {command('submit', run.path)}"
     )
 
 
-def _waiting(run: RunDir) -> list[Element]:
-    """What waits or runs of a run's jobs; not what is being ended."""
-    known = observe(run, scheduler.PATIENCE, unasked=True)
-    return [e for e in known.elements.values() if not e.ended and e.state != "COMPLETING"]
+def _waiting(run: RunDir) -> dict[Element, int]:
+    """What waits or runs of a run's jobs, and of how many tasks; not what is being ended."""
+    known = observe(run, programs.PATIENCE, unasked=True)
+    several = {s.token: len(s.parts) for s in known.history if s.parts and s.indices is None}
+    return {
+        e: several.get(token, 1)
+        for (token, _), e in known.elements.items()
+        if not e.ended and e.state != "COMPLETING"
+    }
 
 
-def dry_run(config: Config) -> None:
+def dry_run(config: Config, waits: str | None = None) -> None:
     """Print the scripts that `submit` would give to the scheduler, and change nothing.
 
     The ids of jobs to come are shown as `JOB1`, `JOB2`, … in the order of submission. Raises as
@@ -171,21 +181,29 @@ def dry_run(config: Config) -> None:
 
     run = RunDir(config.run_dir)
     script.check_path(run.path)
-    known = observe(run, scheduler.PATIENCE)
-    _check_live(run, config, known)
+    first = scheduler.known(waits)
+    known = observe(run, programs.PATIENCE)
+    config = automatic(run, _checked(run, config, known), known)
     check_bound(run, config)
-    jobs, _, ids = _missing_jobs(run, config, known, resources(config))
-    for number, job in enumerate(jobs, start=1):
-        submission = job.submission(run.path, method_name(config), _after(job, ids))
+    wanted = resources(config)
+    jobs, _, ids = missing_jobs(run, config, known, wanted)
+    for number, job in enumerate([*jobs, healing_job(config, wanted)] if jobs else [], start=1):
+        needs = after(job, ids) or first
+        if number > len(jobs):
+            needs = {f"{id.rstrip('?')}?" for id in last_jobs(run.grown(config), ids)}
+        submission = job.submission(run.path, method_name(config), needs)
         submission = replace(submission, job=f"JOB{number}")
         ids |= dict.fromkeys(submission.elements, str(submission.job))
-        print(f"# {_line(submission)}\n{_script(run, job, submission)}")
+        print(f"# {line(submission)}\n{job_script(run, job, submission)}")
     if not jobs:
         print(f"There is nothing to submit: {counted(len(ids), 'live task')}, and the others done.")
 
 
-def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
-    """Refuse to change what live tasks mean, and to go on where it is not known what lives."""
+def _checked(run: RunDir, config: Config, known: Submitted) -> Config:
+    """The config with a number of blocks a task, which live tasks keep.
+
+    Raises SubmitError where what they mean would change, and where it is not known what lives.
+    """
     if known.strangers:
         raise SubmitError(
             f"{run.jobs} was damaged or removed: it does not tell of live jobs of this run, "
@@ -201,107 +219,20 @@ def _check_live(run: RunDir, config: Config, known: Submitted) -> None:
                 f"{config.training.record_steps} or hessian.splits={config.hessian.splits}; wait "
                 "until it is done, then submit again."
             )
-    arrays = (s for s in known.live.values() if s.indices is not None and s.name == name)
-    live = next(arrays, None)
+    live = _measuring(known, name)
     if live is None or name not in run.methods:
-        return
-    p = run.load(live.name).launcher.blocks_per_task
-    if config.launcher.blocks_per_task != p:
+        return blocks.numbered(config, queued=True)[0]
+    p = run.load(live.name).launcher.blocks
+    if config.launcher.blocks_per_task not in ("auto", p):
         raise SubmitError(
             f"launcher.blocks_per_task is {config.launcher.blocks_per_task}, and {p} in job "
             f"{live.job}, which lives; take {p}, or cancel it: {command('cancel', run.path)}."
         )
+    return blocks.numbered(config, queued=True, live=True)[0]
 
 
-def _missing_jobs(
-    run: RunDir, config: Config, known: Submitted, wanted: dict[str, Resources]
-) -> tuple[list[Job], list[str], dict[str, str]]:
-    """The jobs to submit, the elements to cancel first, and the job ids of live tasks by task id.
-
-    An id ends in `?` where the job may end well no more, as some of its tasks have failed; live
-    tasks that wait for such a job never start, and are submitted anew.
-    """
-    missing = {task.id: task for task in pipeline.missing(pipeline.tasks(config))}
-    failed, stuck = _failed(known, missing.keys())
-    live = {
-        task: f"{s.job}?" if s.job in failed else str(s.job)
-        for task, s in known.live.items()
-        if known.elements[s.token, s.elements[task]].job not in stuck
-    }
-    groups: dict[tuple[str, int | None, int | None], list[Task]] = defaultdict(list)
-    size = scheduler.array_size() if any(t.array for t in missing.values()) else 1
-    for task in missing.values():
-        if task.id in live:
-            continue
-        memory = next_memory(run, task, known, wanted[task.stage])
-        first = None
-        if task.array is not None:
-            first = task.arguments["tasks"][0] // size * size
-        groups[task.array or task.id, first, memory].append(task)
-    jobs = [
-        Job(group, first, memory, wanted[group[0].stage])
-        for (_, first, memory), group in groups.items()
-    ]
-    return jobs, stuck, live
-
-
-def _failed(known: Submitted, missing: Container[str]) -> tuple[set[str], list[str]]:
-    """The jobs of which a task has failed or is lost, and the elements that never start."""
-    failed: set[str] = set()
-    stuck: list[str] = []
-    for s in known.history:  # each after those that it waits for
-        never = bool(failed & set(s.after))
-        failed.discard(str(s.job))  # an id that another had before Slurm forgot it
-        for task, index in s.elements.items():
-            element = known.elements.get((s.token, index))
-            if element is None:
-                ended_well = task not in missing
-            elif element.stuck or (never and element.pending):
-                stuck.append(element.job)
-                ended_well = False
-            else:
-                ended_well = element.alive or element.state == "COMPLETED"
-            if not ended_well:
-                failed.add(str(s.job))
-    return failed, stuck
-
-
-def _after(job: Job, ids: dict[str, str]) -> set[str]:
-    """The ids of the jobs that a job waits for: live ones, and those submitted before it."""
-    return {ids[need] for task in job.tasks for need in task.needs if need in ids}
-
-
-def next_memory(run: RunDir, task: Task, known: Submitted, wanted: Resources) -> int | None:
-    """The memory in MiB for a task: more than last time where it ran out of that.
-
-    Raises SubmitError where that is more than it may have.
-    """
-    last = known.latest.get(task.id)
-    if last is None or last.asked != wanted.memory:
-        return wanted.memory
-    attempt = task_log.last_attempt(run, task.id, last.when)
-    if not scheduler.ran_out_of_memory(known.element(task.id), attempt):
-        return last.memory
-    key = f"resources.{task.stage}"
-    if last.memory is None or wanted.most_memory is None:
-        raise SubmitError(f"{task.id} ran out of memory; set {key}.memory, as in {key}.memory=16G.")
-    if last.memory >= wanted.most_memory:
-        raise SubmitError(
-            f"{task.id} ran out of memory with {last.memory} MiB; raise {key}.memory and "
-            f"{key}.memory_limit ({wanted.most_memory}M), or take smaller batches or blocks."
-        )
-    return min(round(last.memory * wanted.memory_factor), wanted.most_memory)
-
-
-def _script(run: RunDir, job: Job, submission: Submission) -> str:
-    log = run.task_log(submission.task)
-    resumes = STAGES[job.tasks[0].stage].resumes is not None
-    return script.script(submission, job.resources, run.path, log, resumes=resumes)
-
-
-def _line(submission: Submission) -> str:
-    """A submission in one line."""
-    tasks = "" if submission.indices is None else f" [{format_ranges(submission.indices)}]"
-    jobs = (f"{j[:-1]} (however that ends)" if j[-1] == "?" else j for j in submission.after)
-    after = f", after {', '.join(jobs)}" if submission.after else ""
-    return f"job {submission.job}: {submission.task}{tasks}{after}"
+def _measuring(known: Submitted, name: str) -> Submission | None:
+    """A live job of a method with tasks that follow from the number of their blocks."""
+    stages = re.compile(r"\.(rounds|[\w-]+\.\d+)$")
+    live = (s for task, s in known.live.items() if s.name == name and stages.search(task))
+    return next(live, None)

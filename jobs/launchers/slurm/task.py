@@ -1,10 +1,11 @@
 """One task of a run, as a job of a scheduler runs it: in its log, and by its id.
 
     python -m skerch.jobs.launchers.slurm.task RUN TASK [--name seigh] [--first 0] [--requeues 10]
-                                             [--grace 90]
+                                             [--grace 90] [--shared] [--follow]
 
 With --first the job is an element of an array: its task is number FIRST + index of those whose ids
-begin with TASK.
+begin with TASK. With --shared all elements of an array do the same task: who comes later waits for
+the one that is at it.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ def main() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGUSR2})
     from skerch.errors import SkerchError
     from skerch.files import print_always, refusals_named
+    from skerch.jobs.launchers import lifeline
 
     parser = argparse.ArgumentParser(prog="python -m skerch.jobs.launchers.slurm.task")
     parser.add_argument("run", type=Path, help="the run directory")
@@ -44,7 +46,11 @@ def main() -> None:
     parser.add_argument("--first", type=int, help="the number of the task with array index 0")
     parser.add_argument("--requeues", type=int, default=0, help="at the time limit, at most")
     parser.add_argument("--grace", type=int, default=0, help="seconds before that, of the signal")
+    parser.add_argument("--follow", action="store_true", help="end with what holds stdin")
+    parser.add_argument("--shared", action="store_true", help="wait for another job that is at it")
     options = parser.parse_args()
+    if options.follow:
+        lifeline.follow()
     print_always()
     try:
         with refusals_named():
@@ -61,6 +67,7 @@ def main() -> None:
 def _run(options: argparse.Namespace) -> str | None:
     from skerch.jobs import pipeline
     from skerch.jobs.config import ConfigError
+    from skerch.jobs.config.stages import STAGES
     from skerch.jobs.launchers.local import run_task
     from skerch.jobs.launchers.slurm import copies, inside
     from skerch.jobs.run_dir import RunDir
@@ -77,7 +84,8 @@ def _run(options: argparse.Namespace) -> str | None:
     def tasks() -> dict[str, Task]:
         return {task.id: task for task in pipeline.tasks(config)}
 
-    task = tasks().get(wanted)
+    there = tasks()
+    task = there.get(wanted)
     if task is None:
         raise ConfigError(f"{options.run} has no task {wanted}.")
 
@@ -89,17 +97,26 @@ def _run(options: argparse.Namespace) -> str | None:
             context = replace(context, time_limit=max(1.0, inside.time_limit() - options.grace))
         execute(stage, context)
 
+    def made() -> bool:  # or, of a means, read by all who need it
+        return task.made or (alone and task not in pipeline.missing(list(there.values())))
+
+    alone = options.first is None
+    resumes = STAGES[task.stage].resumes is not None
     stuck = partial(_stuck, run, task, _kept(run, task))
-    with copies.alone(run.task_lock(task.id), say) as first:
+    until = (lambda: task.made) if options.shared else None
+    with copies.alone(run.task_lock(task.id), say, until) as first:
         if not first:
             return None
-        if task.made:
+        if made():
             reason = "done already" if task.outputs else "not needed: the target is reached"
             say(f"{task.id} is {reason}.")
             return None
-        inside.requeue_at_time_limit(options.requeues, say, stuck)
+        inside.requeue_at_time_limit(options.requeues, resumes, say, stuck)
         _await(task, tasks)
-        return run_task(config, task, work=work)
+        error = run_task(config, task, work=work)
+        if error is None and not tasks()[wanted].made:
+            return f"{task.id} ended without an error, and what it was to leave is not there."
+        return error
 
 
 def _stuck(run: RunDir, task: Task, before: list[tuple[Path, int, int]]) -> str | None:

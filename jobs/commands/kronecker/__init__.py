@@ -1,0 +1,1 @@
+"""What of the commands is the own of Kronecker-factored methods."""
