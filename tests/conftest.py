@@ -22,8 +22,14 @@ from hypothesis import settings
 
 from skerch import __main__ as program
 
+# Threads that share the cores with other processes take several times as long. Torch, which reads
+# this once, is not imported yet, and what tests start inherits it.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 settings.register_profile("same", derandomize=True, database=None)  # in every run
 settings.load_profile("same")
+
+WAITING = [f"test_{name}.py" for name in ("allocation", "cost", "fuse", "healing", "sweep")]
 
 
 def pytest_addoption(parser):
@@ -36,6 +42,16 @@ def pytest_addoption(parser):
     )
 
 
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items):
+    """With several processes (-n), a file's tests share one, and those that need Slurm two."""
+    for item in items:
+        group = item.path.name
+        if item.get_closest_marker("slurm"):
+            group = "another Slurm" if group in WAITING else "Slurm"
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 def pytest_configure():
     signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's `&` has it ignored
 
@@ -44,6 +60,8 @@ def pytest_configure():
 def pytest_sessionfinish(session):
     """Count the tests of a marker that have passed, so that none can vanish unseen."""
     reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None:  # one of several processes, which sees its own tests alone
+        return
     reports = reporter.stats.get("passed", ())
     passed = Counter(word for report in reports for word in report.keywords)
     for least in session.config.getoption("least"):
@@ -105,6 +123,7 @@ def mnist(needs):
 def small_overrides():
     """What makes a small experiment of the digits."""
     return [
+        "training.lr=0.3",
         "training.max_steps=60",
         "training.record_steps=[20,60]",
         "hessian.splits=[test]",

@@ -22,7 +22,14 @@ from skerch.jobs.config.schema import Config
 ROOT = Path(__file__).parents[1]
 FLOORS = ["skerch", "analysis", "jobs"]
 ROOMS = {  # of each folder: an import points to a room further up, or to its own
-    "skerch": ["linops", "sketch_operators", "measurements", "decompositions", "krylov"],
+    "skerch": [
+        "linops",
+        "sketch_operators",
+        "measurements",
+        "decompositions",
+        "krylov",
+        "kronecker",
+    ],
     "analysis": [],
     "jobs": [
         *("errors", "problems", "config", "run_dir", "pipeline", "training", "stages"),

@@ -24,6 +24,7 @@ PROGRAMS = Path(__file__).parent
 ENVIRONMENTS = PROGRAMS.parents[1] / ".peers"
 REQUIREMENTS = {
     "curvlinops_products": ["curvlinops-for-pytorch==3.0.1"],
+    "kronfluence_factors": ["torch==2.13.0", "kronfluence==1.0.1"],
     "skerch_1_2": ["torch==2.13.0", "skerch==1.2.0"],  # with torch 2.15 it does not run
 }
 

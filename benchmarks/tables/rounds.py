@@ -89,7 +89,7 @@ def beside_eigsh(name: str, exact: Exact, op: HessianOperator) -> Iterator[str |
 
 def digits(folder: str) -> dict[str, tuple[Exact, HessianOperator]]:
     """The exact Hessians of digits on the test split, as initialised and trained; and operators."""
-    config = load("digits", [f"run_dir={folder}/digits", "launcher.threads=1"])
+    config = load("digits", [f"run_dir={folder}/digits", "training.lr=0.3", "launcher.threads=1"])
     run, _ = begin(config, first=1)
     found = {}
     for step in (0, config.training.max_steps):

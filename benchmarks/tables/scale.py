@@ -102,9 +102,9 @@ def forecasts(
 
 
 def submitted(path: str, nodes: int, *overrides: str, nodes_in_all: int = NODES) -> Run:
-    """A run on the first nodes of the devcluster, and when each task ran."""
+    """A run on the first nodes of the devcluster, a job a task, and when each task ran."""
     exclude = f"resources.all.exclude=n[{nodes + 1}-{nodes_in_all}]"
-    others = (*overrides, exclude) if nodes < nodes_in_all else overrides
+    others = (*overrides, *[exclude] * (nodes < nodes_in_all), "launcher.fuse=false")
     skerch("submit", str(QUADRATIC), f"run_dir={path}", f"problem.seconds={ASLEEP}", *others)
     wait_for_all()
     run = RunDir(Path(path))

@@ -28,6 +28,7 @@ def measure(options: Options) -> Iterator[str]:
     """Commands and the whole, a task by its parts, and the same in one process."""
     sizes = ("sketch.outer=10", "sketch.inner=2970", "sketch.probes=30")
     submit = ("submit", str(QUADRATIC), *sizes, "sketch.recovery=oversampled", "sketch.rounds=1")
+    submit += ("launcher.fuse=false",)  # a task's parts, and those of its job
     with tempfile.TemporaryDirectory(prefix="skerch-overhead-") as folder, cluster(folder):
         many = queue_all(submit, f"{folder}/many")
         run, begin = f"{folder}/run", time.time()

@@ -74,7 +74,7 @@ FAULTS = [
     "runs that hung",
 ]
 # They say when and where a run was made, or depend on when it was killed, or are a mere view.
-NOT_COMPARED = ("config.yaml", ".log", "tasks.jsonl", "checkpoint.pt", "_ALL.h5")
+NOT_COMPARED = ("config.yaml", ".log", "tasks.jsonl", "checkpoint.pt", "_ALL.h5", "report.html")
 SUPERSEDED = ("merged.h5", "eigh.h5", "overlap.json")  # as a run grows
 FORK = multiprocessing.get_context("fork")
 PR_SET_CHILD_SUBREAPER = 36
@@ -97,7 +97,9 @@ def finished(folder: Path) -> Marks:
         path: (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in folder.rglob("[!.]*")
         if not path.name.endswith(NOT_COMPARED)
-        and (path.suffix == ".h5" or path.name in ("manifest.json", "overlap.json"))
+        and (
+            path.suffix in (".h5", ".safetensors") or path.name in ("manifest.json", "overlap.json")
+        )
     }
 
 

@@ -2,10 +2,23 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
+from matplotlib.figure import Figure
 
 from skerch.jobs.config import load
 from skerch.jobs.launchers.complete import complete
+
+
+@pytest.fixture(autouse=True)
+def undrawn(request, monkeypatch):
+    """Have figures made and written, but not drawn, which is two thirds of a small run's time.
+
+    Slow tests draw theirs, and so do runs that several tests share.
+    """
+    if "slow" not in request.keywords:
+        monkeypatch.setattr(Figure, "savefig", lambda figure, path, **_: Path(path).touch())
 
 
 @pytest.fixture
@@ -23,6 +36,7 @@ def digits(tmp_path_factory):
         "digits",
         [
             f"run_dir={run_dir}",
+            "training.lr=0.3",
             "training.record_steps=[100,300]",
             "sketch.outer=200",
             "sketch.inner=400",

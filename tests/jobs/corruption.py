@@ -35,7 +35,7 @@ import torch._dynamo
 import yaml
 
 from skerch.__main__ import main as skerch
-from skerch.jobs.config.stages import STAGES
+from skerch.jobs.config.stages import REPORT, STAGES
 from skerch.jobs.problems import load_problem
 
 EXPERIMENT = [
@@ -115,7 +115,7 @@ def command(*arguments: str) -> tuple[int | None, str]:
 
 def import_all(run_dir: Path) -> None:
     """Import what commands import, here, once for all children."""
-    stages = [f"jobs.stages.{stage}" for stage in STAGES]
+    stages = [f"jobs.stages.{stage}" for stage in STAGES if stage != REPORT.name]
     for module in [*stages, "jobs.commands.seigh.plan", "decompositions.recoveries.nystrom"]:
         import_module(f"skerch.{module}")
     load_problem({"name": "digits_mlp"})

@@ -17,7 +17,8 @@ import pytest
 
 from skerch.jobs.launchers.slurm import scheduler
 from skerch.jobs.launchers.slurm.journal import Submission
-from skerch.jobs.launchers.slurm.scheduler import Element, SlurmError
+from skerch.jobs.launchers.slurm.programs import SlurmError
+from skerch.jobs.launchers.slurm.scheduler import Element
 
 ANSWERS = Path(__file__).with_name("answers")
 VERSIONS = sorted(path.stem for path in ANSWERS.glob("*.txt"))

@@ -18,10 +18,10 @@ GROWN = ["sketch.rounds=4", "sketch.inner=200"]
 @pytest.mark.parametrize(
     ("kills", "experiment", "options"),
     [
-        (20, "digits", []),
-        (10, "mnist_mini", []),
-        (10, "digits", ["sketch.rounds=8", "launcher.workers=1", "launcher.blocks_per_task=8"]),
-        (8, "digits", ["--first=sketch.rounds=2", "--first=sketch.inner=100", *GROWN]),
+        (12, "digits", []),
+        (6, "mnist_mini", []),
+        (6, "digits", ["sketch.rounds=8", "launcher.workers=1", "launcher.blocks_per_task=8"]),
+        (6, "digits", ["--first=sketch.rounds=2", "--first=sketch.inner=100", *GROWN]),
     ],
     ids=["digits", "mnist_mini", "many rounds", "grows"],
 )

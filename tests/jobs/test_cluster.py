@@ -168,7 +168,7 @@ def lines(request, small, asked, tmp_path):
         else:
             found = resources(small(f"resources.all.{key}={written}"))
         submission, log = Submission("token", "seigh", "train", None), tmp_path / "log"
-        return script(submission, found["train"], tmp_path, log, resumes=False).splitlines()
+        return script(submission, found["train"], tmp_path, log).splitlines()
 
     return write
 

@@ -23,6 +23,16 @@ def program(*arguments, cwd):
     )
 
 
+def test_a_clone_in_the_current_folder_that_hides_the_program_is_named(tmp_path):
+    (tmp_path / "skerch").mkdir()
+    done = program("status", cwd=tmp_path)
+    assert (done.returncode, done.stderr) == (
+        2,
+        f"error: the folder skerch in {tmp_path} hides the program: type skerch instead of "
+        "python -m skerch, or go to another folder.\n",
+    )
+
+
 def test_help_imports_nothing_heavy(tmp_path):
     script = "import sys; sys.argv = ['skerch', '--help']; import skerch.__main__ as m\n"
     script += "try:\n    m.main()\nexcept SystemExit: pass\n"
@@ -33,7 +43,7 @@ def test_help_imports_nothing_heavy(tmp_path):
 def test_help_begins_with_what_one_begins_with(skerch):
     lines = skerch("--help")[1].splitlines()
     commands = [line.split()[1] for line in lines if line[:2] == "│ " and line[2].isalpha()]
-    assert commands[:4] == ["run", "plan", "check", "submit"]
+    assert commands[:5] == ["init", "run", "plan", "check", "submit"]
     assert commands[-4:] == ["prio_hpars", "post_bounds", "create_hdf5_layout", "merge_hdf5"]
 
 
@@ -49,7 +59,7 @@ def test_version_is_of_all_that_numbers_depend_on(skerch):
         assert f"{name} {version}" in out
 
 
-def test_a_users_own_model_in_one_file(tmp_path, blocks):
+def test_a_users_own_model_in_one_file(tmp_path, blocks, skerch, monkeypatch):
     (problem,) = (text for language, text in blocks("own_model.md") if language == "python")
     (experiment,) = (text for language, text in blocks("own_model.md") if language == "yaml")
     assert len(problem.splitlines()) <= 20
@@ -61,8 +71,9 @@ def test_a_users_own_model_in_one_file(tmp_path, blocks):
     assert done.returncode == 0, done.stderr
     assert "20 eigenpairs from 60 matvecs" in done.stdout
     assert (tmp_path / "runs" / "experiment" / "seigh").is_dir()
-    fit = program("check", "mine/experiment.yaml", cwd=tmp_path)
-    assert fit.returncode == 0, fit.stdout
+    monkeypatch.chdir(tmp_path)
+    status, out, _ = skerch("check", "mine/experiment.yaml")
+    assert status == 0, out
 
 
 def test_output_that_cannot_be_written_is_one_sentence():
@@ -132,6 +143,14 @@ def test_status_counts_what_is_done_and_names_what_failed(small, reference, sker
     status, table, _ = skerch("status", config.run_dir, "--verify")
     assert status == 1
     assert f"{directory.merged} is damaged" in " ".join(table.split())
+
+
+def test_damage_among_files_that_are_all_there_is_no_end(skerch, reference, tmp_path):
+    shutil.copytree(reference.run_dir, tmp_path / "run")
+    found = tmp_path / "run" / "seigh" / "step-000060-test" / "overlap.json"
+    found.write_text(found.read_text().replace("0.", "1.", 1))
+    status, said, _ = skerch("status", tmp_path / "run", "--verify")
+    assert (status, "are done" in said) == (1, False)
 
 
 @pytest.mark.parametrize(

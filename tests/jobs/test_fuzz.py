@@ -172,7 +172,7 @@ def accepted(result):
     return not status
 
 
-@pytest.mark.parametrize("number", [100, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("number", [50, pytest.param(2000, marks=pytest.mark.slow)])
 def test_any_experiment_is_planned_or_refused_in_a_sentence(number, folder, skerch):
     @examples(number)
     @given(TEXTS, OVERRIDES)

@@ -52,16 +52,16 @@ def grow(first, second, lost="none"):
 
 
 @pytest.mark.parametrize(
-    ("first", "workers"),
+    "first",
     [
-        (["training.max_steps=20", "training.record_steps=[20]"], 2),
-        (["training.record_steps=[60]"], 1),
-        (["hessian.splits=[train]", "training.record_steps=[60]"], 1),
+        ["training.max_steps=20", "training.record_steps=[20]"],
+        ["training.record_steps=[60]"],
+        ["hessian.splits=[train]", "training.record_steps=[60]"],
     ],
     ids=["later", "earlier", "split"],
 )
-def test_a_run_that_grows_becomes_that_of_all_at_once(first, workers, small, reference, results_of):
-    grow(small(*first), small(f"launcher.workers={workers}"), lost="eigh.h5")
+def test_a_run_that_grows_becomes_that_of_all_at_once(first, small, reference, results_of):
+    grow(small(*first), small(), lost="eigh.h5")
     expected, found = results_of(reference.run_dir), results_of(small().run_dir)
     if "hessian.splits=[train]" in first:  # which the other does not have
         del expected["training/parameters.h5"]
@@ -163,7 +163,7 @@ def test_status_tells_of_what_is_there_or_was_asked_for_last_and_of_no_more(smal
         ["training.record_steps=[20]", "hessian.splits=[train]", "name=other"],
     ):
         assert not complete(small(*few, *asked))
-    methods = status(RunDir(small().run_dir)).methods
+    methods = status([RunDir(small().run_dir)])[0].methods
     found = {m.name: {task.id.split(".")[1] for task in m.tasks[1:]} for m in methods}
     assert found == {
         "seigh": {"step-000020-test", "step-000060-test", "step-000060-train"},

@@ -45,6 +45,7 @@ GROWS = {  # of what there are to be results: what is there stays
     "sketch.outer": "21",
     "sketch.inner": "41",
     "sketch.target": "sketch={target: {residual: 1.05}, inner: 120, rounds: auto}",
+    "masks": "masks.mine=mine.npy",
 }
 METHOD = {  # bound to the method's results: another name or run_dir
     "hessian.curvature": "ggn",
@@ -71,6 +72,8 @@ TAKEN = {  # how the numbers are computed, and where things lie
     "launcher.threads": "2",
     "launcher.device": "cpu",
     "launcher.blocks_per_task": "3",
+    "launcher.fuse": "false",
+    "launcher.heals": "0",
     "cluster": "gpu",
     "resources": "resources.measure.time=60min",
     "keep_blocks": "false",
@@ -102,6 +105,7 @@ def results(reference, tmp_path, monkeypatch):
     shutil.copytree(reference.run_dir, tmp_path / "run")
     for step in reference.training.record_steps:
         (tmp_path / f"net_{step}.pt").touch()
+    (tmp_path / "mine.npy").touch()
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(launchers, "load", lambda name: None)  # nothing is to be launched
     before = {
@@ -126,7 +130,7 @@ def test_every_key_of_the_schema_is_here_and_in_the_document():
     said = {}
     for names, verdict in re.findall(r"^\| (`.*?) \| (.*?) \|$", table, re.MULTILINE):
         said |= dict.fromkeys(re.findall(r"`([\w.]+)`", names), verdict)
-    assert set(said) == {*TABLE, *OTHERS}  # whose keys are in test_krylov.py
+    assert set(said) == {*TABLE, *OTHERS}  # of methods, tested with them
     words = ((TRAINING, "refused"), (GROWS, "added"), (METHOD, "refused"), (TAKEN, "taken"))
     for group, word in words:
         (verdict,) = {said[key] for key in group}
@@ -171,7 +175,7 @@ def test_a_run_that_grows_lacks_what_is_new_only(key, name, results):
     bind(results, grown)
     missing = {task.id for task in pipeline.missing(pipeline.tasks(grown))}
     new = key in ("training.record_steps", "hessian.splits")
-    larger = key.startswith("sketch.")
+    larger = key.startswith("sketch.") or key == "masks"
     if name == "seigh":
         anew = {task.id for task in before if task.stage in ("merge", "decompose", "analyze")}
         assert not missing & {task.id for task in before} - {"train"} - (anew if larger else set())

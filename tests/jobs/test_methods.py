@@ -39,7 +39,10 @@ def toy(monkeypatch, tmp_path):
         | {"damage": damage},
         "stages.note": {"run": run},
         "commands.toy": {},
-        "commands.toy.plan": {"plan": lambda *_: Plan([], [])},
+        "commands.toy.plan": {
+            "calibrate": lambda config: (1.0, None),
+            "plan": lambda *_: Plan([], []),
+        },
         "commands.toy.results": {
             "read": lambda path: int(path.read_text()),
             "title": lambda config: "notes",

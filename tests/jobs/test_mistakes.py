@@ -99,7 +99,7 @@ BAD_CONFIGS = [
     ("launcher.threads=100000", 2, "launcher.threads is 100000; between 1 and 1024"),
     ("launcher.workers=100000", 2, "launcher.workers is 100000; between 1 and 1024"),
     ("launcher.device=cuda:9", 2, "launcher.device=cuda:9, but PyTorch sees; set it to"),
-    ("launcher.name=cloud", 2, "launcher.name is 'cloud'; it must be one of local"),
+    ("launcher.name=cloud", 2, "launcher.name is 'cloud'; it must be one of auto, local"),
     ("name=config.yaml", 2, "name is 'config.yaml'; choose another"),
     (f"run_dir={'a/' * 2000}", 2, "run_dir has a name; 3500 in all; choose a shorter one"),
 ]  # fmt: skip

@@ -74,7 +74,8 @@ def test_the_forecast_is_what_sleeping_blocks_take_and_what_a_run_takes(slow):
     assert not complete(slow)
     records = task_log.records(RunDir(slow.run_dir)).items()
     took = sum(record["seconds"] for task, record in records if ".measure-" in task)
-    assert 0.8 * blocks < took < 1.2 * (blocks + 5 * pace.start)
+    # what sleeps takes its time; a start beside another test may take twice as long
+    assert 0.8 * blocks < took < 1.2 * blocks + 2 * 5 * pace.start
 
 
 @pytest.mark.parametrize("patience", [SECONDS / 2, 0.0])
@@ -83,6 +84,7 @@ def test_one_block_is_timed_where_it_or_what_comes_before_takes_long(slow, monke
     times = []
     monkeypatch.setattr(calibrate.Measurer, "measure", lambda *_: times.append(SECONDS) or {})
     monkeypatch.setattr(calibrate.time, "perf_counter", lambda: sum(times))
+    monkeypatch.setattr(calibrate.time, "sleep", lambda seconds: None)
     monkeypatch.setattr(calibrate, "_least", lambda work: SECONDS)
     assert measure_pace(slow).matvec == pytest.approx(SECONDS / 4)
     assert len(times) == 1

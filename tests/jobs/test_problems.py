@@ -4,18 +4,26 @@ import pickle
 import sys
 from collections import Counter
 from dataclasses import replace
+from importlib.util import find_spec
+from itertools import pairwise
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from torch.utils.data import TensorDataset
 
+import skerch
+from skerch import config
 from skerch.curvature import supervised_loss
+from skerch.jobs.config import load
 from skerch.jobs.config.schema import Hessian
 from skerch.jobs.errors import ConfigError
+from skerch.jobs.launchers.complete import complete
 from skerch.jobs.problems import Problem, load_problem, names
-from skerch.jobs.training.datapoints import hessian_batch
+from skerch.jobs.training.datapoints import batches, hessian_batch
 
 
 def parameters(problem: Problem) -> int:
@@ -23,7 +31,54 @@ def parameters(problem: Problem) -> int:
 
 
 def test_the_registry_is_the_folder():
-    assert names() == ["cifar10_3c3d", "digits_mlp", "imagenet_resnet18", "mnist_mini"]
+    assert names() == [
+        "cifar100_allcnnc",
+        "cifar10_3c3d",
+        "digits_mlp",
+        "fmnist_2c2d",
+        "fmnist_mlp",
+        "imagenet_resnet18",
+        "mnist_mini",
+        "tiny_gpt2",
+    ]
+
+
+TUNING = yaml.safe_load((Path(config.__file__).parent / "tuning.yaml").read_text())
+
+
+def test_every_problem_has_an_experiment_that_is_tuned_as_said():
+    experiments = {path.stem for path in Path(config.__file__).parent.glob("experiment/*.yaml")}
+    assert {load(name).problem["name"] for name in experiments} == set(names()) == set(TUNING)
+    for name in experiments:
+        found = load(name)
+        tuned = TUNING[found.problem["name"]]["training"]
+        assert {key: getattr(found.training, key) for key in tuned} == tuned
+        assert found.training.optimizer_options == tuned.get("optimizer_options", {})
+
+
+SMALL = ["eval_samples=20", "batch_size=10", "max_steps=2", "record_steps=[2]"]
+FEW = ["hessian.splits=[test]", "hessian.datapoints=10", "hessian.subset=first"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["fmnist_mlp", "fmnist_2c2d", "cifar100_allcnnc"])
+def test_random_images_run_from_training_to_overlap(name, tmp_path):
+    run_small(name, tmp_path)
+
+
+def test_random_text_runs_from_training_to_overlap(tmp_path, transformers):
+    run_small("tiny_gpt2", tmp_path)
+
+
+def run_small(name, run_dir):
+    sketch = ["outer=2", "inner=4", "probes=2", "rounds=2", "block_size=4"]
+    options = [f"run_dir={run_dir}", "problem.synthetic=true", "hessian.strategy=tape", *FEW]
+    options += [f"training.{key}" for key in SMALL] + [f"sketch.{key}" for key in sketch]
+    assert not complete(load(name, options))
+    h = skerch.load(run_dir)[2, "test"]
+    w = h.eigenvectors[:, :1]
+    assert h.eigenvalues.isfinite().all()
+    assert torch.equal(h.operator() @ w, h.operator() @ w)  # dropout is off
 
 
 def test_digits_are_split_and_scaled():
@@ -62,6 +117,47 @@ def test_3c3d_has_the_papers_size_and_layers():
     assert shapes[9:] == [(1152,), (512,), (512,), (256,), (256,), (10,)]
 
 
+@pytest.mark.parametrize(
+    ("name", "size", "weights", "bias"),
+    [
+        ("fmnist_mlp", 1_336_610, 0.03, 0.0),
+        ("fmnist_2c2d", 3_274_634, 0.05, 0.05),
+    ],
+)
+def test_networks_for_fashion_mnist_are_deepobs(name, size, weights, bias):
+    torch.manual_seed(0)
+    model = load_problem({"name": name}).model()
+    assert sum(p.numel() for p in model.parameters()) == size
+    assert model(torch.zeros(2, 1, 28, 28)).shape == (2, 10)
+    assert all((p == bias).all() for n, p in model.named_parameters() if "bias" in n)
+    drawn = torch.cat([p.flatten() for n, p in model.named_parameters() if "weight" in n])
+    assert drawn.abs().max() <= 2 * weights
+    truncated = 0.7737  # the variance of N(0, 1) within two deviations
+    assert float(drawn.var()) == pytest.approx(truncated * weights**2, rel=0.01)
+
+
+def test_all_cnn_c_has_the_papers_size_and_layers():
+    model = load_problem({"name": "cifar100_allcnnc"}).model()
+    assert sum(p.numel() for p in model.parameters()) == 1_387_108
+    x, shapes = torch.randn(2, 3, 32, 32), []
+    for layer in model:
+        x = layer(x)
+        if isinstance(layer, torch.nn.Conv2d):
+            shapes.append(tuple(x.shape[1:]))
+            assert (layer.bias == 0.1).all()
+    wide, narrow = [(96, 32, 32)] * 2 + [(96, 16, 16)], [(192, 16, 16)] * 2 + [(192, 8, 8)]
+    assert shapes == [*wide, *narrow, (192, 6, 6), (192, 6, 6), (100, 6, 6)]
+    assert x.shape == (2, 100)
+
+
+def test_stride_2_is_padded_as_tensorflow_pads():
+    model = load_problem({"name": "cifar100_allcnnc"}).model()
+    pad, convolution = model[5:7]
+    image = torch.randn(1, 96, 32, 32)
+    corner = (convolution.weight[0] * image[0, :, :3, :3]).sum() + convolution.bias[0]
+    torch.testing.assert_close(convolution(pad(image))[0, 0, 0, 0], corner)
+
+
 def test_resnet18_is_torchvisions():
     from torchvision.models import resnet18
 
@@ -82,6 +178,9 @@ def test_resnet18_is_torchvisions():
     [
         ("mnist_mini", (60_000, 10_000), (1, 16, 16), 10),
         ("cifar10_3c3d", (50_000, 10_000), (3, 32, 32), 10),
+        ("cifar100_allcnnc", (50_000, 10_000), (3, 32, 32), 100),
+        ("fmnist_mlp", (60_000, 10_000), (1, 28, 28), 10),
+        ("fmnist_2c2d", (60_000, 10_000), (1, 28, 28), 10),
         ("imagenet_resnet18", (1_281_167, 50_000), (3, 224, 224), 1000),
     ],
 )
@@ -132,6 +231,87 @@ def test_cifar10_is_read_and_normalised(tmp_path):
     assert Counter(labels.tolist()) == dict.fromkeys(range(10), 2)
 
 
+def test_cifar100_is_read_and_normalised(tmp_path):
+    folder = tmp_path / "cifar-100-python"
+    folder.mkdir()
+    pixels = np.random.default_rng(0).integers(256, size=(100, 3, 32, 32), dtype=np.uint8)
+    content = {"data": pixels.reshape(100, -1), "fine_labels": list(range(100))}
+    for name in ("train", "test"):
+        (folder / name).write_bytes(pickle.dumps(content))
+    (folder / "meta").write_bytes(pickle.dumps({"fine_label_names": list(map(str, range(100)))}))
+    problem = load_problem({"name": "cifar100_allcnnc", "root": str(tmp_path)})
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("torchvision.datasets.CIFAR100._check_integrity", lambda self: True)
+        patch.setattr("torchvision.datasets.cifar.check_integrity", lambda *file: True)
+        image, label = problem.data("train")[7]
+    assert label == 7
+    np.testing.assert_allclose(image[2], (pixels[7, 2] / 255 - 0.4409) / 0.2762, atol=1e-3)
+
+
+@pytest.mark.parametrize("name", ["fmnist_mlp", "fmnist_2c2d"])
+def test_fashion_mnist_is_read_as_mnist_is(name, mnist, tmp_path):
+    (tmp_path / "FashionMNIST").symlink_to(mnist / "MNIST")
+    train = load_problem({"name": name, "root": str(tmp_path)}).data("train")
+    images, labels = train.tensors
+    assert (images.shape, len(labels)) == ((8000, 1, 28, 28), 8000)
+    assert (images.min(), images.max()) == (0, 1)
+
+
+@pytest.fixture
+def transformers(needs):
+    needs(find_spec("transformers"), "Transformers: pip install transformers")
+
+
+def test_a_tiny_gpt2_knows_nothing_at_first(transformers):
+    problem = load_problem({"name": "tiny_gpt2", "synthetic": True})
+    torch.manual_seed(0)
+    model = problem.model()
+    assert sum(p.numel() for p in model.parameters()) == 34_688
+    (batch,) = batches(problem.data("train"), [torch.arange(50)])
+    loss = float(problem.loss_fn(model, batch).detach())
+    assert loss == pytest.approx(np.log(256), rel=0.02)
+    assert problem.batch_weight(batch) == 50 * 31
+
+
+def test_random_text_goes_on_in_four_ways():
+    problem = load_problem({"name": "tiny_gpt2", "synthetic": True})
+    train, test = problem.data("train"), problem.data("test")
+    assert (len(train), len(test)) == (9900, 1100)
+    following = {}
+    for sample in (*train, *test):
+        for byte, after in pairwise(sample["input_ids"].tolist()):
+            following.setdefault(byte, set()).add(after)
+    assert {*map(len, following.values())} <= {1, 2, 3, 4}  # some are drawn twice
+    assert sum(map(len, following.values())) > 3.9 * len(following)
+
+
+def test_a_texts_last_tenth_is_the_test_split(tmp_path):
+    (tmp_path / "text").write_bytes(bytes(range(250)) * 40)
+    problem = load_problem({"name": "tiny_gpt2", "root": str(tmp_path / "text")})
+    train, test = problem.data("train"), problem.data("test")
+    assert (len(train), len(test)) == (281, 31)
+    assert train[1]["input_ids"].tolist() == list(range(32, 64))
+    assert int(test[0]["labels"][0]) == 281 * 32 % 250
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [(None, r"is missing"), ("", r"cannot be read \("), ("short", r"5 bytes, fewer than 320")],
+)
+def test_a_text_that_is_not_there_is_one_sentence(text, words, tmp_path):
+    (tmp_path / "short").write_text("short")
+    root = {} if text is None else {"root": str(tmp_path / text)}
+    problem = load_problem({"name": "tiny_gpt2", **root})
+    with pytest.raises(ConfigError, match=rf"^problem\.root.*{words}.*problem\.synthetic=true\.$"):
+        problem.data("train")
+
+
+def test_missing_transformers_are_named(monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(ConfigError, match=r"pip install transformers"):
+        load_problem({"name": "tiny_gpt2"}).model()
+
+
 def test_imagenet_is_cropped_at_the_centre_and_normalised(tmp_path):
     colours = {"n01": (255, 0, 0), "n02": (0, 0, 255)}
     for folder, (name, colour) in ((f, c) for f in ("train", "val") for c in colours.items()):
@@ -159,6 +339,9 @@ def test_imagenet_is_cropped_at_the_centre_and_normalised(tmp_path):
     [
         ("mnist_mini", r"problem\.download=true or problem\.synthetic=true"),
         ("cifar10_3c3d", r"problem\.download=true or problem\.synthetic=true"),
+        ("cifar100_allcnnc", r"problem\.download=true or problem\.synthetic=true"),
+        ("fmnist_mlp", r"problem\.download=true or problem\.synthetic=true"),
+        ("fmnist_2c2d", r"problem\.download=true or problem\.synthetic=true"),
         ("imagenet_resnet18", r"problem\.synthetic=true"),
     ],
 )

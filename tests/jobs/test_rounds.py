@@ -29,7 +29,7 @@ def whole(small_overrides, tmp_path_factory):
 
 
 def test_one_task_leaves_the_bytes_of_many(whole, small, results_of):
-    apart = small(*MANY, "launcher.blocks_per_task=1", "launcher.workers=2")
+    apart = small(*MANY, "launcher.blocks_per_task=1")
     assert stages(apart).count("range_finder") == 7
     assert not complete(apart)
     assert results_of(apart.run_dir) == results_of(whole.run_dir)

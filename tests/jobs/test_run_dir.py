@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from skerch.jobs import config as configs
-from skerch.jobs.run_dir import RunDir, method_name
+from skerch.jobs.run_dir import RunDir, command, method_name
 
 
 @pytest.fixture
@@ -38,6 +38,13 @@ def test_paths_are_those_of_the_design():
     assert {str(path): expected for path, expected in paths.items()} == {
         expected: expected for expected in paths.values()
     }
+
+
+def test_a_command_names_a_run_from_where_it_stands_and_in_full_within_it(tmp_path, monkeypatch):
+    for place, said in ((tmp_path, "run"), (tmp_path / "run", str(tmp_path / "run"))):
+        place.mkdir(exist_ok=True)
+        monkeypatch.chdir(place)
+        assert command("status", tmp_path / "run") == f"python -m skerch status {said}"
 
 
 def test_a_method_is_called_after_its_curvature_or_as_the_user_says(load):

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import pytest
 
-from skerch.jobs.launchers.slurm import scheduler
+from skerch.jobs.launchers.slurm import journal, scheduler
 from skerch.jobs.launchers.slurm.journal import Submission
-from skerch.jobs.launchers.slurm.scheduler import SlurmError
+from skerch.jobs.launchers.slurm.observed import observe_all
+from skerch.jobs.launchers.slurm.programs import PERSISTENCE, SlurmError
+from skerch.jobs.run_dir import RunDir
 
 FAMILIES = ("SBATCH", "SRUN", "SQUEUE", "SCANCEL", "SACCT", "SCONTROL", "SLURM")
 SITE = ("SLURM_CONF", "SLURM_CONF_SERVER", "SLURM_CLUSTERS", "SLURM_JWT", "SLURM_SACK_KEY")
@@ -81,5 +84,33 @@ def test_a_silent_sbatch_that_took_none_says_that_this_is_not_known(
     programs(sbatch="exec sleep 60", squeue=LISTED.replace("QUEUE", str(tmp_path / "none")))
     monkeypatch.setattr(scheduler, "PATIENCE", 1.0)
     monkeypatch.setattr(scheduler.time, "sleep", lambda seconds: None)
+    monkeypatch.setenv(PERSISTENCE, "0")
     with pytest.raises(SlurmError, match=r"sbatch does not answer within 1 s.*is not known"):
         scheduler.submit("", 0, tmp_path, submission)
+
+
+def test_of_several_runs_the_scheduler_is_asked_once(programs, submission, tmp_path):
+    asked = tmp_path / "asked"
+    job = '; echo "$m|31|N/A|RUNNING|None|n1|x|/x|(null)|$m"'
+    head = 'for f; do :; done; m=${f%%|*}; echo "$m|F|K|T|r|N|j|Z|k|$m"'
+    programs(
+        squeue=f"echo squeue >>{asked}; {head}{job}",
+        sacct=f'for f; do :; done; echo "sacct $f" >>{asked}; echo "32|FAILED|n1|3:0"',
+    )
+    runs = [RunDir(tmp_path / name) for name in ("one", "two", "three")]
+    for run, id in zip(runs, ("31", "32"), strict=False):
+        given = replace(submission, token=scheduler.new_token(run.path))
+        journal.record(run, given)
+        journal.record(run, replace(given, job=id))
+    one, two, three = observe_all(runs, 60)
+    assert one.element("train").state == "RUNNING"
+    assert two.element("train").state == "FAILED"
+    assert (three.history, three.elements, three.silence) == ([], {}, None)
+    assert sorted(asked.read_text().splitlines()) == ["sacct 31,32", "squeue"]
+    asked.unlink()
+    programs(squeue=f"echo squeue >>{asked}; exit 1", sacct="exit 1")
+    silent = [each.silence for each in observe_all(runs, 60)]
+    assert silent[0] == silent[1]
+    assert silent[0].startswith("squeue ")
+    assert silent[2] is None
+    assert asked.read_text() == "squeue\n"

@@ -58,7 +58,7 @@ def test_the_chain_is_in_the_graph_and_the_source_in_the_manifest(whole):
 
 
 def test_one_task_leaves_the_bytes_of_many(whole, small, results_of):
-    apart = small(*CHAIN, "launcher.blocks_per_task=1", "launcher.workers=2")
+    apart = small(*CHAIN, "launcher.blocks_per_task=1")
     ids = stages(apart)
     assert f"{LATE}.range_finder-1" in ids
     assert "seigh.step-000020-test.range_finder-1" not in ids

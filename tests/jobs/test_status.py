@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -72,7 +73,7 @@ def test_an_error_is_said_with_its_line_and_what_to_type(folder, skerch, monkeyp
     records = RunDir(folder / "runs" / "small").task_records.read_text()
     assert json.loads(records)["error"] == reason
     monkeypatch.chdir("runs/small")
-    assert "  next: python -m skerch run .\n" in skerch("status")[1]
+    assert f"  next: python -m skerch run {folder}/runs/small\n" in skerch("status")[1]
     assert "IndexError" in skerch("logs", ".", "-f")[1]  # and ends
 
 
@@ -157,3 +158,41 @@ def test_reasons_that_differ_in_figures_alone_are_told_once(folder, skerch):
     table = skerch("status", "small.yaml")[1]
     assert table.count("Batches do not combine") == 1
     assert "layout tasks failed likewise" in table
+
+
+def test_several_runs_are_a_table_with_a_line_each(folder, run, skerch):
+    run.step("seigh", 60, "test").overlap.unlink()
+    assert skerch("run", "small.yaml")[0] == 1
+    status, said, _ = skerch("status", "runs/digits", "small.yaml")
+    assert status == 0
+    rows = [[cell.strip() for cell in re.split("[┃│]", line)][1:-1] for line in said.splitlines()]
+    reason = f"train failed: IndexError: tuple index out of range ({folder}/linear.py:12)"
+    head, finished, failed = filter(None, rows)
+    assert head == ["run", "method", "done", "failed", "missing", "of", "note"]
+    assert finished == ["runs/digits", "seigh", "24", "", "1", "25", "to go on: run"]
+    assert failed[:-1] == ["runs/small", "seigh", "", "1", "16", "17"]
+    assert reason.startswith(failed[-1].removesuffix(" …"))
+    each = [json.loads(skerch("status", name, "--json")[1]) for name in ("digits", "small.yaml")]
+    assert json.loads(skerch("status", "digits", "small.yaml", "--json")[1]) == each
+
+
+def test_the_exit_code_tells_what_is_to_be_done(folder, run, skerch):
+    assert skerch("status", "digits", "--exit-code")[0] == 0
+    overlap = run.step("seigh", 60, "test").overlap
+    overlap.rename(folder / "overlap.json")
+    log = run.task_log("seigh.step-000060-test.analyze")
+    start = f"2100-01-01T00:00:00+00:00 analyze starts on {socket.gethostname()}, pid"
+    log.write_text(f"{start} {os.getpid()}\n")
+    assert skerch("status", "digits", "--exit-code")[0] == 3
+    assert skerch("status", "digits")[0] == 0
+    gone = subprocess.Popen("true")
+    gone.wait()
+    log.write_text(f"{start} {gone.pid}\n")
+    assert skerch("status", "digits", "--exit-code")[0] == 4
+    log.unlink()
+    assert skerch("status", "digits", "--exit-code")[0] == 4  # nobody is at it
+    (folder / "overlap.json").rename(overlap)
+    assert skerch("run", "small.yaml")[0] == 1
+    assert skerch("status", "digits", "small.yaml", "--exit-code")[0] == 4
+    overlap.write_text("{")
+    assert skerch("status", "digits", "--exit-code", "--verify")[0] == 1

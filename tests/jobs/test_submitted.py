@@ -10,8 +10,10 @@ from dataclasses import replace
 
 import pytest
 
+from skerch.jobs.config import save
 from skerch.jobs.launchers.slurm import journal, scheduler
 from skerch.jobs.launchers.slurm.journal import Submission
+from skerch.jobs.launchers.slurm.observed import observe
 from skerch.jobs.run_dir import RunDir
 
 STEP = "seigh.step-000020-test"
@@ -147,8 +149,30 @@ def test_what_does_not_resume_is_given_more_time(asked, run):
     step = run.step("seigh", 20, "test")
     other = run.step("seigh", 60, "test").measurements(1) / "blocks" / "block-000000.h5"
     shutil.copy(other, step.measurements(1) / "blocks")
-    words = f"{again} resources.merge.time=TIME  # longer than the last"
+    key = "resources.merge.time"
+    words = f"{STEP}.merge had too little time; set {key}, as in {key}=4h."
     assert has(asked(done)[1]["merge"], reason="TIMEOUT", next=words)
+
+
+def test_the_last_job_of_a_chain_is_named_where_it_submits_a_task_again(asked, run):
+    last = journal.submissions(run)[-1]
+    journal.record(run, replace(last, token="last", task="seigh.report", job=None))
+    journal.record(run, replace(last, token="last", job="15"))
+    waits = ("15", "N/A", "PENDING", "Dependency", "", "0")
+    heals, again = "job 15 submits it again", f"python -m skerch submit {run.path}"
+    killed, cancelled = FAILED[0], ("11", "0", "CANCELLED", "None", "n1", "15")
+    assert asked([killed, waits])[1]["measure-1.0"]["next"].startswith(heals)
+    assert has(asked([cancelled, waits])[1]["measure-1.0"], next=again)
+    # Killed twice, it was memory, of which there may be more.
+    with_memory = replace(run.load(), resources={"all": {"memory": "1000M"}})
+    save(with_memory, run.hessian_config("seigh"))
+    step = f"{STEP}.measure-1"
+    second = Submission("second", "seigh", step, (0, 1), because={f"{step}.0": "killed"})
+    journal.record(run, replace(second, asked=1000, memory=1000, when=time.time()))
+    journal.record(run, replace(second, job="16"))
+    killed = ("16", *killed[1:])
+    assert asked([killed, waits])[1]["measure-1.0"]["next"].startswith(heals)
+    assert asked([killed])[1]["measure-1.0"]["next"] == f"{again}  # asks for 2000 MiB"
 
 
 def test_a_job_that_waits_for_ever_is_no_live_one(asked):
@@ -184,6 +208,13 @@ def test_nothing_is_lost_that_could_not_be_asked_for(asked, run, skerch):
     assert has(status["measure-1.0"], state="submitted", job="11_0")
     assert has(status["merge"], state="submitted", reason=None)
     assert "as far as the disk tells: squeue failed" in skerch("status", run.path)[1]
+
+
+def test_a_job_that_was_refused_and_is_listed_as_failed_was_no_attempt(run, monkeypatch):
+    journal.record(run, Submission("refused", "seigh", f"{STEP}.merge", None))
+    listed = {("refused", None): scheduler.Element("15", "FAILED", exit_code="0:1")}
+    monkeypatch.setattr(scheduler, "elements", lambda *_: listed)
+    assert observe(run, 2.0).latest[f"{STEP}.merge"].job == "12"
 
 
 def test_a_torn_line_of_the_journal_hides_no_other(run):

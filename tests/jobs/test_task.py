@@ -18,11 +18,13 @@ import pytest
 
 from skerch.jobs.config.resources import Resources
 from skerch.jobs.launchers.slurm import copies
+from skerch.jobs.launchers.slurm.chain import line
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.observed import Submitted
-from skerch.jobs.launchers.slurm.scheduler import Element, SlurmError
+from skerch.jobs.launchers.slurm.programs import SlurmError
+from skerch.jobs.launchers.slurm.raised import SubmitError, next_request
+from skerch.jobs.launchers.slurm.scheduler import Element
 from skerch.jobs.launchers.slurm.script import script
-from skerch.jobs.launchers.slurm.submit import SubmitError, _line, next_memory
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir
 
@@ -76,12 +78,12 @@ def test_logs_are_printed_alone_together_and_to_their_end(run, skerch):
 def test_a_script_names_one_log_and_what_it_waits_for(tmp_path):
     submission = Submission("token", "seigh", "merge", None, after=("4?", "5"))
     log = tmp_path / "it's 100 %.log"
-    text = script(submission, Resources(), tmp_path / "a run", log, resumes=False)
+    text = script(submission, Resources(), tmp_path / "a run", log)
     assert text.count("#SBATCH --output") == 1
     assert text.count(" --output ") == 1
     assert shlex.split(text.split("srun ")[1])[2] == str(log).replace("%", "%%")
     assert "#SBATCH --dependency=afterok:5,afterany:4\n" in text
-    assert _line(submission).endswith("merge, after 4 (however that ends), 5")
+    assert line(submission).endswith("merge, after 4 (however that ends), 5")
 
 
 KILLED = "slurmstepd: error: StepId=7.0 exceeded memory limit (5 > 4), being killed\n"
@@ -101,7 +103,8 @@ def memory(tmp_path):
         )
         known = Submitted([submission], {("token", None): Element("7", state)})
         wanted = Resources(**({"memory": 1000, "memory_limit": 3000} | wanted))
-        return next_memory(run, Task("train", "train", {}, (), ()), known, wanted)
+        task = Task("train", "train", {}, (), ())
+        return next_request(run, [task], ["train"], known, wanted).memory
 
     return ask
 

@@ -58,7 +58,9 @@ def test_a_slurm_task_has_its_cpus_unless_openmps_variable_says_less(
     monkeypatch.setattr(
         local, "run_task", lambda config, _, **more: seen.append(config.launcher.threads)
     )
-    task._run(Namespace(run=config.run_dir, task="train", name=None, first=None, requeues=0))
+    task._run(
+        Namespace(run=config.run_dir, task="train", name=None, first=None, requeues=0, shared=False)
+    )
     assert seen == [expected]
 
 

@@ -57,9 +57,9 @@ class Cluster:
         """The node's slurmd again; returns once it is in service."""
         run_script("start-node", self.directory, name)
 
-    def restart_controller(self, signal="KILL"):
+    def restart_controller(self, signal="KILL", seconds=0):
         """Ends slurmctld (KILL: it forgets its last five seconds; TERM: nothing) and starts it."""
-        run_script("restart-controller", self.directory, signal)
+        run_script("restart-controller", self.directory, signal, seconds)
 
 
 @pytest.fixture(scope="session")
@@ -232,6 +232,7 @@ def train(local):
         shutil.copytree(local / "training", run.path / "training")
         run.round.mkdir(parents=True)
         shutil.copy(local / ROUND / "manifest.json", run.round)
+        shutil.copy((local / ROUND).parents[1] / "gradient.h5", run.round.parents[1])
 
     return copy
 

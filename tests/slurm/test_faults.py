@@ -70,8 +70,11 @@ def test_a_killed_worker_loses_only_its_block(trained, ends_well):
     for name in DEPENDENTS:
         assert has(status[name], state="failed", reason=f"needs {MEASURE}.0, which failed")
     assert len(kept) == 8
+    page = trained.path / "report.html"  # by the last job of the chain
+    assert "0 of 1 Hessians are there" in page.read_text()
     assert "measure-1 [0]\n" in trained.submit().stdout
     ends_well(trained, kept)
+    assert "1 of 1 Hessians are there" in page.read_text()
 
 
 def test_cancelled_tasks_are_submitted_beside_those_that_live(trained, ends_well, cluster):
@@ -79,7 +82,7 @@ def test_cancelled_tasks_are_submitted_beside_those_that_live(trained, ends_well
     trained.submit()
     trained.halted()
     cluster.run("scancel", f"{trained.job('measure-1.0')}_[0,2]")
-    trained.wait(lambda: len(trained.queue()) <= 4, "two cancelled tasks")
+    trained.wait(lambda: len(trained.queue()) <= 5, "two cancelled tasks")
     status = trained.status()
     for name in ("measure-1.0", "measure-1.2"):
         assert has(status[name], state="failed", reason="CANCELLED")
@@ -246,7 +249,7 @@ def saved_state(run):
 
 SBATCH = """#!/bin/sh
 echo >>calls
-[ $(wc -l <calls) = 2 ] || exec {sbatch} "$@"
+[ $(wc -l <calls) = 3 ] || exec {sbatch} "$@"
 kill -KILL $PPID
 until [ -e late ]; do sleep 0.1; done
 {then} "$@"
@@ -255,7 +258,7 @@ until [ -e late ]; do sleep 0.1; done
 
 @pytest.mark.parametrize("heard", [True, False])
 def test_a_killed_submit_leaves_nothing_twice(trained, ends_well, cluster, on_path, heard):
-    """Killed in its second call of sbatch, which itself lives on, and then submits or dies."""
+    """Killed in its third call of sbatch, which itself lives on, and then submits or dies."""
     sbatch = shutil.which("sbatch")
     stubs = on_path(sbatch=SBATCH.format(sbatch=sbatch, then=sbatch if heard else "true"))
     trained.halt(1)
@@ -271,7 +274,7 @@ def test_a_killed_submit_leaves_nothing_twice(trained, ends_well, cluster, on_pa
     assert status["decompose"]["state"] == "missing"
     trained.submit()
     names = Counter(name.rpartition(".")[2] for name in trained.queue("%j"))
-    assert names == {"measure-1": 3} | dict.fromkeys(DEPENDENTS, 1)
+    assert names == {"measure-1": 3} | dict.fromkeys((*DEPENDENTS, "report"), 1)
     trained.go_on()
     ends_well(trained)
 

@@ -20,7 +20,7 @@ def sbatch(cluster, tmp_path):
         config = load("digits", [f"resources.train={asked}", f"run_dir={tmp_path}"])
         submission = Submission("token", "seigh", "train", None)
         wanted = resources(config)["train"]
-        text = script(submission, wanted, tmp_path, tmp_path / "log", resumes=False)
+        text = script(submission, wanted, tmp_path, tmp_path / "log")
         return cluster.run("sbatch", "--parsable", *options, input=text).stdout.strip()
 
     return submit
@@ -46,3 +46,15 @@ def test_what_setup_sets_reaches_a_task_also_where_sbatch_exports_nothing(sbatch
     show = '[--, /bin/sh, -c, "echo it is $WORD"]'
     sbatch(f"{{sbatch: {{export: NONE}}, setup: export WORD=there, srun: {show}}}", "--wait")
     assert "it is there\n" in (tmp_path / "log").read_text()
+
+
+def test_a_setup_line_that_fails_ends_the_job_before_its_program(cluster, sbatch, tmp_path):
+    job = sbatch("{setup: [true, (exit 3) || true, ls /nowhere, echo there]}")
+    state = ("scontrol", "--oneliner", "show", "job", job)
+    while "JobState=FAILED" not in (said := cluster.run(*state).stdout):
+        assert "JobState=COMPLETED" not in said
+    assert " ExitCode=2:0 " in said
+    log = (tmp_path / "log").read_text().splitlines()
+    words = "error: the setup line 'ls /nowhere' ended with status 2; mend it, or end it in || true"
+    assert log[-1] == words
+    assert "there" not in log

@@ -45,7 +45,7 @@ def test_the_digits_by_submit_are_those_of_a_local_run(digits, reference, result
 @pytest.mark.slow
 def test_a_submit_while_jobs_live_adds_nothing(digits):
     _, first, second, _ = digits
-    assert "17 tasks are submitted in 17 jobs, and 0 were live" in first
+    assert "17 tasks are submitted in 3 jobs, and 0 were live" in first
     assert "0 tasks are submitted in 0 jobs" in second
 
 
@@ -61,7 +61,7 @@ def test_every_task_has_a_log_that_is_followed_to_the_end(digits):
 
 def test_a_dry_run_shows_scripts_and_changes_nothing(run):
     said = run.submit("--dry-run", "sketch.block_size=1").stdout
-    assert said.count("#!/bin/bash") == 6
+    assert said.count("#!/bin/bash") == 7
     assert "# job JOB3: seigh.step-000020-test.measure-1 [0-23], after JOB1, JOB2\n" in said
     assert "#SBATCH --array=0-23%4\n" in said
     assert "#SBATCH --dependency=afterok:JOB1:JOB2\n" in said
@@ -75,9 +75,9 @@ def test_an_array_larger_than_slurm_takes_is_split_and_cancel_ends_all_of_it(run
     assert "measure-1 [0-99], after" in said
     assert "measure-1 [100-109], after" in said
     sizes = Counter(line.partition("_")[0] for line in run.queue("%i"))
-    assert sorted(sizes.values()) == [1, 1, 1, 1, 1, 10, 100]
+    assert sorted(sizes.values()) == [1, 1, 1, 1, 1, 1, 10, 100]
     cancelled = run.skerch("cancel", run.path).stdout
-    assert cancelled.startswith("115 tasks in jobs ")
+    assert cancelled.startswith("116 tasks in jobs ")
     assert not run.queue()
     assert run.skerch("cancel", run.path).stdout == f"No job of {run.path} is live.\n"
     assert {task["state"] for task in run.status().values()} == {"failed"}
@@ -97,7 +97,7 @@ def test_missing_tasks_are_submitted_alone_under_their_numbers(run, results_of):
     said = run.submit(*MANY).stdout
     assert "measure-1 [3]\n" in said
     assert "measure-1 [104]\n" in said
-    assert sorted(run.queue("%K")) == ["3", "4", "N/A", "N/A", "N/A"]
+    assert sorted(run.queue("%K")) == ["3", "4", "N/A", "N/A", "N/A", "N/A"]
     run.go_on(3, 4)
     run.wait_for_end()
     assert results_of(run.path) == results
@@ -114,7 +114,8 @@ def test_a_run_grows_by_submit_and_only_what_is_new_is_submitted(run, local, res
     grown = ["training.record_steps=[10,20,30]", "training.max_steps=30"]
     said = run.submit(*grown).stdout
     jobs = re.findall(r"job \d+: (\S+)", said)
-    assert {job.partition(".")[2][:11] for job in jobs} == {"", "step-000010", "step-000030"}
+    parts = {job.partition(".")[2][:11] for job in jobs} - {"report,"}
+    assert parts == {"", "step-000010", "step-000030"}
     run.wait_for_end(240)
     whole = run.path.with_name("whole")
     run.skerch("run", run.experiment, f"run_dir={whole}", *grown)
@@ -207,6 +208,14 @@ def test_without_slurm_submit_says_so_and_leaves_nothing_to_wait_for(run, tmp_pa
     assert refused.returncode == 1
     assert refused.stderr.startswith("error: squeue is not on PATH: use a machine from which jobs")
     assert not [path for path in run.path.iterdir() if path.name != ".lock"]
+
+
+def test_where_the_last_job_is_refused_the_others_are_submitted_and_it_is_said(run):
+    refused = run.submit(LATER, "resources.report.partition=nowhere", check=False)
+    assert refused.returncode == 1
+    assert re.search(r"Invalid partition.* 0 were live, and the job that ends the", refused.stderr)
+    said = run.submit(LATER).stdout
+    assert re.search(r"^job \d+: seigh.report, after .*\n0 tasks are submitted in 0 jobs", said)
 
 
 def test_run_refuses_while_jobs_live(waiting):

@@ -1,0 +1,277 @@
+"""doctor without Slurm, and what it makes of settings and reports that no test machine has."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import pytest
+
+from skerch.jobs.commands.doctor import asked, folder, mpi, nodes, slurm
+from skerch.jobs.commands.doctor.pair import LINKS, Pair, versions
+from skerch.jobs.config.resources import Resources
+from skerch.jobs.launchers.slurm import facts
+from skerch.jobs.launchers.slurm.facts import Nodes, Partition
+from skerch.jobs.launchers.slurm.programs import SlurmError
+
+FIRST = {"node": "n1", "error": "", "seen": 0.1, "written": 0.1, "whole": True}
+FIRST |= {"replaced": 9, "lock": "had", "links": [0]}
+SECOND = {"node": "n2", "error": "", "reads": 9, "damaged": 0, "old": True, "lock": "kept out"}
+SECOND |= {"links": list(range(1, LINKS))}
+ACCOUNT = {"Account": "maths", "MaxSubmitJobs": "", "QOS": "normal,long"}
+
+
+PARTITION = Partition("a", True, "1:00:00", 60, (Nodes(2, 8, 9000, "gpu:a100:4(S:0)"),), 0)
+THERE = versions() | {"node": "n1", "import": 2.0, "cpus": 8, "threads": 8, "gpus": []}
+
+
+@pytest.fixture
+def no_slurm(tmp_path, monkeypatch):
+    """A PATH on which there is nothing."""
+    monkeypatch.setenv("PATH", str(tmp_path / "bin"))
+
+
+@pytest.fixture
+def judged(monkeypatch):
+    """A function of settings that gives the findings on them, by check."""
+
+    def judge(accounts=(), qualities=None, own=None, silence=False, **settings):
+        def silent(*_):
+            raise SlurmError("sacct failed.")
+
+        monkeypatch.setattr(facts, "settings_of_partitions", lambda: own or {})
+        monkeypatch.setattr(
+            facts, "associations", silent if accounts is None else lambda _: list(accounts)
+        )
+        monkeypatch.setattr(facts, "ask_accounting", silent if silence else lambda: None)
+        monkeypatch.setattr(facts, "qualities", lambda: qualities or {})
+        monkeypatch.setattr(slurm.scheduler, "array_size", lambda: 1000)
+        cluster = slurm.Cluster({"MaxArraySize": "1001"} | settings, [PARTITION])
+        return {row.check: row for row in slurm.findings(cluster)}
+
+    return judge
+
+
+def test_without_slurm_the_folder_and_mpi_are_examined(skerch, tmp_path, no_slurm):
+    status, said, _ = skerch("doctor", tmp_path, "--json")
+    found = json.loads(said)
+    states = {row["check"]: row["state"] for row in found["findings"]}
+    assert (status, found["fit"], states["commands"]) == (0, True, "note")
+    for check in ("files", "rename", "locks", "links"):
+        assert states[check] == "ok"
+    assert "mpi4py" in states
+    assert not list(tmp_path.iterdir())
+
+
+def test_the_table_says_what_is_not_there(skerch, tmp_path, no_slurm, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+    status, said, _ = skerch("doctor", tmp_path / "nowhere", "--write", tmp_path / "new.yaml")
+    lines = [" ".join(line.split()) for line in said.splitlines()]
+    assert status == 1
+    assert any(line.startswith("note commands none of sbatch, srun,") for line in lines)
+    assert any(line.startswith("fault files") and "nowhere" in line for line in lines)
+    assert any(line.endswith("not written: Slurm does not tell of partitions") for line in lines)
+    assert not (tmp_path / "new.yaml").exists()
+
+
+def test_a_cluster_file_that_is_there_stays(skerch, tmp_path):
+    (tmp_path / "mine.yaml").write_text("all: {cpus: 1}")
+    status, _, said = skerch("doctor", tmp_path, "--write", tmp_path / "mine.yaml")
+    assert (status, "mine.yaml is there already" in said) == (1, True)
+    assert (tmp_path / "mine.yaml").read_text() == "all: {cpus: 1}"
+
+
+def test_a_controller_that_does_not_answer_is_a_fault(tmp_path, monkeypatch):
+    for name in slurm.COMMANDS:
+        (tmp_path / name).write_text("#!/bin/sh\necho 'Unable to contact' >&2\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    cluster, (row,) = slurm.ask()
+    assert (cluster, row.check, row.state) == (None, "controller", "fault")
+    (tmp_path / "srun").unlink()
+    _, (row,) = slurm.ask()
+    assert (row.state, row.found) == ("fault", "srun not on PATH")
+
+
+@pytest.mark.parametrize(
+    ("check", "state", "words", "settings"),
+    [
+        ("a", "ok", "2 nodes of 8 CPUs, 9,000 MiB, gpu:a100:4(S:0); at most 1:00:00; all", {}),
+        ("a", "ok", "500 MiB a node by default", {"DefMemPerNode": "500"}),
+        ("arrays", "ok", "1000 tasks", {}),
+        ("arrays", "fault", "there are none", {"MaxArraySize": "0"}),
+        ("arrays", "note", "not known", {"MaxArraySize": ""}),
+        ("out of memory", "warning", "nothing keeps", {"TaskPlugin": "task/affinity"}),
+        (
+            *("out of memory", "ok", "its cgroup"),
+            {"TaskPlugin": "task/affinity,task/cgroup", "ConstrainRAMSpace": "yes"},
+        ),
+        ("preemption", "ok", "none", {"PreemptMode": "OFF", "JobRequeue": "0"}),
+        ("preemption", "warning", "is cancelled", {"PreemptMode": "GANG,CANCEL"}),
+        (
+            *("preemption", "warning", "a preempted job in a is cancelled"),
+            {"PreemptMode": "REQUEUE", "own": {"a": {"PreemptMode": "CANCEL"}}},
+        ),
+    ],
+)
+def test_what_settings_mean(judged, check, state, words, settings):
+    found = judged(**settings)[check]
+    assert (found.state, words in found.found) == (state, True), found
+
+
+@pytest.mark.parametrize(
+    ("check", "state", "words", "more"),
+    [
+        ("account", "ok", "maths; no limit", {"AccountingStorageEnforce": "associations"}),
+        ("account", "fault", "jobs need one", {"accounts": ()}),
+        ("account", "note", "do not need one", {"accounts": (), "AccountingStorageEnforce": ""}),
+        ("accounting", "warning", "slurmdbd, but sacct failed.", {"silence": True}),
+        ("account", "note", "not known: sacct failed.", {"accounts": None}),
+        ("account", "ok", "maths; no limit", {"accounts": [ACCOUNT | {"QOS": ""}]}),
+        ("account", "warning", "at most 20 jobs submitted at once (qos long)", {}),
+        (
+            *("account", "warning", "at most 7 jobs submitted at once (account maths)"),
+            {"accounts": [ACCOUNT | {"MaxSubmitJobs": "7"}]},
+        ),
+    ],
+)
+def test_what_accounting_means(judged, check, state, words, more):
+    enforced = {"AccountingStorageEnforce": "associations,limits,qos"}
+    asked = {"accounts": [ACCOUNT], "qualities": {"long": {"MaxSubmitJobsPerUser": "20"}}}
+    kind = {"AccountingStorageType": "accounting_storage/slurmdbd"}
+    found = judged(**kind | asked | enforced | more)[check]
+    assert (found.state, words in found.found) == (state, True), found
+
+
+@pytest.mark.parametrize(
+    ("check", "state", "first", "second"),
+    [
+        ("files", "fault", {"whole": False}, {}),
+        ("files", "warning", {"seen": 30.0}, {}),
+        ("files", "fault", {"error": "Nothing is seen."}, {}),
+        ("rename", "fault", {}, {"damaged": 1}),
+        ("rename", "ok", {}, {"old": False}),
+        ("locks", "warning", {"lock": "No locks available"}, {}),
+        ("locks", "warning", {}, {"lock": "had"}),
+        ("locks", "warning", {}, {"lock": "Stale file handle"}),
+        ("links", "fault", {"links": [0, 1]}, {}),
+        ("links", "note", {"links": "Operation not permitted"}, {}),
+    ],
+)
+def test_what_two_processes_see(check, state, first, second):
+    rows = list(folder.judge([FIRST, SECOND]))
+    assert [row.state for row in rows] == ["ok"] * 4
+    (found, *_) = (
+        row for row in folder.judge([FIRST | first, SECOND | second]) if row.check == check
+    )
+    assert found.state == state
+
+
+def test_processes_that_see_different_folders_say_so(tmp_path):
+    pairs = [Pair(tmp_path / str(number), number, patience=0.3) for number in (0, 1)]
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(Pair.try_all, pairs))
+    rows = list(folder.judge([pair.report for pair in pairs]))
+    assert [(row.check, row.state) for row in rows] == [("files", "fault")]
+    assert "Nothing that the other process wrote is seen within 0.3 s." in rows[0].found
+
+
+@pytest.mark.parametrize(
+    ("words", "family"),
+    [
+        ("HYDRA build details:\n    Version: 4.0", "MPICH"),
+        ("mpiexec (OpenRTE) 4.1.4", "Open MPI"),
+        ("mpirun (Open MPI) 5.0.3", "Open MPI"),
+        ("Intel(R) MPI Library for Linux* OS, Version 2021.9", "MPICH"),
+        ("something else", ""),
+    ],
+)
+def test_an_mpiexec_is_known_by_what_it_says(words, family):
+    assert mpi._family(words) == family
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "answers"),
+    [
+        ("note", "not there", {"library": (0, "", "")}),
+        ("note", "finds no MPI library (no libmpi)", {"library": (1, "", "no libmpi")}),
+        ("note", "not found", {"path": None}),
+        ("ok", "two ranks that find each other", {}),
+        ("fault", "each find themselves alone", {"hello": (0, "<1><1>", "")}),
+        ("fault", "starts no ranks: not as root", {"hello": (1, "", "not as root")}),
+        (
+            *("fault", "/x/mpiexec of Open MPI, another MPI than that of mpi4py, MPICH 5.0.2"),
+            {"hello": (0, "<1><1>", ""), "version": (0, "mpiexec (OpenRTE) 4", "")},
+        ),
+        ("warning", "the first on PATH, /y/mpiexec, is of Open MPI", {"first": "/y/mpiexec"}),
+    ],
+)
+def test_what_is_found_of_mpi(monkeypatch, state, words, answers):
+    usual = {
+        "library": (0, '["4.1.2", "MPICH Version:      5.0.2"]', ""),
+        "version": (0, "HYDRA build details", ""),
+        "hello": (0, "<2><2>", ""),
+        "/y/mpiexec": (0, "mpirun (Open MPI) 5.0", ""),
+    } | answers
+
+    def said(command):
+        key = {mpi.LIBRARY: "library", mpi.HELLO: "hello", "--version": "version"}[command[-1]]
+        return usual.get(command[0]) or usual[key]
+
+    monkeypatch.setattr(mpi, "_said", said)
+    monkeypatch.setattr(mpi, "find_mpiexec", lambda: answers.get("path", "/x/mpiexec"))
+    monkeypatch.setattr(mpi.shutil, "which", lambda _: answers.get("first", "/x/mpiexec"))
+    *_, last = mpi.findings()
+    assert (last.state, words in last.found) == (state, True), last
+
+
+def test_a_program_that_cannot_be_run_says_why(tmp_path):
+    assert mpi._said([str(tmp_path / "no")]) == (1, "", "No such file or directory")
+
+
+@pytest.mark.parametrize(
+    ("state", "words", "there", "gpus"),
+    [
+        ("ok", "8 CPUs, 8 threads of torch, no GPU, as none is asked for", {}, None),
+        ("ok", "of torch, A100, A100", {"gpus": ["A100", "A100"]}, 2),
+        ("fault", "torch sees none", {}, 1),
+        ("fault", "torch 0.1, here", {"torch": "0.1"}, None),
+        ("warning", "import torch 90.0 s", {"import": 90.0}, None),
+    ],
+)
+def test_what_python_on_a_node_means(state, words, there, gpus):
+    found = nodes._python(THERE | there, Resources(gpus=gpus))
+    assert (found.state, words in found.found) == (state, True), found
+
+
+def test_a_torch_that_cannot_be_imported_is_a_fault():
+    found = nodes._python({"node": "n1", "no torch": "OSError: libcuda"}, Resources())
+    assert (found.state, "OSError: libcuda" in found.found) == ("fault", True)
+
+
+def test_nodes_from_which_sbatch_is_refused_are_warned_of():
+    assert nodes._submits({"node": "n1", "refusal": "sbatch failed."}).state == "warning"
+
+
+def test_where_no_node_is_in_service_nothing_is_submitted(tmp_path):
+    cluster = slurm.Cluster({}, [replace(PARTITION, out=2)])
+    (found,) = nodes.try_nodes(tmp_path, cluster, Resources(), 1.0, str)
+    assert (found.state, found.found) == ("note", "not known: no node of a is in service")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_time_beyond_the_limit_of_a_partition_is_named():
+    words = asked._beyond(Resources(time="2:00:00"), PARTITION)
+    assert words == "time is 120 min, and a allows 60"
+    assert not asked._beyond(Resources(time="30", cpus=8, gpus=4, memory=9000), PARTITION)
+    assert asked._beyond(Resources(gpus=5), PARTITION).startswith("it asks for 5 GPUs; a node of a")
+
+
+def test_a_folder_that_does_not_answer_is_given_up(tmp_path, monkeypatch):
+    (tmp_path / "python").write_text("#!/bin/sh\nexec sleep 60\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(folder.sys, "executable", str(tmp_path / "python"))
+    monkeypatch.setattr(folder, "BOUND", 0.5)
+    (found,) = folder.try_here(tmp_path)
+    assert (found.state, found.found) == ("fault", "It does not answer within 0.5 s.")
