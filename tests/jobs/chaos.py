@@ -92,11 +92,15 @@ def digests(folder: Path) -> dict[str, str]:
 
 
 def finished(folder: Path) -> Marks:
-    """The files that are never to be made twice, each with what would change if it were."""
+    """The files that are never to be made twice, each with what would change if it were.
+
+    A gradient is one of them as soon as its layout is done, whose last file is the manifest.
+    """
     return {
         path: (path.stat().st_ino, path.stat().st_mtime_ns)
         for path in folder.rglob("[!.]*")
         if not path.name.endswith(NOT_COMPARED)
+        and (path.name != "gradient.h5" or any(path.parent.rglob("manifest.json")))
         and (
             path.suffix in (".h5", ".safetensors") or path.name in ("manifest.json", "overlap.json")
         )

@@ -9,7 +9,7 @@ that both are the array's.
 
 While a file `raise` is there, the loss of tasks that have its text in their command fails.
 
-While a file `eat` has a task's id, each call of its loss takes 1.2 GB for a minute.
+While a file `eat` has a task's id, each call of its loss takes 2 GB for a minute.
 
 While a file `slow` is there, a step of the training takes as many seconds as it says.
 """
@@ -51,7 +51,7 @@ def digits():
             while halt.exists():
                 time.sleep(0.05)
         if Path("eat").exists() and Path("eat").read_text() in sys.argv:
-            eaten = b"x" * 1_200_000_000
+            eaten = b"x" * 2_000_000_000
             time.sleep(60)
             del eaten
         if Path("raise").exists() and Path("raise").read_text() in " ".join(sys.argv):

@@ -148,7 +148,8 @@ def test_a_preempted_task_goes_on_later(trained, ends_well, cluster):
 def test_a_task_out_of_memory_gets_more_up_to_a_limit(trained, ends_well, cluster):
     trained.halt(1)
     memory = "resources.measure.memory"
-    trained.submit(f"{memory}=100M", f"{memory}_factor=8")
+    more = [f"{memory}_factor=15", f"{memory}_limit=1500M"]
+    trained.submit(f"{memory}=100M", *more)
     trained.wait_for_end()
     status = trained.status()
     for index in WORKERS:
@@ -156,15 +157,15 @@ def test_a_task_out_of_memory_gets_more_up_to_a_limit(trained, ends_well, cluste
         assert has(task, state="failed", reason="out of memory", exit_code="137:0")
         # Slurm writes both, in any order.
         assert re.search("Killed|memory limit", task["last_line"])
-        assert task["next"] == "python -m skerch submit run  # asks for 800 MiB"
+        assert task["next"] == "python -m skerch submit run  # asks for 1500 MiB"
     refused = trained.submit(f"{memory}=100M", f"{memory}_limit=100M", check=False)
     assert refused.returncode == 1
     assert refused.stderr.startswith(
         f"error: {MEASURE}.0 ran out of memory with 100 MiB; raise {memory} and {memory}_limit"
     )
     assert not trained.queue()
-    trained.submit(f"{memory}=100M", f"{memory}_factor=8")
-    assert "run.seigh.step-000020-test.measure-1 800M" in trained.queue("%j %m")
+    trained.submit(f"{memory}=100M", *more)
+    assert "run.seigh.step-000020-test.measure-1 1500M" in trained.queue("%j %m")
     trained.go_on()
     ends_well(trained)
 

@@ -63,7 +63,7 @@ def test_killed_workers_are_submitted_again_elsewhere(trained, ends_well):
 @pytest.mark.parametrize("fuse", ["launcher.fuse=false", "launcher.fuse=true"])
 def test_each_stage_runs_out_of_memory_and_gets_more(run, ends_well, fuse):
     memory = "resources.all.memory"
-    run.submit(HEALS, fuse, f"{memory}=100M", f"{memory}_factor=15")
+    run.submit(HEALS, fuse, f"{memory}=100M", f"{memory}_factor=15", f"{memory}_limit=1500M")
     ends_well(run, 400)
     short = set(re.findall(r"^(?:\S+-test\.)?([a-z]+)\S* failed \(memory\)", words(run), re.M))
     if fuse == "launcher.fuse=false":

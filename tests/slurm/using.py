@@ -16,7 +16,7 @@ from threading import Thread
 
 from skerch.jobs.problems.digits_mlp import digits_mlp
 
-HELD, COMPUTED, SLEPT = 400, 10.0, 12.0  # MiB, and seconds
+HELD, COMPUTED, SLEPT = 1200, 10.0, 12.0  # MiB, and seconds
 
 
 def watch(wall):
