@@ -15,7 +15,7 @@ from skerch.jobs.run_dir import RunDir
 from tests.slurm.using import COMPUTED, HELD, SLEPT
 
 USING = Path(__file__).with_name("using.yaml")
-TOO_LITTLE = 1350  # MiB for the training, which holds HELD beside torch; the next try gets twice that
+TOO_LITTLE = 1350  # MiB for a training that holds HELD beside torch; the next try gets twice that
 AROUND = 15.0  # seconds at most in which a process starts and imports torch, on a busy machine
 UNSEEN = 50  # MiB that come and go between two looks, at most
 
