@@ -149,6 +149,7 @@ class Launcher:
     blocks_per_task: Any = "auto"  # a number, or what suits the time of a block
     fuse: bool = True  # jobs of Slurm: those that would only wait for each other are one
     heals: int = _number(3, least=0, most=100)  # of a failed task, by Slurm's last job
+    keep_products: bool = True  # of Krylov methods, on disk until there are results
 
     @property
     def blocks(self) -> int:

@@ -1,7 +1,7 @@
 """The task of one Hessian by a Krylov method: lanczos, trace or density.
 
-A stage of the method's name does all of it, so a task that was stopped starts anew. With `deflate`
-it reads eigenpairs that another method has found.
+A stage of the method's name does all of it; a task that was stopped goes on with the products that
+its last attempt has left. With `deflate` it reads eigenpairs that another method has found.
 """
 
 from __future__ import annotations

@@ -75,6 +75,11 @@ class StepDir:
         return self.path / provenance.PROVENANCE
 
     @property
+    def products(self) -> Path:
+        """The folder of the products that a Krylov method has made, until it has its results."""
+        return self.path / "products"
+
+    @property
     def gradient(self) -> Path:
         """The gradient of the mean loss; older versions wrote none."""
         return self.path / "gradient.h5"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -15,6 +16,7 @@ from skerch.jobs.config.pairs import source_of
 from skerch.jobs.pipeline.task_log import Progress
 from skerch.jobs.problems import user_code
 from skerch.jobs.run_dir import provenance, results_file
+from skerch.jobs.run_dir.products_file import Products
 from skerch.jobs.stages.choice import choose, operator, require_same
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.sketch import SketchFiles
@@ -28,28 +30,38 @@ if TYPE_CHECKING:
 
 
 class CountedOperator(CurvatureOperator):
-    """An operator that tells of its products, of which there are `most`; 0 if nobody knows."""
+    """An operator that tells of its products, of which there are `most`; 0 if nobody knows.
 
-    def __init__(self, operator: LossCurvature, most: int, progress: Progress):
+    Those that are `kept` it does not compute again.
+    """
+
+    def __init__(
+        self, operator: LossCurvature, most: int, progress: Progress, kept: Products | None = None
+    ):
         super().__init__(operator.shape, operator.dtype, operator.device)
         self.operator = operator
+        self._kept = kept
         self._most = most
         self._done = 0
         self._progress = progress
 
     def _matmul(self, X: Tensor) -> Tensor:
-        with user_code("A product cannot be computed"):
-            products: Tensor = self.operator @ X
+        products = self._kept.of(X, self._multiply) if self._kept else self._multiply(X)
         self._done += X.shape[1]
         self._progress(self._done, self._most and max(self._done, self._most), "products")
         return products
+
+    def _multiply(self, X: Tensor) -> Tensor:
+        with user_code("A product cannot be computed"):
+            return (self.operator @ X).contiguous()  # as it is read again, to the last bit
 
 
 @contextmanager
 def counted(context: Context, columns: int, most: int) -> Iterator[CountedOperator]:
     """The operator of a context's Hessian, for at most so many columns at once.
 
-    How they are computed is written down first, unless it is: so it is the same after a kill.
+    How they are computed is written down first, unless it is: so it is the same after a kill. With
+    `launcher.keep_products` they are kept until `save`.
     """
     if context.provenance is None:
         masks = context.config.method == "lanczos"  # its eigenspaces are compared with them
@@ -59,7 +71,15 @@ def counted(context: Context, columns: int, most: int) -> Iterator[CountedOperat
     with op.frozen():
         require_same(op, context)
         op.compare = True
-        yield CountedOperator(op, most, context.progress)
+        if not context.config.launcher.keep_products:
+            yield CountedOperator(op, most, context.progress)
+            return
+        kept = Products(context.directory.products, *manifests(context))
+        try:
+            yield CountedOperator(op, most, context.progress, kept)
+        except BaseException:
+            kept.write()
+            raise
 
 
 def pairs_file(context: Context) -> EighFile | None:
@@ -80,12 +100,13 @@ def known_pairs(context: Context, op: CurvatureOperator) -> tuple[Tensor, Tensor
 
 
 def save(context: Context, results: DataclassInstance, figure: Figure) -> None:
-    """Write a Hessian's figure, then its results."""
+    """Write a Hessian's figure, then its results, and let go of its products."""
     from skerch.analysis import figures  # matplotlib takes a second
 
     figures.save(figure, context.run.figure(context.name, *context.hessian))
     path = context.run.result(context.config, *context.hessian)
     results_file.write(path, results, manifests(context))
+    shutil.rmtree(context.directory.products, ignore_errors=True)
 
 
 def manifests(context: Context) -> list[str]:

@@ -74,6 +74,7 @@ TAKEN = {  # how the numbers are computed, and where things lie
     "launcher.blocks_per_task": "3",
     "launcher.fuse": "false",
     "launcher.heals": "0",
+    "launcher.keep_products": "false",
     "cluster": "gpu",
     "resources": "resources.measure.time=60min",
     "keep_blocks": "false",

@@ -15,14 +15,17 @@ import torch
 import skerch as package
 from skerch.curvature.dense import dense_hessian
 from skerch.estimate import Estimate
+from skerch.files import FileError
 from skerch.jobs import problems
 from skerch.jobs.commands.exhaustive import _in_float64
 from skerch.jobs.config import ConfigError, load
 from skerch.jobs.launchers.complete import complete
-from skerch.jobs.run_dir import RunDir
+from skerch.jobs.run_dir import RunDir, products_file
 from skerch.jobs.run_dir.binding import bind
+from skerch.jobs.run_dir.products_file import Products
 from skerch.jobs.stages.context import Context
 from skerch.jobs.stages.inputs import load_inputs
+from skerch.jobs.stages.krylov import CountedOperator
 
 METHODS = ("lanczos", "trace", "density")
 WANTED = {
@@ -153,6 +156,53 @@ def test_a_killed_task_that_runs_again_leaves_the_same_bytes(method, run, tmp_pa
     assert {each.name: each.read_bytes() for each in path.parent.glob("*")} == before
 
 
+@pytest.mark.parametrize("keep", ["true", "false"])
+@pytest.mark.parametrize("method", [*METHODS, "deflated"])
+def test_products_of_a_killed_task_are_not_made_again(method, keep, run, tmp_path, monkeypatch):
+    shutil.copytree(run.path, tmp_path / "run")
+    folder = tmp_path / "run" / method / "step-000060-test"
+    before = {each.name: each.read_bytes() for each in folder.glob("*")}
+    config = load(folder.parent / "hessian_config.yaml", [f"launcher.keep_products={keep}"])
+    path = RunDir(tmp_path / "run").result(config, 60, "test")
+    products, multiply = result(run, method).results.products, CountedOperator._multiply
+    for name in ("eigh.h5", path.name):
+        (folder / name).unlink(missing_ok=True)
+    made = []
+
+    def limited(operator, X):
+        if sum(made) + X.shape[1] > limit:
+            raise KeyboardInterrupt
+        made.append(X.shape[1])
+        return multiply(operator, X)
+
+    monkeypatch.setattr(CountedOperator, "_multiply", limited)
+    limit = products - 1
+    with pytest.raises(KeyboardInterrupt):
+        complete(config)
+    first = sum(made)
+    assert first
+    limit = 10 * products
+    assert not complete(config)
+    assert sum(made) == products + (0 if keep == "true" else first)
+    assert {each.name: each.read_bytes() for each in folder.glob("*")} == before
+
+
+def test_a_damaged_product_is_named(tmp_path, monkeypatch):
+    monkeypatch.setattr(products_file, "SECONDS", 0.0)
+    X = torch.ones(5, 2)
+    Products(tmp_path, "H").of(X, torch.clone)
+    (path,) = tmp_path.glob("*.h5")
+    found = Products(tmp_path, "H")
+    assert found.of(X, pytest.fail).equal(X)
+    assert found.of(2 * X, torch.clone).equal(2 * X)
+    assert Products(tmp_path, "another").of(X, torch.zeros_like).equal(0 * X)
+    data = bytearray(path.read_bytes())
+    data[data.index(X.numpy().tobytes())] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(FileError, match=rf"{path} is damaged .* delete it"):
+        found.of(X, pytest.fail)
+
+
 @pytest.mark.parametrize("method", METHODS)
 def test_another_value_of_any_key_is_refused_with_the_difference(method, run, small_overrides):
     asked = [f"run_dir={run.path}", *small_overrides, f"method={method}", *WANTED[method]]
@@ -224,7 +274,7 @@ def test_a_plan_tells_products_memory_disk_and_time(method, small, skerch):
     small()
     status, out, err = skerch("plan", "digits", f"method={method}", "--calibrate")
     assert (status, err) == (0, "")
-    for words in ("products", "disk: what stays", "time: all", "memory   a task about"):
+    for words in ("disk: products", "disk: what stays", "time: all", "memory   a task about"):
         assert words in out
     assert "measurement" not in out
 

@@ -41,8 +41,10 @@ def plan(config: Config, N: int, tasks: list[Task], one: float | None) -> Plan:
     bound = ", at most" if _stops(config) else ""
     work: list[Row] = [(f"products{bound}", f"{products:,}", f"{products * hessians:,}")]
     kept = _disk(config, N)
+    made = products * N * ITEMS[config.hessian.dtype] * config.launcher.keep_products
     rest: list[Row] = [
-        ("disk: what stays", decimal(kept), decimal(training_disk(config, N) + hessians * kept))
+        (f"disk: products, until the end{bound}", decimal(made), ""),
+        ("disk: what stays", decimal(kept), decimal(training_disk(config, N) + hessians * kept)),
     ]
     memory = _memory(config, N)
     notes = [
