@@ -10,8 +10,11 @@ from dataclasses import replace
 
 import pytest
 
+from skerch.jobs import pipeline
 from skerch.jobs.config import save
+from skerch.jobs.config.resources import resources
 from skerch.jobs.launchers.slurm import journal, scheduler
+from skerch.jobs.launchers.slurm.failures import failures
 from skerch.jobs.launchers.slurm.journal import Submission
 from skerch.jobs.launchers.slurm.observed import observe
 from skerch.jobs.run_dir import RunDir
@@ -197,9 +200,34 @@ def test_accounting_knows_what_squeue_forgot_but_nothing_lives_by_its_word_alone
     _, status = asked([], accounts)
     assert has(status["measure-1.0"], state="failed", reason="TIMEOUT", exit_code="0:15")
     assert has(status["decompose"], state="lost")
-    silence, status = asked(None, [*accounts[:3], "14|PENDING|None assigned|0:0"])
+    accounts[-1] = "14|PENDING|None assigned|0:0"
+    silence, status = asked(None, ["11_[0-1%4]|PENDING|None assigned|0:0", *accounts[1:]])
     assert silence is None
+    assert has(status["measure-1.0"], state="pending")
     assert has(status["decompose"], state="running")
+
+
+WAITED = ("11", "1", "COMPLETED", "None", "n2", "0")
+
+
+@pytest.mark.parametrize(
+    ("queue", "accounts"),
+    [
+        ([WAITED], None),  # beside one that began: the other is in no list
+        ([("11", "N/A", "CANCELLED", "Resources", "", "0")], None),  # the last that waited
+        ([], ["11_1|COMPLETED|n2|0:0", "11_[0-1%4]|CANCELLED by 0|None assigned|0:0"]),
+        ([], ["11_1|COMPLETED|n2|0:0"]),
+    ],
+)
+def test_an_element_that_was_cancelled_while_it_waited_stays_so(asked, run, queue, accounts):
+    cancelled = asked(queue, accounts)[1]["measure-1.0"]
+    assert has(cancelled, state="failed", reason="CANCELLED", job="11_0")
+    known, config = observe(run, 2.0), run.load()
+    found = failures(run, 3, pipeline.tasks(config), known, resources(config))
+    assert found.hopeless == {f"{STEP}.measure-1.0": f"{STEP}.measure-1.0 was cancelled"}
+    began = "2100-01-01T00:00:00+00:00 job 11 starts on n1\n"
+    run.task_log(f"{STEP}.measure-1.0").write_text(began)
+    assert asked([WAITED], ["11_1|COMPLETED|n2|0:0"])[1]["measure-1.0"]["state"] == "lost"
 
 
 def test_nothing_is_lost_that_could_not_be_asked_for(asked, run, skerch):

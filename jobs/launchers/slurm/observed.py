@@ -81,6 +81,11 @@ class Submitted:
         }
 
     @cached_property
+    def heard_of(self) -> set[str]:
+        """The tokens of the jobs of which the scheduler says something."""
+        return {token for token, _ in self.elements}
+
+    @cached_property
     def strangers(self) -> list[str]:
         """Ids of live jobs of the run that are in no submission, as the journal was damaged."""
         known = {s.token for s in self.history}
@@ -162,6 +167,9 @@ class Submitted:
             state, reason = "failed", error
         elif submission and self.silence:
             state = "submitted"
+        elif submission and element is None and not attempt and submission.token in self.heard_of:
+            # Slurm drops an element of an array that is cancelled while it waits.
+            state, reason = "failed", "CANCELLED"
         elif submission:
             state, reason = "lost", "the scheduler knows it no more, and it left no result"
             if element is not None:

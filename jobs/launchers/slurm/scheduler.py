@@ -230,12 +230,20 @@ def _accounted(jobs: list[str], patience: float) -> dict[tuple[str, int | None],
     found = {}
     for line in accounts(jobs, "JobID,State,NodeList,ExitCode", patience, "-X"):
         name, state, node, code = (line + [""] * 3)[:4]
-        job, _, index = name.partition("_")
-        if job not in jobs or not state or (index and not index.isdecimal()):
-            continue  # tasks that wait are squeue's to tell
-        number = int(index) if index else None
-        found[job, number] = Element(name, state.split()[0], "", _said(node), code)
+        job, array, indices = name.partition("_")
+        if job not in jobs or not state:
+            continue
+        for index in _numbers(indices) if array else [None]:
+            if indices.isdecimal() or (job, index) not in found:  # [0-3] may have begun in part
+                id = job if index is None else f"{job}_{index}"
+                found[job, index] = Element(id, state.split()[0], "", _said(node), code)
     return found
+
+
+def _numbers(indices: str) -> list[int]:
+    """The numbers of 3, or of [0-3,5,10-20:2,...%4], as far as they are listed."""
+    spans = re.findall(r"(\d+)(?:-(\d+))?(?::(\d+))?", indices.partition("%")[0])
+    return [n for a, b, step in spans for n in range(int(a), int(b or a) + 1, int(step or 1))]
 
 
 def known(jobs: str | None) -> set[str]:
