@@ -96,11 +96,21 @@ def test_srun_needs_an_allocation(small, slurm):
         launchers.load("srun")(small(), [], None)
 
 
-def test_jobs_to_wait_for_are_known_to_slurm(slurm, monkeypatch):
-    rows = [[job, "N/A", "RUNNING", "", "", ""] for job in ("12", "13")]
-    monkeypatch.setattr(scheduler, "ask_queue", lambda patience: rows)
+def test_jobs_to_wait_for_are_known_to_slurm_and_may_end_well(slurm, monkeypatch):
+    rows = [
+        ("12", "N/A", "RUNNING", "None"),
+        ("13", "4", "COMPLETED", "None"),
+        ("13", "5", "FAILED", "NonZeroExitCode"),
+        ("15", "N/A", "CANCELLED", "Dependency"),
+        ("16", "N/A", "PENDING", "DependencyNeverSatisfied"),
+    ]
+    monkeypatch.setattr(scheduler, "ask_queue", lambda patience: [[*row, "", ""] for row in rows])
     assert scheduler.known(None) == set()
-    assert scheduler.known("12,13_4?") == {"12", "13_4?"}
-    for wrong in ("", "14", "x12", "12,afterok:13", "12??"):
-        with pytest.raises(UsageError, match=r"^--after "):
+    for jobs in ("12,13_4", "13?,13_5?,15?,16?"):
+        assert scheduler.known(jobs) == {*jobs.split(",")}
+    for wrong in ("", "14", "x12", "12,afterok:13", "12??", "13_6", "12_0"):
+        with pytest.raises(UsageError, match=r"^--after .*: squeue shows no such job"):
             scheduler.known(wrong)
+    for id, end in {"13": "FAILED", "13_5": "FAILED", "15": "CANCELLED", "16": "Depend"}.items():
+        with pytest.raises(UsageError, match=rf"^--after {id}: job {id} does not end well \({end}"):
+            scheduler.known(f"12,{id}")

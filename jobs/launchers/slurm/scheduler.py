@@ -247,19 +247,32 @@ def _numbers(indices: str) -> list[int]:
 
 
 def known(jobs: str | None) -> set[str]:
-    """The ids in a list of the user's jobs, as 12,13_4,14?; raises UsageError for one of no job.
+    """The ids in a list of the user's jobs, as 12,13_4,14?.
 
-    An empty list is such a one: a variable that was to have an id.
+    Raises UsageError for one of no job (an empty list is such a one: a variable that was to have an
+    id), and for one that is to end well and cannot.
     """
     ids = set() if jobs is None else set(jobs.split(","))
-    queued = {row[0] for row in ask_queue(PATIENCE)} if ids else ()
-    for id in ids:
-        number = re.fullmatch(r"(\d+)(?:_\d+)?\??", id)
-        if number is None or number[1] not in queued:
+    queued = ask_queue(PATIENCE) if ids else []
+    for id in sorted(ids):
+        number = re.fullmatch(r"(\d+)(?:_(\d+))?\??", id)
+        found = [
+            Element(id, state, _said(reason))
+            for job, index, state, reason, *_ in queued
+            if number and job == number[1] and number[2] in (None, index)
+        ]
+        if not found:
             raise UsageError(
                 f"--after {id or repr(jobs)}: squeue shows no such job of yours. If it has ended "
                 "well, leave it out; an id is 12 or, of an array's task, 12_3; 12? waits however "
                 "12 ends."
+            )
+        ends = {e.reason if e.stuck else e.state for e in found if not e.alive} - {"COMPLETED"}
+        if ends and not id.endswith("?"):
+            raise UsageError(
+                f"--after {id}: job {id} does not end well ({', '.join(sorted(ends))}), so that "
+                f"nothing would ever begin after it; leave it out, or give another or {id}?, which "
+                "waits however it ends."
             )
     return ids
 
