@@ -117,49 +117,57 @@ def resources(config: Config) -> dict[str, Resources]:
     """
     source, sections = _load(config.cluster)
     own, taken = _parts(config.resources)
-    layers = [_checked(sections, source), own]
+    of_file = _checked(sections, source)
 
     def of(stage: str) -> Resources:
+        parts = _sections(stage)
+        said = [
+            *((f"{source}.{part}", of_file.get(part, {})) for part in parts),
+            (f"resources.{AUTO}.{stage}", taken.get(stage, {})),
+            *((f"resources.{part}", own.get(part, {})) for part in parts),
+        ]
         values: dict[str, Any] = {}
-        for layer in layers:
-            for part in _sections(stage):
-                asked = dict(layer.get(part, {}))
-                if asked.get("sbatch") is not None:  # option by option
-                    asked["sbatch"] = (values.get("sbatch") or {}) | asked["sbatch"]
-                values |= asked
-            if layer is not own:
-                values |= taken.get(stage, {})
+        names: dict[str, str] = {}  # of keys and sbatch.options: where each is written
+        for where, asked in said:
+            options, before = asked.get("sbatch"), values.get("sbatch") or {}
+            keys = [*asked, *(f"sbatch.{option}" for option in options or ())]
+            names |= {key: f"{where}.{key}" for key in keys}
+            values |= asked
+            if options is not None:  # option by option
+                values["sbatch"] = before | options
         given = {key: value for key, value in values.items() if value is not None}
         options = given.pop("sbatch", {})
         given["sbatch"] = {name: value for name, value in options.items() if value is not None}
-        return _sensible(Resources(**given), f"resources.{stage}{source and f' over {source}'}")
+        return _sensible(Resources(**given), names)
 
     return {stage: of(stage) for stage in STAGES}
 
 
-def _sensible(wanted: Resources, where: str) -> Resources:
+def _sensible(wanted: Resources, names: Mapping[str, str]) -> Resources:
     """Refuse what contradicts itself; a short time limit has a short grace, unless one is given."""
     limit = wanted.time and _seconds(wanted.time)
     if limit and wanted.grace is not None and wanted.grace >= limit:
         raise ConfigError(
-            f"{where}: grace is {wanted.grace} s of a time of {limit} s; it must be less."
+            f"{names['grace']} is {wanted.grace} s of a time of {limit} s ({names['time']}); it "
+            "must be less."
         )
     if wanted.memory and wanted.memory_limit and wanted.memory_limit < wanted.memory:
         raise ConfigError(
-            f"{where}: memory_limit is {wanted.memory_limit}M, less than the memory, "
-            f"{wanted.memory}M; raise it."
+            f"{names['memory_limit']} is {wanted.memory_limit}M, less than the memory, "
+            f"{wanted.memory}M ({names['memory']}); raise it."
         )
     if wanted.minutes and wanted.time_limit and (wanted.most_minutes or 0) < wanted.minutes:
         raise ConfigError(
-            f"{where}: time_limit is {wanted.most_minutes} min, less than the time, "
-            f"{wanted.minutes} min; raise it."
+            f"{names['time_limit']} is {wanted.most_minutes} min, less than the time, "
+            f"{wanted.minutes} min ({names['time']}); raise it."
         )
     for option, value in wanted.sbatch.items():
         key = _named(option, EITHER)
         other_gres = option == "gres" and "gpu" not in str(value)
         if key and getattr(wanted, key) is not None and not other_gres:
             raise ConfigError(
-                f"{where}: {key} and sbatch.{option} ask for the same; take one of them back: null."
+                f"{names[key]} and {names[f'sbatch.{option}']} ask for the same; take one of them "
+                "back: null."
             )
     return wanted if wanted.grace else replace(wanted, grace=min(90, (limit or 360) // 4))
 

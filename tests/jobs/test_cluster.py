@@ -92,8 +92,15 @@ def test_memory_is_escalated_up_to_eight_times_by_default(asked):
         ("all: {cpus: 0}", ".all.cpus is '0'; it must be a whole number from 1 to 1024"),
         ("all: {gpus: a100}", ".all.gpus is 'a100'; it must be a whole number from 0 to 1024"),
         ("measure: {throttle: -1}", ".measure.throttle is '-1'; it must be a whole number"),
-        ("all: {time: 1h, grace: 3600}", ": grace is 3600 s of a time of 3600 s"),
-        ("all: {memory: 2G, memory_limit: 1G}", "memory_limit is 1024M, less than the memory"),
+        (
+            "all: {time: 1h}\nmerge: {grace: 3600}",
+            ".merge.grace is 3600 s of a time of 3600 s (",
+        ),
+        (
+            "all: {memory: 2G}\nmeasure: {memory_limit: 1G}",  # which a layout has, too
+            ".measure.memory_limit is 1024M, less than the memory, 2048M (",
+        ),
+        ("measure: {time: 2h, time_limit: 1h}", ".measure.time_limit is 60 min, less than the"),
         ("all: {cpus: 1}\nall: {gpus: 1}", "all is given twice"),
         ("all: {memory: 16}", ".all.memory is '16'; give a unit, as in 500M or 16G"),
         ("all: {memory: 0G}", ".all.memory is '0G'; give a unit"),
@@ -286,7 +293,7 @@ def test_an_option_that_would_break_a_task_or_be_ignored_is_refused(small, key, 
 def test_an_option_and_a_key_that_ask_for_the_same_are_refused_together(asked, option, key):
     name, _, value = option.partition(": ")
     assert asked(f"all: {{sbatch: {{{option}}}}}")["train"].sbatch == {name: value}
-    words = rf"resources\.train.*: {key.partition(':')[0]} and sbatch\.{name} ask for the same"
+    words = rf"\.all\.{key.partition(':')[0]} and .*\.all\.sbatch\.{name} ask for the same"
     with pytest.raises(ConfigError, match=words):
         asked(f"all: {{sbatch: {{{option}}}, {key}}}")
 
