@@ -16,7 +16,7 @@ from skerch.jobs.config.resources import resources
 from skerch.jobs.launchers.slurm import journal, scheduler
 from skerch.jobs.launchers.slurm.failures import failures
 from skerch.jobs.launchers.slurm.journal import Submission
-from skerch.jobs.launchers.slurm.observed import observe
+from skerch.jobs.launchers.slurm.observed import Submitted, observe
 from skerch.jobs.run_dir import RunDir
 
 STEP = "seigh.step-000020-test"
@@ -228,6 +228,20 @@ def test_an_element_that_was_cancelled_while_it_waited_stays_so(asked, run, queu
     began = "2100-01-01T00:00:00+00:00 job 11 starts on n1\n"
     run.task_log(f"{STEP}.measure-1.0").write_text(began)
     assert asked([WAITED], ["11_1|COMPLETED|n2|0:0"])[1]["measure-1.0"]["state"] == "lost"
+
+
+def test_errors_that_differ_in_figures_are_alike_and_are_told_with_them(run):
+    shutil.rmtree(run.step("seigh", 20, "test").measurements(1) / "blocks")
+    (array, *_), elements, error = journal.submissions(run), {}, "ValueError: 1.5 is above 1.25."
+    for index, words in enumerate((error, "ValueError: 2.5 is above 1.25.")):
+        task, time = f"{STEP}.measure-1.{index}", "2100-01-01T00:00:00+00:00"
+        log = f"{time} job 11 starts on n1\n{time} {task} failed, 1.0 s: {words}\n"
+        run.task_log(task).write_text(log)
+        elements[array.token, index] = scheduler.Element(f"11_{index}", "FAILED")
+    known, config = Submitted(journal.submissions(run), elements), run.load()
+    found = failures(run, 3, pipeline.tasks(config), known, resources(config))
+    ((first, other),) = found.alike()
+    assert (first.reason, other.id) == (error, f"{STEP}.measure-1.1")
 
 
 def test_nothing_is_lost_that_could_not_be_asked_for(asked, run, skerch):

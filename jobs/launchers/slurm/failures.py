@@ -21,14 +21,14 @@ OUTER = ("NODE_FAIL", "BOOT_FAIL", "PREEMPTED", "REVOKED", "TIMEOUT", "lost")
 class Failures:
     """Tasks that have failed or are lost, by id; not those that only needed one of them."""
 
-    again: dict[str, str] = field(default_factory=dict)  # how, of those that may do better
+    again: dict[str, TaskState] = field(default_factory=dict)  # those that may do better
     died: dict[str, str] = field(default_factory=dict)  # of these, on which node, if it was that
     hopeless: dict[str, str] = field(default_factory=dict)  # why, of those that will not
 
-    def alike(self) -> Iterator[tuple[str, list[str]]]:
-        """How tasks failed that may do better, and which."""
-        for how in dict.fromkeys(self.again.values()):
-            yield how, [task for task, its in self.again.items() if its == how]
+    def alike(self) -> Iterator[list[TaskState]]:
+        """Those that may do better, in groups that failed the same way."""
+        for how in dict.fromkeys(map(kind, self.again.values())):
+            yield [state for state in self.again.values() if kind(state) == how]
 
 
 NONE = Failures()
@@ -56,7 +56,7 @@ def failures(
         if reason is not None:
             found.hopeless[task.id] = reason
             continue
-        found.again[task.id] = kind(state)
+        found.again[task.id] = state
         if state.node and (state.cause == "killed" or state.reason in OUTER):
             found.died[task.id] = state.node
     return found

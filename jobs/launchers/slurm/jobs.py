@@ -20,7 +20,7 @@ from skerch.jobs.config.stages import REPORT, STAGES
 from skerch.jobs.launchers.slurm import scheduler
 from skerch.jobs.launchers.slurm.failures import NONE, Failures
 from skerch.jobs.launchers.slurm.journal import Submission
-from skerch.jobs.launchers.slurm.observed import Submitted
+from skerch.jobs.launchers.slurm.observed import Submitted, kind
 from skerch.jobs.launchers.slurm.raised import Request, next_request
 from skerch.jobs.pipeline import Task
 from skerch.jobs.run_dir import RunDir, method_name
@@ -93,7 +93,7 @@ class Job:
             parts=needs if self.before else {},
             cpus=self.resources.cpus,
             gpus=self.resources.gpus,
-            because={id: failed.again[id] for id in ids if id in failed.again},
+            because={id: kind(failed.again[id]) for id in ids if id in failed.again},
             died={id: failed.died[id] for id in ids if id in failed.died},
             when=time.time(),
         )

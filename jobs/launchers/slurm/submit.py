@@ -84,9 +84,10 @@ def submit(config: Config, waits: str | None = None, *, heal: bool = False) -> b
         run.logs.mkdir(parents=True, exist_ok=True)
         for node, why in bad.items() if jobs else ():
             print(f"Node {node} is left out: {why}.")
-        for how, (task, *others) in failed.alike():
+        for one, *others in failed.alike():
             likewise = f", and {counted(len(others), 'more task')} likewise" if others else ""
-            print(f"{task} failed ({how}){likewise}: submitted again.")
+            how = one.cause or one.reason or one.state
+            print(f"{one.id} failed ({how}){likewise}: submitted again.")
         chain = Chain(run, config, lock, wanted, all_nodes, known, ids, failed)
         chain.submit(jobs, first)
     for words in failed.hopeless.values():
