@@ -30,6 +30,7 @@ from skerch.jobs.config import (
     parse_override,
 )
 from skerch.jobs.config.methods import METHODS
+from skerch.jobs.config.resources import resources
 from skerch.jobs.pipeline.ranges import counted
 from skerch.jobs.run_dir import RunDir, command, shown, sweep_file
 from skerch.jobs.run_dir.sweep_file import Member, text
@@ -103,11 +104,20 @@ def tell(sweep: Sweep) -> None:
 
 
 def carry_out(sweep: Sweep, *, submit: bool) -> bool:
-    """Do the runs one after the other, or submit them; true if one has failed."""
+    """Do the runs one after the other, or submit them; true if one has failed.
+
+    Raises ConfigError, before any run begins, where what is asked for cannot be.
+    """
     from skerch.jobs.commands.report import print_report  # these import torch
     from skerch.jobs.launchers.complete import complete
+    from skerch.jobs.launchers.preflight import count_parameters
     from skerch.jobs.run_dir.binding import bind, locked
 
+    for _, config in sweep.runs:
+        if submit:
+            resources(config)
+        if pipeline.missing(pipeline.tasks(config)):
+            count_parameters(config, here=not submit)
     for member, config in sweep.runs:
         run = RunDir(config.run_dir)
         if member.name not in run.methods:  # so that status tells of all from the beginning

@@ -91,6 +91,20 @@ def test_a_run_that_fails_does_not_stop_the_others(sweep, skerch):
     assert skerch("status", FOLDER / "training.lr=0.3", "--exit-code")[0] == 0
 
 
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["cluster=nope", "--submit"], "error: cluster=nope: there is no such file in "),
+        (["problem.nope=3"], "error: There is no key problem.nope, nor any other."),
+    ],
+)
+def test_a_mistake_is_said_once_before_any_run(sweep, given, words):
+    status, said, error = sweep("training.seed=[1,2]", *given)
+    assert (status, said, error.count("error: ")) == (2, "", 1)
+    assert error.startswith(words)
+    assert not FOLDER.exists()
+
+
 def test_a_dry_run_changes_nothing(sweep):
     status, said, _ = sweep("training.seed=[1,2]", "hessian.curvature=[hessian,ggn]", "--dry-run")
     assert status == 0
