@@ -32,6 +32,7 @@ DIMENSIONS = (100, 200, 400)
 RATIOS = (0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5)
 SHARES = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0)  # of k, in common
 SHARED_RATIO = 0.1  # k / N of the last series
+LARGEST = 10**9  # numbers in a basis (N, k): 8 GB, of which a draw has several
 
 
 @dataclass(frozen=True)
@@ -63,12 +64,18 @@ def study(
     """Every metric of every pair, for each N of `dimensions` and k / N of `ratios`.
 
     The series with shared directions is of the largest N. More draws leave the first ones as they
-    are. Raises `SkerchError` unless N >= 2, 0 < k / N <= 1, and draws >= 2.
+    are. Raises `SkerchError` unless N >= 2, 0 < k / N <= 1, N k <= 10⁹, and draws >= 2.
     """
     if not dimensions or min(dimensions) < 2:
         raise SkerchError(f"Dimensions N are 2 or more, not {list(dimensions)}.")
     if not ratios or not all(0 < ratio <= 1 for ratio in ratios):
         raise SkerchError(f"Ratios k/N are above 0 and at most 1, not {list(ratios)}.")
+    n, k = max(dimensions), _rank(max(dimensions), max(*ratios, SHARED_RATIO))
+    if n * k > LARGEST:
+        raise SkerchError(
+            f"A basis of k = {k} directions of N = {n} has N k = {n * k:.3g} numbers, more than "
+            f"{LARGEST:.0e}; take smaller dimensions or ratios."
+        )
     if draws < 2:
         raise SkerchError(f"Quantiles and standard errors take 2 or more draws, not {draws}.")
     rows = []

@@ -138,6 +138,10 @@ def main() -> None:
     except SkerchError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(error.exit_status)
+    except MemoryError as error:
+        said = str(error).rstrip(".") or "no word on how much"
+        typer.echo(f"error: memory is short ({said}); ask for less, or go where more is.", err=True)
+        sys.exit(1)
     except OSError as error:  # it names no file: the terminal or a pipe refuses the output
         typer.echo(f"error: the output cannot be written: {cause(error)}.", err=True)
         os._exit(1)  # as the interpreter would try once more to write it

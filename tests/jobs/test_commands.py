@@ -33,6 +33,17 @@ def test_a_clone_in_the_current_folder_that_hides_the_program_is_named(tmp_path)
     )
 
 
+def test_too_little_memory_is_said_in_one_sentence(skerch, monkeypatch):
+    def sizes(*_, **__):
+        return bytearray(2**60)
+
+    monkeypatch.setattr("skerch.a_priori.sketch_sizes", sizes)
+    status, _, error = skerch("prio_hpars", "--shape", "7,7", "--budget", "100")
+    assert status == 1
+    assert error.startswith("error: memory is short (")
+    assert error.count("\n") == 1
+
+
 def test_help_imports_nothing_heavy(tmp_path):
     script = "import sys; sys.argv = ['skerch', '--help']; import skerch.__main__ as m\n"
     script += "try:\n    m.main()\nexcept SystemExit: pass\n"

@@ -42,6 +42,8 @@ def test_tables_json_csv_and_files_have_the_same_numbers(skerch, tmp_path):
         (("--dimensions", "20,x"), "--dimensions 20,x must be whole numbers"),
         (("--ratios", ""), "--ratios  must be numbers"),
         (("--ratios", "1.5"), r"above 0 and at most 1, not [1.5]"),
+        (("--dimensions", "20,1000000000"), "N k = 5e+17 numbers, more than 1e+09; take smaller"),
+        (("--dimensions", "100001", "--ratios", "0.001"), "N k = 1e+09 numbers"),
         (("--draws", "1"), "2 or more draws, not 1"),
         (("--seed", "-1"), "--seed -1 must be 0 or more"),
         (("--json", "--csv"), "give one of them"),
