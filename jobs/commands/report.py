@@ -29,6 +29,7 @@ from skerch.jobs.launchers.slurm.accounting import starts
 from skerch.jobs.launchers.slurm.cost import attempts, by_stage, proposal
 from skerch.jobs.launchers.slurm.observed import PATIENCE, Submitted
 from skerch.jobs.pipeline import task_log
+from skerch.jobs.pipeline.ranges import format_ranges
 from skerch.jobs.run_dir import RunDir, provenance
 
 MOST_NAMED = 3  # runs in the page's title
@@ -138,13 +139,29 @@ def _as_text(table: Printed) -> Table:
 
 
 def _training(each: Reported, shown: Any) -> Iterator[Part]:
-    if each.first and each.run.log.exists():
-        records = []
-        for line in each.run.log.read_bytes().splitlines():
-            with suppress(ValueError):  # of a process killed while it wrote, or damaged
-                if isinstance(record := json.loads(line), dict) and "step" in record:
-                    records.append(record)
-        yield from map(shown, training_charts(records))
+    if not (each.first and each.run.log.exists()):
+        return
+    records, odd = [], []
+    for number, line in enumerate(each.run.log.read_bytes().splitlines(), 1):
+        try:
+            records.append(_logged(json.loads(line)))
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError):
+            odd.append(number)
+    yield from map(shown, training_charts(records))
+    if odd:
+        yield (
+            f"{each.run.log}: line{'s' * (len(odd) > 1)} {format_ranges(odd)} left out, as no "
+            "training logs that; delete the file, and run writes it again."
+        )
+
+
+def _logged(record: dict[str, Any]) -> dict[str, Any]:
+    """What a training logged at a step; of something else an error of any kind."""
+    numbers = {"step": int(record.pop("step"))}
+    return numbers | {
+        split: {name: float(value) for name, value in figures.items()}
+        for split, figures in record.items()
+    }
 
 
 def _hessians(each: Reported, shown: Any) -> Iterator[Part]:

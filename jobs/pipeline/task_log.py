@@ -22,7 +22,18 @@ from skerch.jobs.run_dir import RunDir
 
 Progress = Callable[[int, int, str], None]  # done, total (0: unknown) and the unit of both
 
-USED = ("made", "peak", "cpu", "node", "job", "cpus", "gpus")  # in a record, since they are written
+HAD: dict[str, Any] = {  # by every record
+    "id": str,
+    "stage": str,
+    "started": int | float,
+    "seconds": int | float,
+    "error": str | None,
+}
+USED: dict[str, Any] = {  # by a record since they are written
+    **dict.fromkeys(("made", "peak", "cpus", "gpus"), int | None),
+    **dict.fromkeys(("node", "job"), str | None),
+    "cpu": int | float | None,
+}
 INTERVAL = 10.0  # seconds between two progress lines
 TIME = r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\+00:00"
 STARTS = re.compile(rf"^({TIME}) (?:job )?\S+ starts on ", re.MULTILINE)
@@ -111,17 +122,18 @@ def attempts(run: RunDir) -> list[dict[str, Any]]:
     ended; `made` is how many of its outputs it wrote that were not there; `peak` is the most
     memory, in MiB, of the process meanwhile. `cpus` and `gpus` are what it had, on `node` and in
     Slurm's `job` (None without one). Under MPI they are the first rank's.
-    What an old record lacks is None.
+    What an old record lacks is None; a line that is no record is left out.
     """
     found = []
     if run.task_records.is_file():
         for line in run.task_records.read_text(encoding="utf-8", errors="replace").splitlines():
             try:
                 record = json.loads(line)
-                known = {key: record[key] for key in ("id", "stage", "started", "seconds", "error")}
-                found.append(known | {key: record.get(key) for key in USED})
+                read = {key: record[key] for key in HAD} | {key: record.get(key) for key in USED}
             except (ValueError, TypeError, KeyError):  # of a process killed while it wrote
                 continue
+            if all(isinstance(read[key], kind) for key, kind in (HAD | USED).items()):
+                found.append(read)
     return found
 
 

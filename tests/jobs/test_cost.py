@@ -69,11 +69,12 @@ def test_a_record_says_where_it_was_made_and_with_what(run, monkeypatch):
     assert placed(CUDA_VISIBLE_DEVICES="NoDevFiles")[-1] == 0
 
 
-def test_a_record_of_an_earlier_version_is_read_and_what_it_lacks_is_none(run):
+def test_a_record_of_an_earlier_version_is_read_and_what_is_no_record_is_left_out(run):
     run.logs.mkdir(parents=True)
     old = {"id": "train", "stage": "train", "started": 1.0, "seconds": 2.0, "error": None}
-    lines = json.dumps(old), '{"id": "tra', json.dumps(old | {"peak": 7})
-    run.task_records.write_text("\n".join(lines))
+    others = [[1], old | {"seconds": "2"}, old | {"id": [3]}, old | {"cpu": {}}, {"id": "train"}]
+    lines = [json.dumps(line) for line in (old, *others, old | {"peak": 7})]
+    run.task_records.write_text("\n".join([*lines[:1], '{"id": "tra', *lines[1:]]))
     lacks = dict.fromkeys(("made", "cpu", "node", "job", "cpus", "gpus"))
     assert task_log.attempts(run) == [old | {"peak": p} | lacks for p in (None, 7)]
 

@@ -274,11 +274,16 @@ def test_runs_whose_names_are_one_file_name_have_files_of_their_own(reference, t
     assert all((tmp_path / link).is_file() for link in links)
 
 
-def test_lines_of_a_training_log_that_are_damaged_are_left_out(reference, tmp_path):
+def test_lines_of_a_training_log_that_are_damaged_are_left_out_and_named(reference, tmp_path):
     run = RunDir(shutil.copytree(reference.run_dir, tmp_path / "run"))
-    run.log.write_bytes(b"\xff\xfe\n[1]\n7\n{}\n" + run.log.read_bytes() + b'{"step": ')
+    odd = [b"\xff\xfe", b"[1]", b"7", b"{}", b'{"step": "x"}', b'{"step": 1e999}']
+    odd += [b'{"step": 3, "train": 4}', b'{"step": 3, "train": {"loss": "low"}}']
+    whole = run.log.read_bytes()
+    last = len(odd) + whole.count(b"\n") + 1
+    run.log.write_bytes(b"\n".join(odd) + b"\n" + whole + b'{"step": ')
     page = write_report([run]).read_text(encoding="utf-8")
     assert "Loss" in page
+    assert f"{run.log}: lines 1-{len(odd)},{last} left out" in page
 
 
 def test_no_shade_of_an_overlap_reaches_out_of_its_range(reference):
