@@ -11,10 +11,13 @@ from typing import Any
 
 from skerch.decompositions.recoveries import Round
 from skerch.jobs.config import Config
-from skerch.jobs.stages.choice import choose
+from skerch.jobs.stages.choice import MeasureError, choose
 from skerch.jobs.stages.context import Context
+from skerch.jobs.stages.inputs import in_mode, load_inputs
+from skerch.jobs.stages.operator import curvature_operator
 from skerch.jobs.stages.program import main
 from skerch.jobs.stages.sketch import SketchFiles
+from skerch.jobs.training.session import initial_model
 from skerch.measurements.array import BlockError, MeasurementArray
 from skerch.measurements.manifest import Manifest, ManifestError, manifest_path
 from skerch.measurements.range_finder import RangeFile
@@ -35,6 +38,8 @@ def run(context: Context) -> None:
         if each.round == 1:
             sketch = context.config.sketch
             N, provenance = choose(context, min(sketch.block_size, sketch.inner), gradient=True)
+            if provenance.fingerprint and not provenance.fingerprint["‖Hv‖"]:
+                _refuse_diverged(context)
             range_hash = range_file.hash if range_file else None
             try:
                 lay_out(context, each, N, vars(provenance), range_hash)
@@ -44,6 +49,23 @@ def run(context: Context) -> None:
             return
         assert range_file is not None
         lay_out_later(context, each, files.array(1), range_file)
+
+
+def _refuse_diverged(context: Context) -> None:
+    """Refuse a zero Hessian whose loss is above the initial one: outputs are saturated."""
+    config, now = context.config, load_inputs(context)
+    if config.training.checkpoints is not None:
+        return
+    initial = in_mode(initial_model(now.problem, config.training.seed), config.hessian)
+    begin, end = (
+        curvature_operator(config, inputs).loss() for inputs in (replace(now, model=initial), now)
+    )
+    if end > begin:
+        raise MeasureError(
+            f"The training has diverged: at step {context.step} the {context.split} loss is "
+            f"{end:.6g}, from {begin:.6g}, and its Hessian is zero. Lower training.lr (now "
+            f"{config.training.lr}), or record an earlier step."
+        )
 
 
 def is_laid_out(context: Context, each: Round) -> bool:

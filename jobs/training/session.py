@@ -229,10 +229,7 @@ class _Session:
             _seed(training.seed, "training", self.step)
             loss = self._update(optimizer, to_device(next(batches), self.device))
             if not math.isfinite(loss):
-                raise TrainingError(
-                    f"The training loss is {loss} at step {self.step}; lower training.lr (now "
-                    f"{training.lr}), or look at the problem's data and loss."
-                )
+                raise self._spoilt(f"The training loss is {loss}", self.step)
 
     def read_checkpoints(self, progress: Progress | None) -> None:
         """Record the state dicts of a training done elsewhere."""
@@ -248,7 +245,16 @@ class _Session:
     def record(self, step: int) -> None:
         """Take a column, and log the losses and accuracies of all splits."""
         self._log(step, self.model)
+        for name, parameter in self.model.named_parameters():
+            if not parameter.isfinite().all():
+                raise self._spoilt(f"Values of {name} are not finite", step)
         self.columns[step] = training_files.column(self.model)
+
+    def _spoilt(self, what: str, step: int) -> TrainingError:
+        """What a training that diverged, or a faulty problem, has led to, and the way out."""
+        elsewhere = self.training.checkpoints is not None
+        lower = "" if elsewhere else f"lower training.lr (now {self.training.lr}), or "
+        return TrainingError(f"{what} at step {step}; {lower}look at the problem's data and loss.")
 
     def _log(self, step: int, model: nn.Module) -> None:
         """Log a model's losses and accuracies at a step, of the splits that have none there yet."""
@@ -260,12 +266,7 @@ class _Session:
             if split in self.datapoints:
                 figures["hessian_batch_loss"] = self.losses.of_datapoints(model, split)
             if not math.isfinite(figures["loss"]):
-                elsewhere = self.training.checkpoints is not None
-                lower = "" if elsewhere else f"lower training.lr (now {self.training.lr}), or "
-                raise TrainingError(
-                    f"The {split} loss is {figures['loss']} at step {step}; {lower}look at the "
-                    "problem's data and loss."
-                )
+                raise self._spoilt(f"The {split} loss is {figures['loss']}", step)
         self.log.append(entry)
         self.log.sort(key=itemgetter("step"))
         training_files.write_log(self.run.log, self.log)

@@ -290,6 +290,15 @@ def make():
     assert "is zero" in failures["seigh.step-000000-train.decompose"]
 
 
+def test_a_hessian_that_is_zero_as_the_training_diverged_is_not_measured(small):
+    config = small("training.lr=1e6", "training.record_steps=[60]")
+    failures = complete(config)
+    first = next(iter(failures.values()))
+    assert first.startswith("The training has diverged: at step 60 the test loss is")
+    assert "Lower training.lr (now 1000000.0)" in first
+    assert not list(RunDir(config.run_dir).path.glob("**/blocks/*.h5"))
+
+
 def test_another_sketch_under_another_name_needs_no_training(small, reference):
     config = small("name=wide", "sketch.seed=25")
     shutil.copytree(reference.run_dir, config.run_dir)

@@ -461,6 +461,16 @@ def test_a_diverging_training_stops_at_its_step(start):
     assert not run.parameters.exists()
 
 
+def test_parameters_that_are_not_finite_are_not_recorded_though_the_loss_is(start, monkeypatch):
+    problem = load_problem({"name": "digits_mlp"})
+    low = Problem(problem.model, problem.data, lambda model, _: model[-1].bias.sigmoid().sum() * 99)
+    monkeypatch.setattr(stage, "load_problem", lambda *_: low)
+    run, config = start("run", "training.lr=1e38", "training.record_steps=[30]")
+    with pytest.raises(TrainingError, match=r"bias are not finite at step 30; lower training\.lr"):
+        train(run, config)
+    assert not run.parameters.exists()
+
+
 @pytest.mark.parametrize(
     ("override", "words"),
     [
