@@ -57,7 +57,7 @@ def test_every_problem_has_an_experiment_that_is_tuned_as_said():
 
 
 SMALL = ["eval_samples=20", "batch_size=10", "max_steps=2", "record_steps=[2]"]
-FEW = ["hessian.splits=[test]", "hessian.datapoints=10", "hessian.subset=first"]
+FEW = ["hessian.splits=[test]", "hessian.datapoints=3", "hessian.subset=first"]
 
 
 @pytest.mark.slow
