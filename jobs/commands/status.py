@@ -55,6 +55,7 @@ class MethodStatus:
     stages: dict[str, dict[str, int]]  # how many tasks a stage has, and how many of each state
     tasks: list[TaskState]
     next: str | None  # what to do once all are done, or where none has begun that is not
+    refused: str | None = None  # the error with which the last job of its chain ended
 
 
 @dataclass(frozen=True)
@@ -226,6 +227,10 @@ def _print_method(
             say(f"{counted(count - 1, f'more {stage} task')} {state} likewise")
     for cause, count in needs.items():
         say(f"{counted(count, 'more task')} {'needs' if count == 1 else 'need'} {cause}")
+    if method.refused:
+        last = healing_id(method.name)
+        say(f"{last}, which submits what is left, failed: {method.refused}")
+        say(f"  log: {run.task_log(last)}, or {command('logs', run.path, last)}")
     for reason, jobs in waiting.items():
         which = f"job{'s' if len(set(jobs)) > 1 else ''} {format_ranges(sorted(set(jobs)))}"
         say(f"{counted(len(jobs), 'task')} pending ({reason or 'no reason given'}): {which}")
@@ -297,7 +302,16 @@ def _method(run: RunDir, config: Config, known: Submitted) -> MethodStatus:
         },
         tasks=found,
         next=_go_on(run, config_file, known, Counter[str](state.state for state in found)),
+        refused=_refused(run, known, healing_id(name)) if missing else None,
     )
+
+
+def _refused(run: RunDir, known: Submitted, last: str) -> str | None:
+    """The error with which the last job of a chain ended, unless another is to come."""
+    submission = known.latest.get(last)
+    if submission is None or last in known.live:
+        return None
+    return task_log.error(task_log.last_attempt(run, last, submission.when))
 
 
 def _cause(task: TaskState) -> str:

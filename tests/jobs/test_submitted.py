@@ -157,7 +157,7 @@ def test_what_does_not_resume_is_given_more_time(asked, run):
     assert has(asked(done)[1]["merge"], reason="TIMEOUT", next=words)
 
 
-def test_the_last_job_of_a_chain_is_named_where_it_submits_a_task_again(asked, run):
+def test_the_last_job_of_a_chain_is_named_where_it_submits_a_task_again(asked, run, skerch):
     last = journal.submissions(run)[-1]
     journal.record(run, replace(last, token="last", task="seigh.report", job=None))
     journal.record(run, replace(last, token="last", job="15"))
@@ -166,6 +166,12 @@ def test_the_last_job_of_a_chain_is_named_where_it_submits_a_task_again(asked, r
     killed, cancelled = FAILED[0], ("11", "0", "CANCELLED", "None", "n1", "15")
     assert asked([killed, waits])[1]["measure-1.0"]["next"].startswith(heals)
     assert has(asked([cancelled, waits])[1]["measure-1.0"], next=again)
+    log = run.task_log("seigh.report")
+    log.write_text("2100-01-01T00:00:00+00:00 job 15 starts on n1\nerror: sbatch failed: No.\n")
+    words = "seigh.report, which submits what is left, failed: sbatch failed: No.\n"
+    for row, is_told in ((waits, False), (("15", "N/A", "FAILED", "None", "n1", "256"), True)):
+        asked([killed, row])
+        assert (words in skerch("status", run.path)[1]) == is_told
     # Killed twice, it was memory, of which there may be more.
     with_memory = replace(run.load(), resources={"all": {"memory": "1000M"}})
     save(with_memory, run.hessian_config("seigh"))
