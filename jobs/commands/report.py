@@ -35,6 +35,10 @@ from skerch.jobs.run_dir import RunDir, provenance
 MOST_NAMED = 3  # runs in the page's title
 
 
+class LeftOutError(SkerchError):
+    """A page without a run that is damaged; the message names both."""
+
+
 @dataclass(frozen=True)
 class Reported:
     """One method's results in a run, and what they are called on the page."""
@@ -49,13 +53,16 @@ def write_report(runs: Sequence[RunDir], out: Path | None = None) -> Path:
     """Write the page, and beside it a CSV file of each chart; returns the page's path.
 
     Of one run it is `report.html` in its directory, and the CSV files are in `figures`.
+
+    Raises SkerchError where a run cannot be shown; where others can, LeftOutError once the page of
+    these is written, which says so, too.
     """
     if out is None:
         out = runs[0].report if len(runs) == 1 else Path(runs[0].report.name).absolute()
     alone = len(runs) == 1 and out == runs[0].report
     folder = runs[0].figures if alone else out.with_name(f"{out.stem}_files")
-    reported = list(_reported(runs))
-    several = len(reported) > 1
+    reported, refused = _reported(runs)
+    several = len(reported) + len(refused) > 1
     files: dict[str, str] = {}
 
     def shown(each: Reported, chart: Chart | Heatmap, *place: str) -> Shown:
@@ -68,17 +75,36 @@ def write_report(runs: Sequence[RunDir], out: Path | None = None) -> Path:
         files[name] = table_of(chart)
         return Shown(chart, f"{folder.name}/{name}")
 
+    names, lead, columns = [], [], []
+    for each in reported:
+        others = len(files)
+        try:
+            told = _lead(each)
+            columns.append([list(parts(each, partial(shown, each))) for *_, parts in SECTIONS])
+        except SkerchError as error:
+            refused.append((each.name, error))
+            for name in list(files)[others:]:
+                del files[name]
+            continue
+        names.append(each.name)
+        lead.append(told)
+    if not names:
+        raise refused[0][1]
+    lead += [f"{name} is left out: {error}" for name, error in refused]
     sections = [
-        Section(name, title, words, [list(parts(each, partial(shown, each))) for each in reported])
-        for name, title, words, parts in SECTIONS
+        Section(name, title, words, [column[index] for column in columns])
+        for index, (name, title, words, _) in enumerate(SECTIONS)
     ]
     title = " and ".join(run.path.name for run in runs[:MOST_NAMED])
     if len(runs) > MOST_NAMED:
         title += f" and {len(runs) - MOST_NAMED} more"
-    page = render(Report(title, [each.name for each in reported], list(_lead(reported)), sections))
+    page = render(Report(title, names, lead, sections))
     for name, text in files.items():
         write_atomically(folder / name, partial(_write, text))
     write_atomically(out, partial(_write, page))
+    if refused:
+        left_out = " ".join(f"{name} is left out: {error}" for name, error in refused)
+        raise LeftOutError(f"{out} is written. {left_out}")
     return out
 
 
@@ -86,6 +112,8 @@ def print_report(runs: Sequence[RunDir], out: Path | None = None) -> None:
     """Write the page, and say where it is; or why not, as of damaged results."""
     try:
         print(f"report   {write_report(runs, out)}")
+    except LeftOutError as error:
+        print(f"report   {error}")
     except SkerchError as error:
         print(f"report   not written: {error}")
 
@@ -94,31 +122,37 @@ def _write(text: str, temporary: Path) -> None:
     temporary.write_text(text, encoding="utf-8")
 
 
-def _reported(runs: Sequence[RunDir]) -> Iterator[Reported]:
-    """Every method of every run, the names told apart."""
+def _reported(runs: Sequence[RunDir]) -> tuple[list[Reported], list[tuple[str, SkerchError]]]:
+    """Every method of every run, the names told apart; and the runs whose configs are refused."""
     names = [run.path.name for run in runs]
+    every: list[Reported] = []
+    refused: list[tuple[str, SkerchError]] = []
     for run in runs:
         twice = names.count(run.path.name) > 1
         called = str(run.path) if twice else run.path.name
-        configs = [run.load(name) for name in run.methods] or [run.load()]
+        try:
+            configs = [run.load(name) for name in run.methods] or [run.load()]
+        except SkerchError as error:
+            refused.append((called, error))
+            continue
         for index, config in enumerate(configs):
             method = method_name(config)
             name = called if len(configs) == 1 else f"{called}, {method}"
-            yield Reported(run, config, name, first=not index)
+            every.append(Reported(run, config, name, first=not index))
+    return every, refused
 
 
-def _lead(reported: Sequence[Reported]) -> Iterator[str]:
-    """A sentence on each: what was asked, and how much of it is there."""
-    for each in reported:
-        hessians = found(each.run, each.config)
-        there = sum(results is not None for results in hessians.values())
-        sizes = [getattr(results, "parameters", 0) for results in hessians.values() if results]
-        size = f" N = {max(sizes):,} parameters;" if any(sizes) else ""
-        own: Results = part.of(each.config, "results")
-        yield (
-            f"{each.name}: {own.title(each.config)};{size} {there} of {len(hessians)} Hessians "
-            "are there."
-        )
+def _lead(each: Reported) -> str:
+    """A sentence: what was asked, and how much of it is there."""
+    hessians = found(each.run, each.config)
+    there = sum(results is not None for results in hessians.values())
+    sizes = [getattr(results, "parameters", 0) for results in hessians.values() if results]
+    size = f" N = {max(sizes):,} parameters;" if any(sizes) else ""
+    own: Results = part.of(each.config, "results")
+    return (
+        f"{each.name}: {own.title(each.config)};{size} {there} of {len(hessians)} Hessians "
+        "are there."
+    )
 
 
 def _results(each: Reported, shown: Any) -> Iterator[Part]:

@@ -257,6 +257,32 @@ def test_runs_are_side_by_side_and_a_partial_one_says_what_it_lacks(
     assert not wrong
 
 
+@pytest.mark.parametrize(
+    "name", ["hessian_config.yaml", "step-000060-test/overlap.json", "step-000020-test/eigh.h5"]
+)
+def test_a_damaged_run_is_named_and_left_out_of_the_page_of_others(
+    skerch, reference, tmp_path, name
+):
+    damaged, out = tmp_path / "damaged", tmp_path / "page.html"
+    shutil.copytree(reference.run_dir, damaged)
+    (damaged / "seigh" / "stabilisation.json").unlink(missing_ok=True)
+    (damaged / "seigh" / name).write_bytes(b"{}")
+    status, _, said = skerch("report", damaged, reference.run_dir, "--out", out)
+    assert status == 1
+    assert said.count("\n") == 1
+    assert f"{out} is written. damaged is left out: " in said
+    assert str(damaged / "seigh" / name) in said
+    page = out.read_text(encoding="utf-8")
+    assert "damaged is left out: " in page
+    assert "Loss" in page
+    assert all(
+        path.name.startswith(Path(reference.run_dir).name.lower())
+        for path in (tmp_path / "page_files").iterdir()
+    )
+    status, page, said = skerch("report", damaged)
+    assert (bool(status), page, "left out" in said) == (True, "", False)
+
+
 def test_a_run_that_is_not_there_is_a_sentence(skerch, tmp_path):
     status, _, said = skerch("report", tmp_path / "nowhere")
     assert status == 2
