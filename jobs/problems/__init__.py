@@ -84,7 +84,7 @@ def load_problem(problem: Mapping[str, Any], problem_path: str | None = None) ->
 
     Raises:
         ConfigError: there is no such problem, its module cannot be imported, an argument is
-            unknown or missing, or what it returns is no `Problem`.
+            unknown or missing, or what it returns is no `Problem`, or has no loss (model, batch).
     """
     check(problem)
     arguments = {k: v for k, v in problem.items() if k not in ("name", "factory")}
@@ -97,7 +97,22 @@ def load_problem(problem: Mapping[str, Any], problem_path: str | None = None) ->
             f"problem.factory {problem['factory']} returned a {type(made).__name__}; it must "
             "return skerch.jobs.problems.Problem(model, data, loss_fn)."
         )
+    _check_loss(made.loss_fn)
     return made
+
+
+def _check_loss(loss_fn: Any) -> None:
+    """Refuse a loss that cannot be called with (model, batch), such as what makes a loss."""
+    try:
+        inspect.signature(loss_fn).bind(None, None)
+    except TypeError as error:
+        name = getattr(loss_fn, "__name__", short(loss_fn))
+        raise ConfigError(
+            f"problem: loss_fn {name} does not take (model, batch): {error}. If it makes a loss, "
+            f"call it, as in {name}(…)."
+        ) from error
+    except ValueError:  # a signature that cannot be read
+        pass
 
 
 def build_model(problem: Problem) -> Module:

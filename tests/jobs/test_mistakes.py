@@ -14,6 +14,7 @@ import sys
 from collections import namedtuple
 import torch
 from torch.utils.data import TensorDataset
+from skerch.curvature.losses import hf_lm_loss
 from skerch.jobs.problems import Problem
 
 def make(factor=1.0, model=lambda: torch.nn.Linear(4, 1), data=None, loss=None):
@@ -32,6 +33,12 @@ def vector():
 
 def number():
     return make(loss=lambda model, batch: 0.5)
+
+def uncalled():
+    return make(loss=hf_lm_loss)
+
+def a_list():
+    return make(loss=[1.0])
 
 def leaves():
     sys.exit()
@@ -90,6 +97,8 @@ BAD_CONFIGS = [
     ("problem.factory=mine:dropout", 1, "loss of the same parameters; switch off dropout"),
     ("problem.factory=mine:vector", 1, "loss_fn returned a tensor of shape (10,); scalar mean"),
     ("problem.factory=mine:number", 1, "loss_fn returned 0.5; it must return a scalar mean"),
+    ("problem.factory=mine:uncalled", 2, "loss_fn hf_lm_loss does not take; hf_lm_loss(…)"),
+    ("problem.factory=mine:a_list", 2, "loss_fn [1.0] does not take (model, batch)"),
     ("problem.factory=mine:leaves", 2, "problem failed: SystemExit; mine.py:"),
     ("problem.factory=mine:builds_nothing", 2, "model() returned a NoneType; torch.nn.Module"),
     ("problem.factory=mine:breaks", 2, "model() failed: KeyError: 'layer'; mine.py:"),
