@@ -17,6 +17,7 @@ from skerch.analysis.figures import overlap_panel
 from skerch.analysis.results import HessianResults
 from skerch.estimate import Estimate, extremes
 from skerch.jobs.commands import results
+from skerch.jobs.commands.seigh.results import lines
 from skerch.jobs.run_dir import RunDir, results_file
 from skerch.jobs.run_dir.binding import bind
 from skerch.jobs.stages.analyze import _title
@@ -114,6 +115,16 @@ def test_two_forms_at_once_are_refused(reference, skerch):
     status, _, error = skerch("results", reference.run_dir, "--json", "--csv")
     assert status == 2
     assert "give one" in error
+
+
+def test_a_hessian_with_fewer_eigenpairs_than_its_title_says_is_named(reference):
+    run = RunDir(reference.run_dir)
+    more = replace(reference, sketch=replace(reference.sketch, outer=21))
+    told = [*lines(run, more, results.found(run, reference))]
+    assert "fewer    step 60 test: 20 of 21 eigenpairs" in told
+    assert not [
+        line for line in lines(run, reference, results.found(run, reference)) if "fewer" in line
+    ]
 
 
 def test_a_damaged_file_is_no_result(copy, skerch):

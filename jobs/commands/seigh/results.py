@@ -37,6 +37,7 @@ def tables(config: Config, hessians: Hessians) -> Iterator[Table]:
 
 def lines(run: RunDir, config: Config, hessians: Hessians) -> Iterator[str]:
     """Lines on what is to be known of the results."""
+    yield from _fewer(config, hessians)
     yield from _asymmetric(hessians)
     yield from ties(hessians)
     yield from gaps(hessians)
@@ -123,6 +124,14 @@ def numbers(results: HessianResults | None) -> dict[str, Any]:
         "tied_in_mask": within,
         "tied_in_all": alike,
     }
+
+
+def _fewer(config: Config, hessians: Hessians) -> Iterator[str]:
+    """A line on each Hessian that has not as many eigenpairs as are asked for."""
+    for (step, split), results in hessians.items():
+        if results and len(results.eigenvalues) < config.sketch.outer:
+            there = f"{len(results.eigenvalues)} of {config.sketch.outer} eigenpairs"
+            yield f"fewer    step {step} {split}: {there}"
 
 
 def _asymmetric(hessians: Hessians) -> Iterator[str]:
