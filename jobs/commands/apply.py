@@ -77,6 +77,7 @@ class Applied:
     converged: bool | None  # None where nothing iterates
     residuals: list[float]  # ‖(A + δ I) x - g‖ / ‖g‖ of each
     low_rank_correlation: float | None  # of gᵀ F̂⁻¹ g' with that of gradients of low rank
+    low_rank_correlation_error: float | None  # its standard error, over gradients
     uncovered: dict[str, str]  # parameters that are in no layer
     curve: dict[str, list[float]] | None  # of dampings tried
 
@@ -125,7 +126,8 @@ def print_applied(run_dir: RunDir, asked: Asked) -> None:
     if found.low_rank_correlation is not None:
         notes.append(
             f"rank {asked.rank}: the {found.gradients**2:,} scores between these gradients "
-            f"correlate by {found.low_rank_correlation:.3f} with those of full ones"
+            f"correlate by {found.low_rank_correlation:.3f} ± "
+            f"{found.low_rank_correlation_error:.1g} with those of full ones"
         )
     if found.uncovered and found.by == "factors":
         notes.append(f"in no layer: {', '.join(found.uncovered)}; their λ is 0")
@@ -191,6 +193,9 @@ def _solve(system: System, asked: Asked, G: Tensor) -> tuple[Applied, Tensor]:
         X = (M @ G.to(M.dtype)).to(G)
         scale = G.norm(dim=0).clamp(min=torch.finfo(G.dtype).tiny)
         residuals = (A @ X + delta * X - G).norm(dim=0) / scale
+    correlated: tuple[float | None, float | None] = (None, None)
+    if asked.rank is not None:
+        correlated = _low_rank(system, own, G, asked.rank)
     found = Applied(
         asked.by,
         type(A).__name__.removesuffix("Operator"),
@@ -202,7 +207,7 @@ def _solve(system: System, asked: Asked, G: Tensor) -> tuple[Applied, Tensor]:
         products,
         converged,
         residuals.double().tolist(),
-        None if asked.rank is None else _low_rank(system, own, G, asked.rank),
+        *correlated,
         {} if system.factors is None else system.factors.uncovered,
         curve,
     )
@@ -266,8 +271,8 @@ def _by_trial(
     return best[1], best[2], best[3], products
 
 
-def _low_rank(system: System, own: float, G: Tensor, rank: int) -> float:
-    """The correlation of scores between all gradients, full and of low rank."""
+def _low_rank(system: System, own: float, G: Tensor, rank: int) -> tuple[float, float]:
+    """The correlation of scores between all gradients, full and of low rank, and its error."""
     K = system.factors
     if K is None:
         raise ConfigError("--rank is of layers' matrices; name Kronecker factors by --name.")
@@ -275,7 +280,27 @@ def _low_rank(system: System, own: float, G: Tensor, rank: int) -> float:
         raise ConfigError("--rank compares scores of gradients; give three or more (each).")
     M, few = K.inverse(own), low_rank(G, K, rank)
     full, less = G.T @ (M @ G), few.T @ (M @ few)
-    return float(torch.corrcoef(torch.stack([full.flatten(), less.flatten()]).double())[0, 1])
+    return score_correlation(full, less)
+
+
+def score_correlation(full: Tensor, less: Tensor) -> tuple[float, float]:
+    """The correlation r of two matrices (n, n) of scores between n gradients, and its error.
+
+    Scores share gradients, so it is the jackknife's standard error over these: with r_i that
+    without row and column i, √((n - 1)/n Σ (r_i - mean r)²) (Efron, Tibshirani 1993, ch. 11).
+    """
+    n = len(full)
+    x, y = (scores.double() - scores.double().mean() for scores in (full, less))
+
+    def correlation(sums: list[Tensor], m: int) -> Tensor:
+        xs, ys, xx, yy, xy = sums
+        return (xy - xs * ys / m) / ((xx - xs**2 / m) * (yy - ys**2 / m)).sqrt()
+
+    terms = x, y, x**2, y**2, x * y
+    whole = correlation([T.sum() for T in terms], n**2)
+    without = [T.sum() - T.sum(0) - T.sum(1) + T.diagonal() for T in terms]
+    each = correlation(without, (n - 1) ** 2)
+    return float(whole), float(((n - 1) / n * (each - each.mean()).square().sum()).sqrt())
 
 
 def _progress() -> Callable[[Tensor], None]:

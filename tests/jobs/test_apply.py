@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
 
 import skerch as package
 from skerch.errors import SkerchError
-from skerch.jobs.commands.apply import Asked
+from skerch.jobs.commands.apply import Asked, score_correlation
 from skerch.jobs.commands.apply import run as apply
 from skerch.jobs.commands.system import System
 from skerch.jobs.config import load
@@ -104,6 +105,20 @@ def test_a_damping_is_chosen_by_gradients_of_the_other_split_with_its_curve(run)
     assert found.inverse_damping == curve["dampings"][curve["errors"].index(min(curve["errors"]))]
     assert len(curve["dampings"]) == len(curve["standard_errors"]) > 5
     assert 0.5 < found.low_rank_correlation <= 1 + 1e-12
+    assert 0 < found.low_rank_correlation_error < 0.5
+
+
+def test_the_error_of_a_correlation_of_scores_is_its_spread_over_draws_of_gradients():
+    generator = torch.Generator().manual_seed(0)
+    found = []
+    for _ in range(300):
+        G = torch.randn(40, 6, generator=generator, dtype=torch.float64)
+        full, less = G @ G.T, G[:, :4] @ G[:, :4].T
+        found.append(score_correlation(full, less))
+        pearson = np.corrcoef(full.flatten(), less.flatten())[0, 1]
+        assert found[-1][0] == pytest.approx(pearson, abs=1e-12)
+    correlations, errors = torch.tensor(found).T
+    assert float(errors.mean() / correlations.std()) == pytest.approx(1, abs=0.2)
 
 
 def test_a_preconditioner_is_tried_beside_none(run, monkeypatch):
