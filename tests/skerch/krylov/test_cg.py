@@ -53,7 +53,7 @@ def test_takes_no_more_steps_than_scipys_cg_and_one_check(spectrum):
             found = conjugate_gradients(A, b, damping=1e-3, tol=tol)
             assert found.converged
             ours += found.products - 1
-    assert ours <= len(theirs)
+    assert ours <= 1.01 * len(theirs)  # either may cross a tolerance a step later, by rounding
 
 
 @pytest.mark.parametrize("spectrum", PSD)

@@ -158,7 +158,8 @@ def test_the_files_give_the_eigenpairs_of_the_in_core_solver(
             PROBES,
             [array.manifest.hash() for array in arrays],
         )
-        torch.testing.assert_close(file.eigenvalues, expected.eigenvalues, rtol=0, atol=1e-12)
+        found, known = (each.eigenvalues.sort().values for each in (file, expected))  # ±1 are ties
+        torch.testing.assert_close(found, known, rtol=0, atol=1e-12)
         torch.testing.assert_close(file.residual, expected.residual, rtol=1e-9, atol=1e-9)
         assert file.trace == pytest.approx(expected.trace, rel=1e-7)
         assert file.norm == pytest.approx(expected.norm, rel=1e-7)
@@ -385,12 +386,12 @@ def test_fresh_vectors_go_on_where_a_range_is_at_its_end_through_files_too(tmp_p
     H, _ = synthmat.symmetric(torch.cat([torch.full((40,), 2.0), torch.zeros(N - 40)]).double(), 0)
     op = aslinearoperator(H, self_adjoint=True)
     merged_rounds(tmp_path, op, "nystrom", 8)
+    outer = 6 + 3 * 5  # all that are found, by a round and three times fresh vectors: no choice
     with MergedArray(tmp_path / "merged.h5") as merged:
-        solution = solve(merged.summary, "nystrom", OUTER)
+        solution = solve(merged.summary, "nystrom", outer)
     options = {"rounds": 8, "probes": PROBES, "seed": 3, "block_size": 8}
-    expected = seigh(op, outer=OUTER, inner=INNER, **options)
-    assert len(expected.eigenvalues) > 1.5 * INNER / 8  # which is what one round has
-    torch.testing.assert_close(expected.eigenvalues, torch.full_like(expected.eigenvalues, 2.0))
+    expected = seigh(op, outer=outer, inner=INNER, **options)
+    torch.testing.assert_close(expected.eigenvalues, torch.full((outer,), 2.0).double())
     torch.testing.assert_close(solution.eigenvalues, expected.eigenvalues, rtol=0, atol=1e-12)
     torch.testing.assert_close(solution.residual, expected.residual, rtol=1e-6, atol=1e-9)
 
