@@ -66,19 +66,31 @@ def test_without_slurm_the_folder_and_mpi_are_examined(skerch, tmp_path, no_slur
 
 def test_the_table_says_what_is_not_there(skerch, tmp_path, no_slurm, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
-    status, said, _ = skerch("doctor", tmp_path / "nowhere", "--write", tmp_path / "new.yaml")
+    status, said, _ = skerch("doctor", tmp_path, "--write", tmp_path / "new.yaml")
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert status == 1
     assert any(line.startswith("note commands none of sbatch, srun,") for line in lines)
-    assert any(line.startswith("fault files") and "nowhere" in line for line in lines)
     assert any(line.endswith("not written: Slurm does not tell of partitions") for line in lines)
     assert not (tmp_path / "new.yaml").exists()
 
 
-def test_a_cluster_file_that_is_there_stays(skerch, tmp_path):
+@pytest.mark.parametrize(
+    ("words", "arguments"),
+    [
+        ("There is no folder {}/nowhere to look into; make it", ["{}/nowhere"]),
+        ("There is no folder {}/mine.yaml to look into", ["{}/mine.yaml"]),
+        ("--write {}/mine.yaml is there already; name a new", ["{}", "--write", "{}/mine.yaml"]),
+        ("there is no folder {}/nowhere; make it first", ["{}", "--write", "{}/nowhere/new.yaml"]),
+        ("--wait -3 must be 0 seconds or more", ["{}", "--wait", "-3"]),
+        ("--wait nan must be 0 seconds or more", ["{}", "--wait", "nan"]),
+    ],
+)
+def test_what_cannot_be_is_refused_in_a_sentence(skerch, tmp_path, no_slurm, words, arguments):
     (tmp_path / "mine.yaml").write_text("all: {cpus: 1}")
-    status, _, said = skerch("doctor", tmp_path, "--write", tmp_path / "mine.yaml")
-    assert (status, "mine.yaml is there already" in said) == (1, True)
+    status, printed, said = skerch("doctor", *(given.format(tmp_path) for given in arguments))
+    assert (status, printed, said.count("\n")) == (2, "", 1)
+    assert words.format(tmp_path) in said
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.yaml"]
     assert (tmp_path / "mine.yaml").read_text() == "all: {cpus: 1}"
 
 

@@ -12,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from skerch.errors import UsageError
 from skerch.jobs.commands.doctor.finding import Finding
 from skerch.jobs.commands.doctor.pair import LINKS
 
@@ -31,7 +32,10 @@ def new_folder(parent: Path) -> Path:
 
 
 def try_here(parent: Path) -> Iterator[Finding]:
-    """What two processes of this machine find in a folder."""
+    """What two processes of this machine find in a folder; raises UsageError where there is none.
+
+    They look for it, too: this process would wait for ever for a dead server.
+    """
     folder = new_folder(parent)
     program = [sys.executable, "-m", "skerch.jobs.commands.doctor.pair", str(folder), str(PATIENCE)]
     both = [
@@ -54,6 +58,8 @@ def try_here(parent: Path) -> Iterator[Finding]:
             words = f"It does not answer within {BOUND:g} s."
         words = words.strip() or f"A process ended with status {process.returncode}."
         reports.append(read(said) or {"error": words})
+    if any(report.get("no folder") for report in reports):
+        raise UsageError(f"There is no folder {parent} to look into; make it, or name another.")
     with suppress(OSError):
         if all("node" in report for report in reports):  # else it may take for ever
             shutil.rmtree(folder)

@@ -66,6 +66,7 @@ class Pair:
             self.report["error"] = str(error)
         except OSError as error:
             self.report["error"] = f"{error.filename or self.folder}: {cause(error)}."
+            self.report["no folder"] = not os.path.isdir(self.folder.parent)
 
     def _see(self) -> None:
         """How long the first one's file takes to be seen by the other, and to be written."""

@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from skerch.errors import SkerchError
+from skerch.errors import UsageError
 from skerch.files import write_atomically
 from skerch.jobs.commands.doctor import asked, folder, mpi, nodes, slurm
 from skerch.jobs.commands.doctor.finding import Finding
@@ -29,11 +29,15 @@ def print_doctor(
 ) -> bool:
     """Print what is found, section by section; true if nothing is a fault.
 
-    Raises ConfigError for a cluster file that cannot be read, SkerchError where none can be
-    written.
+    Raises ConfigError for a cluster file that cannot be read, UsageError where none can be written,
+    where the folder is none, and for a negative time.
     """
+    if not wait >= 0:
+        raise UsageError(f"--wait {wait:g} must be 0 seconds or more.")
     if write is not None and write.exists():
-        raise SkerchError(f"{write} is there already; name a new file, or remove it.")
+        raise UsageError(f"--write {write} is there already; name a new file, or remove it.")
+    if write is not None and not write.parent.is_dir():
+        raise UsageError(f"--write {write}: there is no folder {write.parent}; make it first.")
     wanted = resources(load("digits", [f"cluster={cluster}"])) if cluster else None
     output, found = Console(), []
     waiting = output.status("") if output.is_terminal and not as_json else nullcontext()
@@ -58,15 +62,15 @@ def _sections(
     say: Callable[[str], object],
 ) -> Iterator[tuple[str, list[Finding]]]:
     """Each subject's title and what is found of it, as it is found."""
+    say(f"two processes try {where}")
+    here = list(folder.try_here(where))
+    yield "Folder", here
     say("Slurm is asked")
     cluster, rows = slurm.ask()
     if cluster:
         rows += slurm.findings(cluster)
     yield "Slurm", rows
-    say(f"two processes try {where}")
-    rows = list(folder.try_here(where))
-    yield "Folder", rows
-    if cluster and jobs and all(row.state != "fault" for row in rows):
+    if cluster and jobs and all(row.state != "fault" for row in here):
         measure = wanted["measure"] if wanted else Resources()
         yield "Nodes", list(nodes.try_nodes(where, cluster, measure, wait, say))
     say("MPI is tried")
