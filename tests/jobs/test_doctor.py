@@ -206,40 +206,34 @@ def test_an_mpiexec_is_known_by_what_it_says(words, family):
 @pytest.mark.parametrize(
     ("state", "words", "answers"),
     [
-        ("note", "not there", {"library": (0, "", "")}),
-        ("note", "finds no MPI library (no libmpi)", {"library": (1, "", "no libmpi")}),
+        ("note", "loads no MPI library (no libmpi)", {"library": (False, "no libmpi")}),
         ("note", "not found", {"path": None}),
         ("ok", "two ranks that find each other", {}),
-        ("fault", "each find themselves alone", {"hello": (0, "<1><1>", "")}),
-        ("fault", "starts no ranks: not as root", {"hello": (1, "", "not as root")}),
+        ("fault", "each find themselves alone", {"hello": (True, "<1><1>")}),
+        ("fault", "starts no ranks: not as root", {"hello": (False, "not as root")}),
         (
             *("fault", "/x/mpiexec of Open MPI, another MPI than that of mpi4py, MPICH 5.0.2"),
-            {"hello": (0, "<1><1>", ""), "version": (0, "mpiexec (OpenRTE) 4", "")},
+            {"hello": (True, "<1><1>"), "version": (True, "mpiexec (OpenRTE) 4")},
         ),
-        ("warning", "the first on PATH, /y/mpiexec, is of Open MPI", {"first": "/y/mpiexec"}),
     ],
 )
 def test_what_is_found_of_mpi(monkeypatch, state, words, answers):
     usual = {
-        "library": (0, '["4.1.2", "MPICH Version:      5.0.2"]', ""),
-        "version": (0, "HYDRA build details", ""),
-        "hello": (0, "<2><2>", ""),
-        "/y/mpiexec": (0, "mpirun (Open MPI) 5.0", ""),
+        "library": (True, "MPICH Version:      5.0.2\nMPICH Release date: today"),
+        "version": (True, "HYDRA build details"),
+        "hello": (True, "<2><2>"),
     } | answers
-
-    def said(command):
-        key = {mpi.LIBRARY: "library", mpi.HELLO: "hello", "--version": "version"}[command[-1]]
-        return usual.get(command[0]) or usual[key]
-
-    monkeypatch.setattr(mpi, "_said", said)
+    keys = {mpi.LIBRARY: "library", mpi.HELLO: "hello", "--version": "version"}
+    monkeypatch.setattr(mpi, "_run", lambda command: usual[keys[command[-1]]])
     monkeypatch.setattr(mpi, "find_mpiexec", lambda: answers.get("path", "/x/mpiexec"))
-    monkeypatch.setattr(mpi.shutil, "which", lambda _: answers.get("first", "/x/mpiexec"))
     *_, last = mpi.findings()
     assert (last.state, words in last.found) == (state, True), last
 
 
-def test_a_program_that_cannot_be_run_says_why(tmp_path):
-    assert mpi._said([str(tmp_path / "no")]) == (1, "", "No such file or directory")
+def test_a_program_that_does_not_end_well_says_why(tmp_path):
+    assert mpi._run([str(tmp_path / "no")]) == (False, "No such file or directory")
+    assert mpi._run(["sh", "-c", "echo once; echo twice >&2; exit 3"]) == (False, "twice")
+    assert mpi._run(["sh", "-c", "exit 3"]) == (False, "exit status 3")
 
 
 @pytest.mark.parametrize(

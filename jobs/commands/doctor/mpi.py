@@ -2,26 +2,17 @@
 
 from __future__ import annotations
 
-import json
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
 
+from skerch.files import cause
 from skerch.jobs.commands.doctor.finding import Finding
 from skerch.jobs.launchers.mpi.launch import WAYS_OUT, find_mpiexec
 
 PATIENCE = 60.0  # seconds for a program
-LIBRARY = """
-import json, sys
-try:
-    import mpi4py
-except ImportError:
-    sys.exit()
-from mpi4py import MPI
-print(json.dumps([mpi4py.__version__, MPI.Get_library_version().splitlines()[0]]))
-"""
+LIBRARY = "from mpi4py import MPI; print(MPI.Get_library_version())"
 # In one write, as what ranks print is mixed.
 HELLO = "import os; from mpi4py import MPI; os.write(1, b'<%d>' % MPI.COMM_WORLD.size)"
 FAMILIES = {  # by what a library or an mpiexec says of itself; those of one family start each other
@@ -32,70 +23,46 @@ FAMILIES = {  # by what a library or an mpiexec says of itself; those of one fam
 
 def findings() -> Iterator[Finding]:
     """What is found of MPI, of which `launcher.name: mpi` alone has need."""
-    status, said, words = _said([sys.executable, "-c", LIBRARY])
-    mpiexec = find_mpiexec()
-    if status == 0 and not said:
-        yield Finding("mpi4py", "note", "not there; only launcher.name: mpi needs it")
+    loads, library = _run([sys.executable, "-c", LIBRARY])
+    if not loads:
+        found = f"loads no MPI library ({library}); only launcher.name: mpi needs it"
+        yield Finding("mpi4py", "note", found, WAYS_OUT)
         return
-    if status != 0:
-        remedy = f"only launcher.name: mpi needs it: {WAYS_OUT}"
-        yield Finding("mpi4py", "note", f"finds no MPI library ({words})", remedy)
-        return
-    version, library = json.loads(said.splitlines()[-1])
-    yield Finding("mpi4py", "ok", f"{version}, which loads {_short(library)}")
-    if mpiexec is None:
+    first = library.splitlines()[0].partition(",")[0]
+    name = " ".join(first.replace("Version:", "").split())  # MPICH Version:   5.0.2
+    yield Finding("mpi4py", "ok", f"loads {name}")
+    if mpiexec := find_mpiexec():
+        yield _start(mpiexec, name)
+    else:
         yield Finding("mpiexec", "note", "not found; only launcher.name: mpi needs it", WAYS_OUT)
-        return
-    yield from _starts(mpiexec, _family(library), _short(library))
-    first = shutil.which("mpiexec")
-    if first and first != mpiexec and (other := _kind(first)) not in ("", _family(library)):
-        yield Finding(
-            "mpiexec",
-            "warning",
-            f"the first on PATH, {first}, is of {other}; skerch starts {mpiexec}",
-            "do not start ranks with the one on PATH by hand",
-        )
 
 
-def _starts(mpiexec: str, family: str, library: str) -> Iterator[Finding]:
+def _start(mpiexec: str, library: str) -> Finding:
     """Whether an mpiexec starts ranks that find each other."""
-    kind = _kind(mpiexec)
-    status, said, words = _said([mpiexec, "-n", "2", sys.executable, "-c", HELLO])
-    joined = re.findall(r"<(\d+)>", said)
-    name = f"{mpiexec}{kind and f' of {kind}'}"
-    if joined == ["2", "2"]:
-        yield Finding("mpiexec", "ok", f"{name} starts two ranks that find each other")
-        return
+    _, said = _run([mpiexec, "-n", "2", sys.executable, "-c", HELLO])
+    ranks = re.findall(r"<(\d+)>", said)
+    if ranks == ["2", "2"]:
+        return Finding("mpiexec", "ok", f"{mpiexec} starts two ranks that find each other")
+    kind, own = _family(_run([mpiexec, "--version"])[1]), _family(library)
+    if kind and own and kind != own:
+        found = f"{mpiexec} of {kind}, another MPI than that of mpi4py, {library}"
+    elif ranks:
+        found = f"{mpiexec} starts ranks that each find themselves alone"
+    else:
+        found = f"{mpiexec} starts no ranks: {said}"
     remedy = (
         "load one MPI module for both, or build mpi4py for this one: pip install "
         "--force-reinstall --no-binary=mpi4py mpi4py"
     )
-    if kind and family and kind != family:
-        found = f"{name}, another MPI than that of mpi4py, {library}"
-    elif joined:
-        found = f"{name} starts ranks that each find themselves alone"
-    else:
-        found = f"{name} starts no ranks: {words or f'exit status {status}'}"
-    yield Finding("mpiexec", "fault", found, remedy)
-
-
-def _kind(mpiexec: str) -> str:
-    """The family of an mpiexec; "" where it does not say."""
-    _, said, words = _said([mpiexec, "--version"])
-    return _family(said + words)
+    return Finding("mpiexec", "fault", found, remedy)
 
 
 def _family(words: str) -> str:
     return next((name for name, form in FAMILIES.items() if re.search(form, words)), "")
 
 
-def _short(library: str) -> str:
-    """A library's name and version: "MPICH Version: 5.0.2" is MPICH 5.0.2."""
-    return " ".join(library.partition(",")[0].replace("Version:", "").split())
-
-
-def _said(command: list[str]) -> tuple[int, str, str]:
-    """The exit status of a program, what it printed, and the last line of its errors."""
+def _run(command: list[str]) -> tuple[bool, str]:
+    """Whether a program ends well, and what it prints, or else the last line of its errors."""
     try:
         done = subprocess.run(
             command,
@@ -106,7 +73,10 @@ def _said(command: list[str]) -> tuple[int, str, str]:
             timeout=PATIENCE,
         )
     except subprocess.TimeoutExpired:
-        return 1, "", f"it does not end within {PATIENCE:g} s"
+        return False, f"it does not end within {PATIENCE:g} s"
     except OSError as error:
-        return 1, "", error.strerror or str(error)
-    return done.returncode, done.stdout, " ".join(done.stderr.split("\n")[-2:]).strip()[:300]
+        return False, cause(error)
+    if not done.returncode:
+        return True, done.stdout
+    last = done.stderr.strip().rpartition("\n")[2]
+    return False, last[:300] or f"exit status {done.returncode}"
