@@ -64,7 +64,7 @@ def test_a_sound_cluster_is_fit_and_has_the_lines_of_the_document(cluster, docto
     assert status == 0, found
     assert "MiB a CPU by default" in found["Slurm", "main"]["found"]
     assert found["Slurm", "out of memory"]["state"] == "ok"
-    for check in ("files", "rename", "locks", "links"):
+    for check in ("files", "rename", "locks"):
         assert states(found, ("Folder", check), ("Nodes", check)) == ["ok", "ok"], found
     nodes = sorted(check.split()[-1] for _, check in found if check.startswith("Python on"))
     assert len(nodes) == 2

@@ -14,7 +14,7 @@ from typing import Any
 
 from skerch.files import cause
 from skerch.jobs.commands.doctor.finding import Finding
-from skerch.jobs.commands.doctor.folder import ELSEWHERE, judge, new_folder, read
+from skerch.jobs.commands.doctor.folder import ELSEWHERE, judge, new_folder, program, read
 from skerch.jobs.commands.doctor.pair import versions
 from skerch.jobs.commands.doctor.slurm import Cluster
 from skerch.jobs.config.resources import Resources
@@ -23,12 +23,10 @@ from skerch.jobs.launchers.slurm.facts import Partition
 from skerch.jobs.launchers.slurm.programs import SlurmError
 from skerch.jobs.launchers.slurm.scheduler import ENDED, WAITING
 from skerch.jobs.launchers.slurm.script import checked_setup
-from skerch.jobs.pipeline.ranges import counted
 
 PATIENCE = 120  # seconds for which the tasks wait for each other
 MINUTES = 10  # of the job
 LATE = 20.0  # seconds after a job's end in which its files are to be seen here
-SLOW = 60.0  # seconds of importing torch that deserve a word
 MEMORY = 2000  # MiB, of which importing torch for GPUs needs the most
 
 
@@ -91,10 +89,11 @@ def _options(folder: Path, partition: Partition, wanted: Resources, nodes: int) 
 
 
 def _script(folder: Path, wanted: Resources) -> str:
-    program = [sys.executable, "-m", "skerch.jobs.commands.doctor.pair", str(folder), str(PATIENCE)]
     said, log = (str(folder / name).replace("%", "%%") for name in ("said", "log"))
     step = ["srun", "--ntasks=2", f"--output={said}.%t", f"--error={log}.%t", *wanted.srun]
-    return "\n".join(["#!/bin/bash", *checked_setup(wanted), shlex.join(step + program), ""])
+    return "\n".join(
+        ["#!/bin/bash", *checked_setup(wanted), shlex.join(step + program(folder, PATIENCE)), ""]
+    )
 
 
 def _end(job: str, folder: Path, wait: float) -> str:
@@ -134,7 +133,7 @@ def _findings(
         return
     where = " and ".join(dict.fromkeys(report["node"] for report in both))
     yield Finding("job", "ok", f"in {name}, on {where}: done {took:.0f} s after it was submitted")
-    yield from judge(both)
+    yield from judge(*both)
     if nodes < 2:
         yield Finding("two nodes", "note", f"not known: {name} has one node in service")
     for report in both[:nodes]:
@@ -179,14 +178,8 @@ def _python(report: dict[str, Any], wanted: Resources) -> Finding:
     if wanted.gpus and not report["gpus"]:
         remedy = "install torch for the GPU driver of the nodes"
         return Finding(check, "fault", "it was given a GPU, and torch sees none", remedy)
-    gpus = ", ".join(report["gpus"]) or f"no GPU{'' if wanted.gpus else ', as none is asked for'}"
-    found = (
-        f"{sys.executable} as here; import torch {report['import']:.1f} s; "
-        f"{counted(report['cpus'], 'CPU')}, {counted(report['threads'], 'thread')} of torch, {gpus}"
-    )
-    if report["import"] > SLOW:
-        remedy = "put the environment on a faster file system, or in a container's image"
-        return Finding(check, "warning", found, remedy)
+    gpus = ", ".join(report["gpus"]) or "no GPU, as none is asked for"
+    found = f"{sys.executable} as here; import torch {report['import']:.1f} s; {gpus}"
     return Finding(check, "ok", found)
 
 
