@@ -35,11 +35,10 @@ def no_slurm(tmp_path, monkeypatch):
 def judged(monkeypatch):
     """A function of settings that gives the findings on them, by check."""
 
-    def judge(accounts=(), qualities=None, own=None, silence=False, **settings):
+    def judge(accounts=(), qualities=None, silence=False, **settings):
         def silent(*_):
             raise SlurmError("sacct failed.")
 
-        monkeypatch.setattr(facts, "settings_of_partitions", lambda: own or {})
         monkeypatch.setattr(
             facts, "associations", silent if accounts is None else lambda _: list(accounts)
         )
@@ -68,7 +67,7 @@ def test_the_table_says_what_is_not_there(skerch, tmp_path, no_slurm, monkeypatc
     status, said, _ = skerch("doctor", tmp_path, "--write", tmp_path / "new.yaml")
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert status == 1
-    assert any(line.startswith("note commands none of sbatch, srun,") for line in lines)
+    assert any(line.startswith("note commands not on PATH: sbatch, srun,") for line in lines)
     assert any(line.endswith("not written: Slurm does not tell of partitions") for line in lines)
     assert not (tmp_path / "new.yaml").exists()
 
@@ -102,28 +101,15 @@ def test_a_controller_that_does_not_answer_is_a_fault(tmp_path, monkeypatch):
     assert (cluster, row.check, row.state) == (None, "controller", "fault")
     (tmp_path / "srun").unlink()
     _, (row,) = slurm.ask()
-    assert (row.state, row.found) == ("fault", "srun not on PATH")
+    assert (row.state, row.found) == ("fault", "not on PATH: srun")
 
 
 @pytest.mark.parametrize(
     ("check", "state", "words", "settings"),
     [
-        ("a", "ok", "2 nodes of 8 CPUs, 9,000 MiB, gpu:a100:4(S:0); at most 1:00:00; all", {}),
-        ("a", "ok", "500 MiB a node by default", {"DefMemPerNode": "500"}),
+        ("a", "ok", "2 nodes of 8 CPUs, 9,000 MiB, gpu:a100:4(S:0); at most 1:00:00", {}),
         ("arrays", "ok", "1000 tasks", {}),
         ("arrays", "fault", "there are none", {"MaxArraySize": "0"}),
-        ("arrays", "note", "not known", {"MaxArraySize": ""}),
-        ("out of memory", "warning", "nothing keeps", {"TaskPlugin": "task/affinity"}),
-        (
-            *("out of memory", "ok", "its cgroup"),
-            {"TaskPlugin": "task/affinity,task/cgroup", "ConstrainRAMSpace": "yes"},
-        ),
-        ("preemption", "ok", "none", {"PreemptMode": "OFF", "JobRequeue": "0"}),
-        ("preemption", "warning", "is cancelled", {"PreemptMode": "GANG,CANCEL"}),
-        (
-            *("preemption", "warning", "a preempted job in a is cancelled"),
-            {"PreemptMode": "REQUEUE", "own": {"a": {"PreemptMode": "CANCEL"}}},
-        ),
     ],
 )
 def test_what_settings_mean(judged, check, state, words, settings):
@@ -136,7 +122,7 @@ def test_what_settings_mean(judged, check, state, words, settings):
     [
         ("account", "ok", "maths; no limit", {"AccountingStorageEnforce": "associations"}),
         ("account", "fault", "jobs need one", {"accounts": ()}),
-        ("account", "note", "do not need one", {"accounts": (), "AccountingStorageEnforce": ""}),
+        ("account", "ok", "none; no limit", {"accounts": (), "AccountingStorageEnforce": ""}),
         ("accounting", "warning", "slurmdbd, but sacct failed.", {"silence": True}),
         ("account", "note", "not known: sacct failed.", {"accounts": None}),
         ("account", "ok", "maths; no limit", {"accounts": [ACCOUNT | {"QOS": ""}]}),
@@ -260,10 +246,11 @@ def test_where_no_node_is_in_service_nothing_is_submitted(tmp_path):
 
 
 def test_a_time_beyond_the_limit_of_a_partition_is_named():
-    words = asked._beyond(Resources(time="2:00:00"), PARTITION)
+    words = asked._beyond(Resources(time="2:00:00"), [PARTITION])
     assert words == "time is 120 min, and a allows 60"
-    assert not asked._beyond(Resources(time="30", cpus=8, gpus=4, memory=9000), PARTITION)
-    assert asked._beyond(Resources(gpus=5), PARTITION).startswith("it asks for 5 GPUs; a node of a")
+    assert not asked._beyond(Resources(time="1:00:00"), [PARTITION])
+    assert not asked._beyond(Resources(time="2:00:00", partition="b"), [PARTITION])
+    assert not asked._beyond(Resources(time="2:00:00"), [replace(PARTITION, longest=None)])
 
 
 def test_a_folder_that_does_not_answer_is_given_up(tmp_path, monkeypatch):

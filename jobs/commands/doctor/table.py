@@ -77,7 +77,7 @@ def _sections(
     yield "MPI", list(mpi.findings())
     if wanted and cluster:
         say("Slurm is asked whether it takes what the cluster file asks for")
-        yield "Cluster file", list(asked.findings(wanted, cluster, where))
+        yield "Cluster file", list(asked.findings(wanted, cluster.partitions, where))
     if write:
         yield "New cluster file", [_write(write, cluster)]
 

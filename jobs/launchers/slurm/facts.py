@@ -5,11 +5,10 @@ from __future__ import annotations
 import getpass
 import os
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from skerch.jobs.launchers.slurm import programs, scheduler
+from skerch.jobs.launchers.slurm import programs
 from skerch.jobs.launchers.slurm.programs import SlurmError
 
 PATIENCE = 30.0  # seconds for an answer; nothing is asked twice
@@ -40,6 +39,10 @@ class Partition:
     longest: int | None  # minutes; None where there is no limit
     kinds: tuple[Nodes, ...]
     out: int  # of its nodes: down, drained or reserved
+
+    def serves(self, name: str | None) -> bool:
+        """Whether jobs go there that name this partition, or none."""
+        return self.name == name or (name is None and self.default)
 
     @property
     def nodes(self) -> int:
@@ -97,14 +100,6 @@ def settings() -> dict[str, str]:
     return {key: _said(value) for key, value in re.findall(r"^(\w+)\s*= *(.*?) *$", text, re.M)}
 
 
-def settings_of_partitions() -> dict[str, dict[str, str]]:
-    """The settings of each partition by name."""
-    command = ["scontrol", "--all", "--oneliner", "show", "partition"]
-    lines = _asked(command).splitlines()
-    rows = [dict(re.findall(r"(\w+)=(\S*)", line)) for line in lines]
-    return {row["PartitionName"]: row for row in rows if "PartitionName" in row}
-
-
 def ask_accounting() -> None:
     """Raise SlurmError where sacct tells nothing of ended jobs."""
     _asked(["sacct", "-n", "-X", "-u", str(os.getuid()), "-o", "JobID"])
@@ -124,25 +119,13 @@ def qualities() -> dict[str, dict[str, str]]:
 
 def most_memory(partition: str | None) -> int:
     """The memory, in MiB, of the largest node of a partition, by default of the default one."""
-    kinds = [
-        kind
-        for each in partitions()
-        if each.name == partition or (partition is None and each.default)
-        for kind in each.kinds
-    ]
+    kinds = [kind for each in partitions() if each.serves(partition) for kind in each.kinds]
     return max((kind.memory for kind in kinds), default=0)
 
 
 def _table(command: list[str], columns: Sequence[str]) -> list[dict[str, str]]:
     said = _asked([*command, f"format={','.join(columns)}"])
     return [dict(zip(columns, line.split("|"), strict=False)) for line in said.splitlines()]
-
-
-def queue_seconds() -> float:
-    """The seconds that squeue takes for the user's jobs; raises SlurmError as `submit` would."""
-    begin = time.monotonic()
-    scheduler.ask_queue(PATIENCE)
-    return time.monotonic() - begin
 
 
 def refusal(script: str, options: Sequence[str] = ()) -> str:
