@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import pytest
 
-from skerch.jobs.commands.doctor import asked, folder, mpi, nodes, slurm
+from skerch.jobs.commands.doctor import asked, folder, mpi, nodes, pair, slurm
 from skerch.jobs.commands.doctor.pair import Pair, versions
 from skerch.jobs.config.resources import Resources
 from skerch.jobs.launchers.slurm import facts
 from skerch.jobs.launchers.slurm.facts import Nodes, Partition
 from skerch.jobs.launchers.slurm.programs import SlurmError
 
-BOTH = {"error": "", "times": 9, "damaged": 0}
-FIRST = BOTH | {"node": "n1", "seen": 0.1, "written": 0.1, "whole": True, "lock": "had"}
-SECOND = BOTH | {"node": "n2", "lock": "kept out"}
 ACCOUNT = {"Account": "maths", "MaxSubmitJobs": "", "QOS": "normal,long"}
 
 
@@ -141,31 +140,54 @@ def test_what_accounting_means(judged, check, state, words, more):
     assert (found.state, words in found.found) == (state, True), found
 
 
+def find(*folders, patience=5.0):
+    """What two processes find, which here are threads."""
+    pairs = [Pair(folder, number, patience) for number, folder in enumerate(folders)]
+    with ThreadPoolExecutor() as pool:
+        both = pool.map(lambda each: list(each.findings()), pairs)
+        return {row.check: row for rows in both for row in rows}
+
+
+def put_in_pieces(path, content, put=pair._put):
+    """Write a file as a file system has it that does not rename in one step."""
+    if path.name == "replaced":
+        path.write_bytes(content[:9])
+        time.sleep(0.01)
+    put(path, content)
+
+
+def hear_less(self, word, hear=Pair._hear):
+    """Read what another process wrote, without its end."""
+    return hear(self, word)[:-1]
+
+
+def no_lock(*_):
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
 @pytest.mark.parametrize(
-    ("check", "state", "first", "second"),
+    ("check", "state", "words", "where", "fault"),
     [
-        ("files", "fault", {"whole": False}, {}),
-        ("files", "warning", {"seen": 30.0}, {}),
-        ("files", "fault", {"error": "Nothing is seen."}, {}),
-        ("rename", "fault", {}, {"damaged": 1}),
-        ("locks", "warning", {"lock": "No locks available"}, {}),
-        ("locks", "warning", {}, {"lock": "had"}),
-        ("locks", "warning", {}, {"lock": "Stale file handle"}),
+        ("files", "warning", "seen by the other after", "pair.SLOW", 0.0),
+        ("files", "fault", "one reads other bytes", "pair.Pair._hear", hear_less),
+        ("rename", "fault", "found no whole file", "pair._put", put_in_pieces),
+        ("locks", "warning", "none: No locks available", "pair.fcntl.flock", no_lock),
+        ("locks", "warning", "one has what the other", "pair.fcntl.flock", lambda *_: None),
     ],
 )
-def test_what_two_processes_see(check, state, first, second):
-    assert [row.state for row in folder.judge(FIRST, SECOND)] == ["ok"] * 3
-    rows = folder.judge(FIRST | first, SECOND | second)
-    assert next(row for row in rows if row.check == check).state == state
+def test_a_file_system_that_is_not_fit_is_found(
+    tmp_path, monkeypatch, check, state, words, where, fault
+):
+    monkeypatch.setattr(pair, "REPLACING", 0.1)
+    monkeypatch.setattr(f"skerch.jobs.commands.doctor.{where}", fault)
+    found = find(tmp_path / "both", tmp_path / "both")[check]
+    assert (found.state, words in found.found) == (state, True), found
 
 
 def test_processes_that_see_different_folders_say_so(tmp_path):
-    pairs = [Pair(tmp_path / str(number), number, patience=0.3) for number in (0, 1)]
-    with ThreadPoolExecutor() as pool:
-        list(pool.map(Pair.try_all, pairs))
-    rows = list(folder.judge(*(pair.report for pair in pairs)))
-    assert [(row.check, row.state) for row in rows] == [("files", "fault")]
-    assert "Nothing that the other process wrote is seen within 0.3 s." in rows[0].found
+    found = find(tmp_path / "a", tmp_path / "b", patience=0.3)
+    assert (list(found), found["files"].state) == (["files"], "fault")
+    assert "What the other wrote is not seen within 0.3 s." in found["files"].found
 
 
 @pytest.mark.parametrize(
@@ -234,13 +256,8 @@ def test_a_torch_that_cannot_be_imported_is_a_fault():
     assert (found.state, "OSError: libcuda" in found.found) == ("fault", True)
 
 
-def test_nodes_from_which_sbatch_is_refused_are_warned_of():
-    assert nodes._submits({"node": "n1", "refusal": "sbatch failed."}).state == "warning"
-
-
 def test_where_no_node_is_in_service_nothing_is_submitted(tmp_path):
-    cluster = slurm.Cluster({}, [replace(PARTITION, out=2)])
-    (found,) = nodes.try_nodes(tmp_path, cluster, Resources(), 1.0, str)
+    (found,) = nodes.try_nodes(tmp_path, [replace(PARTITION, out=2)], Resources(), 1.0)
     assert (found.state, found.found) == ("note", "not known: no node of a is in service")
     assert not list(tmp_path.iterdir())
 

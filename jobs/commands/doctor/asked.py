@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
-from skerch.jobs.commands.doctor.finding import Finding
+from skerch.jobs.commands.doctor import Finding
 from skerch.jobs.config.resources import Resources
 from skerch.jobs.config.stages import STAGES
 from skerch.jobs.launchers.slurm import facts, script

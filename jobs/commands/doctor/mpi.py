@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterator
 
 from skerch.files import cause
-from skerch.jobs.commands.doctor.finding import Finding
+from skerch.jobs.commands.doctor import Finding
 from skerch.jobs.launchers.mpi.launch import WAYS_OUT, find_mpiexec
 
 PATIENCE = 60.0  # seconds for a program
@@ -65,12 +65,7 @@ def _run(command: list[str]) -> tuple[bool, str]:
     """Whether a program ends well, and what it prints, or else the last line of its errors."""
     try:
         done = subprocess.run(
-            command,
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            encoding="utf-8",
-            errors="replace",
-            timeout=PATIENCE,
+            command, input="", capture_output=True, text=True, errors="replace", timeout=PATIENCE
         )
     except subprocess.TimeoutExpired:
         return False, f"it does not end within {PATIENCE:g} s"

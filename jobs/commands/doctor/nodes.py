@@ -7,185 +7,146 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from skerch.files import cause
-from skerch.jobs.commands.doctor.finding import Finding
-from skerch.jobs.commands.doctor.folder import ELSEWHERE, judge, new_folder, program, read
-from skerch.jobs.commands.doctor.pair import versions
-from skerch.jobs.commands.doctor.slurm import Cluster
+from skerch.jobs.commands.doctor import Finding
+from skerch.jobs.commands.doctor.folder import findings, new_folder, program, reports
+from skerch.jobs.commands.doctor.pair import ELSEWHERE, versions
 from skerch.jobs.config.resources import Resources
 from skerch.jobs.launchers.slurm import facts, scheduler
 from skerch.jobs.launchers.slurm.facts import Partition
 from skerch.jobs.launchers.slurm.programs import SlurmError
-from skerch.jobs.launchers.slurm.scheduler import ENDED, WAITING
+from skerch.jobs.launchers.slurm.scheduler import ECHO, ENDED, WAITING
 from skerch.jobs.launchers.slurm.script import checked_setup
 
 PATIENCE = 120  # seconds for which the tasks wait for each other
 MINUTES = 10  # of the job
 LATE = 20.0  # seconds after a job's end in which its files are to be seen here
+LOOKS = 2.0  # seconds between two looks at the job
 MEMORY = 2000  # MiB, of which importing torch for GPUs needs the most
 
 
 def try_nodes(
-    parent: Path, cluster: Cluster, wanted: Resources, wait: float, say: Callable[[str], object]
+    parent: Path, partitions: list[Partition], wanted: Resources, wait: float
 ) -> Iterator[Finding]:
     """What a job finds, which may wait in the queue for `wait` seconds; it is gone afterwards."""
-    name = wanted.partition or cluster.default.name
-    partition = next((p for p in cluster.partitions if p.name == name), cluster.default)
+    partition = next((p for p in partitions if p.serves(wanted.partition)), partitions[0])
+    name = wanted.partition or partition.name
     nodes = min(2, partition.nodes - partition.out)
     if not nodes:
         yield Finding("job", "note", f"not known: no node of {name} is in service")
         return
-    folder, job = new_folder(parent), None
+    folder, jobs = new_folder(parent), []
     try:
         folder.mkdir()
-        begin = time.monotonic()
-        job = facts.submit(_script(folder, wanted), _options(folder, partition, wanted, nodes))
-        say(f"job {job} of {name} tries two nodes; it may wait {wait:g} s for them")
-        state = _end(job, folder, wait)
-        took = time.monotonic() - begin
-        if state in ENDED:
-            job = None
-        yield from _findings(folder, name, nodes, state, took, wanted)
+        options = _options(folder, partition, wanted, nodes)
+        jobs = [facts.submit(_script(folder, wanted), options)]
+        yield from _findings(folder, name, wanted, *_end(jobs[0], wait))
     except SlurmError as error:
-        remedy = "change what `measure` asks for in the cluster file"
-        if wanted == Resources():
-            remedy = "give a cluster file with what jobs need: --cluster"
+        remedy = "give what jobs need as `measure` of a cluster file: --cluster"
         yield Finding("job", "fault", str(error), remedy)
     except OSError as error:
         yield Finding("job", "fault", f"{error.filename}: {cause(error)}", ELSEWHERE)
     finally:
-        with suppress(SlurmError):
-            scheduler.cancel([job] if job else [])
+        with suppress(SlurmError):  # which is where it has ended
+            scheduler.cancel(jobs)
         shutil.rmtree(folder, ignore_errors=True)
 
 
 def _options(folder: Path, partition: Partition, wanted: Resources, nodes: int) -> list[str]:
     """What the job asks for: as little as it can, of what the cluster file has for measurements."""
-    given = {
-        "partition": wanted.partition,
-        "account": wanted.account,
-        "qos": wanted.qos,
-        "constraint": wanted.constraint,
-        "exclude": wanted.exclude,
-        "gpus-per-node": wanted.gpus or None,
+    named = ("partition", "account", "qos", "constraint", "exclude")
+    given: dict[str, Any] = {key: getattr(wanted, key) for key in named} | {
+        "gpus-per-node": wanted.gpus,
         "mem": None if {"mem-per-cpu", "mem-per-gpu"} & wanted.sbatch.keys() else f"{MEMORY}M",
         "job-name": "skerch-doctor",
         "nodes": nodes,
         "ntasks": 2,
-        "ntasks-per-node": 2 // nodes,
         "time": min(MINUTES, partition.longest or MINUTES),
         "output": str(folder / "log").replace("%", "%%"),
         "chdir": folder,
+        "no-requeue": True,
     }
-    options = [f"--{key}={value}" for key, value in given.items() if value is not None]
-    for key, value in wanted.sbatch.items():
-        options.append(f"--{key}" if value is True else f"--{key}={value}")
-    return [*options, "--no-requeue"]
+    given |= wanted.sbatch
+    return [f"--{k}" if v is True else f"--{k}={v}" for k, v in given.items() if v]
 
 
 def _script(folder: Path, wanted: Resources) -> str:
-    said, log = (str(folder / name).replace("%", "%%") for name in ("said", "log"))
-    step = ["srun", "--ntasks=2", f"--output={said}.%t", f"--error={log}.%t", *wanted.srun]
-    return "\n".join(
-        ["#!/bin/bash", *checked_setup(wanted), shlex.join(step + program(folder, PATIENCE)), ""]
-    )
+    step = shlex.join(["srun", "--ntasks=2", *wanted.srun, *program(folder, PATIENCE)])
+    return "\n".join(["#!/bin/bash", *checked_setup(wanted), step, ""])
 
 
-def _end(job: str, folder: Path, wait: float) -> str:
-    """The state of a job once it has ended, or why it has not, where it waits too long."""
-    begin, started = time.monotonic(), None
+def _end(job: str, wait: float) -> tuple[str, str]:
+    """The state of a job once it has ended, or has waited too long, and why."""
+    end = time.monotonic() + wait
     while True:
         state, reason = facts.state(job)
-        if state in ENDED or not state:
-            return state or "COMPLETED"
-        now = time.monotonic()
-        if state in WAITING and now - begin > wait:
-            return f"it waits: {reason or state}"
-        if state not in WAITING:
-            started = started or now
-            if now - started > MINUTES * 60 + 60:
-                return f"it does not end: {state}"
-        time.sleep(1.0 if now - begin < 20 else 5.0)
+        if state in ENDED or not state or (state in WAITING and time.monotonic() > end):
+            return state or "COMPLETED", reason
+        time.sleep(LOOKS)
 
 
 def _findings(
-    folder: Path, name: str, nodes: int, state: str, took: float, wanted: Resources
+    folder: Path, name: str, wanted: Resources, state: str, reason: str
 ) -> Iterator[Finding]:
-    if state.startswith("it "):
+    if state in WAITING:
         remedy = "give it longer, --wait 3600, or another partition by --cluster"
-        yield Finding("job", "note", f"not known: after {took:.0f} s {state}", remedy)
+        yield Finding("job", "note", f"not known: it waits: {reason or state}", remedy)
         return
-    both = _reports(folder, state)
+    log = _log(folder, state)
+    both = reports(log)
     if len(both) < 2:
-        remedy = f"nodes must see it: {ELSEWHERE}"
-        found = f"the job in {name} ended ({state}) and left nothing in {folder.parent}"
-        if words := _log(folder):
+        words = [line for line in log.splitlines() if not ECHO.match(line) and line[:1] != "{"]
+        found, remedy = f"left nothing in {folder.parent}", f"nodes must see it: {ELSEWHERE}"
+        if words:
+            found = words[-1][:300]
             remedy = f"nodes must have {sys.executable} and what it needs, or `setup` must load it"
-            found = f"the job in {name} ended ({state}): {words}"
-        elif both:
-            found = f"of both tasks of the job, that on {both[0]['node']} alone has left something"
-        yield Finding("job", "fault", found, remedy)
+        yield Finding("job", "fault", f"the job in {name} ended ({state}): {found}", remedy)
         return
-    where = " and ".join(dict.fromkeys(report["node"] for report in both))
-    yield Finding("job", "ok", f"in {name}, on {where}: done {took:.0f} s after it was submitted")
-    yield from judge(*both)
-    if nodes < 2:
+    there = {report["node"]: report for report in both}
+    yield Finding("job", "ok", f"two tasks in {name}, on {' and '.join(there)}")
+    yield from findings(both)
+    if len(there) < 2:
         yield Finding("two nodes", "note", f"not known: {name} has one node in service")
-    for report in both[:nodes]:
+    for report in there.values():
         yield _python(report, wanted)
-    if "refusal" in both[0]:
-        yield _submits(both[0])
+    if refused := both[0].get("refusal"):
+        remedy = "healing does not work from jobs: type `submit` again where a task died"
+        yield Finding("jobs submit", "warning", refused, remedy)
+    else:
+        yield Finding("jobs submit", "ok", "a job may submit others, as healing does")
 
 
-def _reports(folder: Path, state: str) -> list[dict[str, Any]]:
-    """What the tasks have printed; a network file system may show it late."""
-    end = time.monotonic() + LATE
-    while True:
-        os.listdir(folder)
-        paths = [path for number in (0, 1) if (path := folder / f"said.{number}").exists()]
-        texts = [path.read_text(encoding="utf-8", errors="replace") for path in paths]
-        reports = [report for text in texts if (report := read(text))]
-        failed = state != "COMPLETED" and _log(folder)
-        if len(reports) == 2 or failed or time.monotonic() > end:
-            return reports
+def _log(folder: Path, state: str) -> str:
+    """What an ended job has printed; a network file system may show it late."""
+    path, end, text = folder / "log", time.monotonic() + LATE, ""
+    while time.monotonic() < end:
+        if path.name in os.listdir(folder):
+            text = path.read_text(encoding="utf-8", errors="replace")
+        if len(reports(text)) == 2 or (text and state != "COMPLETED"):
+            break
         time.sleep(0.2)
-
-
-def _log(folder: Path) -> str:
-    """The last line that a job or its tasks have left."""
-    lines = []
-    for path in sorted(folder.glob("log*")):
-        lines += path.read_text(encoding="utf-8", errors="replace").splitlines()[-1:]
-    return " ".join(lines)[:300]
+    return text
 
 
 def _python(report: dict[str, Any], wanted: Resources) -> Finding:
     """Whether the Python of a node is that of here, and what PyTorch sees there."""
-    check = f"Python on {report['node']}"
+    others = [f"{n} {report.get(n)}, here {v}" for n, v in versions().items() if report.get(n) != v]
     if "torch" not in report:
         words = report.get("no torch", "it ended there while torch was imported")
+        found = f"torch cannot be imported: {words}"
         remedy = "load what it needs in `setup` of the cluster file, or install it on a node"
-        return Finding(check, "fault", f"torch cannot be imported: {words}", remedy)
-    others = [f"{n} {report[n]}, here {v}" for n, v in versions().items() if report[n] != v]
-    if others:
-        remedy = "use one environment, which nodes see, too"
-        return Finding(check, "fault", "; ".join(others), remedy)
-    if wanted.gpus and not report["gpus"]:
+    elif others:
+        found, remedy = "; ".join(others), "use one environment, which nodes see, too"
+    elif wanted.gpus and not report["gpus"]:
+        found = "it was given a GPU, and torch sees none"
         remedy = "install torch for the GPU driver of the nodes"
-        return Finding(check, "fault", "it was given a GPU, and torch sees none", remedy)
-    gpus = ", ".join(report["gpus"]) or "no GPU, as none is asked for"
-    found = f"{sys.executable} as here; import torch {report['import']:.1f} s; {gpus}"
-    return Finding(check, "ok", found)
-
-
-def _submits(report: dict[str, Any]) -> Finding:
-    """Whether a job may submit others."""
-    if words := report["refusal"]:
-        remedy = "healing does not work from jobs: type `submit` again where a task died"
-        return Finding("jobs submit", "warning", f"on {report['node']}: {words}", remedy)
-    return Finding("jobs submit", "ok", f"{report['node']} may submit jobs, as healing does")
+    else:
+        gpus = ", ".join(report["gpus"]) or "no GPU, as none is asked for"
+        found = f"{sys.executable} as here; import torch {report['import']:.1f} s; {gpus}"
+        return Finding(f"Python on {report['node']}", "ok", found)
+    return Finding(f"Python on {report['node']}", "fault", found, remedy)

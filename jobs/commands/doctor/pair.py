@@ -3,8 +3,8 @@
     python -m skerch.jobs.commands.doctor.pair FOLDER SECONDS [NUMBER]
 
 They speak by files in FOLDER, which they make, and wait SECONDS for each other. NUMBER is 0 or 1,
-by default that of a task of srun. Each prints a JSON object, and without NUMBER another that also
-tells what Python and Slurm are on its node.
+by default that of a task of srun. Each prints a JSON object with what it finds, and without NUMBER
+another with Python and Slurm on its node, too. Exit status 2: FOLDER would be in none.
 """
 
 from __future__ import annotations
@@ -13,52 +13,50 @@ import fcntl
 import json
 import os
 import platform
-import shutil
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import asdict
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from skerch.errors import SkerchError
+from skerch.errors import SkerchError, UsageError
 from skerch.files import cause, write_atomically
+from skerch.jobs.commands.doctor import Finding
 
 SIZE = 2**20  # bytes of the file that one writes and the other sends back
 VERSION = 2**16  # bytes of the file that is replaced
 REPLACING = 1.0  # seconds for which it is replaced, over and over
+SLOW = 5.0  # seconds until a file is seen, or 1 MiB is on disk, that deserve a word
 NAP = 0.02  # seconds between two looks for a file
+ELSEWHERE = "give run_dir on another file system: the cluster's documentation names them"
 OWN = ("partition", "account", "qos")  # of the job, with which it is to submit another
 
 
 class Pair:
-    """Two processes that try a folder together; `report` has what this one sees."""
+    """One of two processes that try a folder together; of each trial, one tells."""
 
     def __init__(self, folder: Path, number: int, patience: float):
         self.folder, self.number, self.patience = folder, number, patience
         self.first = number == 0
-        self.report: dict[str, Any] = {
-            "node": os.environ.get("SLURMD_NODENAME") or platform.node(),
-            "error": "",
-        }
 
-    def try_all(self) -> None:
-        """Try everything; what prevents that is the report's `error`."""
+    def findings(self) -> Iterator[Finding]:
+        """What this one finds, up to what prevents the rest."""
         try:
             self.folder.mkdir(exist_ok=True)
-            free = shutil.disk_usage(self.folder).free
-            self.report |= {"type": file_system(self.folder), "free": free}
             self._meet("begin")
-            self._see()
-            self._rename()
-            self._lock()
+            yield from self._files()
+            yield from self._rename()
+            yield from self._locks()
         except SkerchError as error:
-            self.report["error"] = str(error)
+            yield Finding("files", "fault", str(error), ELSEWHERE)
         except OSError as error:
-            self.report["error"] = f"{error.filename or self.folder}: {cause(error)}."
-            self.report["no folder"] = not os.path.isdir(self.folder.parent)
+            words = f"{error.filename or self.folder}: {cause(error)}."
+            yield Finding("files", "fault", words, ELSEWHERE)
 
-    def _see(self) -> None:
+    def _files(self) -> Iterator[Finding]:
         """How long the first one's file takes to be written, and to be seen by the other."""
         if not self.first:
             self._say("pong", self._hear("ping"))
@@ -67,44 +65,61 @@ class Pair:
         content = os.urandom(SIZE)
         begin = time.monotonic()
         self._say("ping", content)
-        written = time.monotonic()
-        self.report["whole"] = self._hear("pong") == content
-        self.report["seen"] = (time.monotonic() - written) / 2
-        self.report["written"] = written - begin
+        written = time.monotonic() - begin
+        whole = self._hear("pong") == content
+        seen = (time.monotonic() - begin - written) / 2
+        found = f"1 MiB is on disk in {written:.3f} s, and seen by the other after {seen:.2f} s"
+        if not whole:
+            found = "one reads other bytes than the other wrote"
+            yield Finding("files", "fault", found, ELSEWHERE)
+        elif max(written, seen) > SLOW:
+            remedy = f"`submit` again where a task does not see what another wrote, or {ELSEWHERE}"
+            yield Finding("files", "warning", found, remedy)
+        else:
+            yield Finding("files", "ok", found)
 
-    def _rename(self) -> None:
-        """Whether a file that is replaced over and over is always there and of one piece."""
-        path, times, damaged = self.folder / "replaced", 0, 0
+    def _rename(self) -> Iterator[Finding]:
+        """Whether a file that the first one replaces over and over is always there and whole."""
+        path, reads, damaged = self.folder / "replaced", 0, 0
         if self.first:
             _put(path, bytes(VERSION))
         self._meet("replace")
         end = time.monotonic() + REPLACING
         if self.first:
             while time.monotonic() < end:
-                times += 1
-                _put(path, bytes([times % 256]) * VERSION)
+                _put(path, os.urandom(1) * VERSION)
             self._say("replaced")
+            return
+        while not self._said("replaced") and time.monotonic() < end + self.patience:
+            reads += 1
+            damaged += not _of_one_piece(path)
+        found = f"a file that is replaced all the time was read {reads:,} times"
+        if damaged:
+            found += f", of which {damaged:,} found no whole file"
+            yield Finding("rename", "fault", found, ELSEWHERE)
         else:
-            while not self._said("replaced") and time.monotonic() < end + self.patience:
-                times += 1
-                damaged += not _of_one_piece(path)
-        self.report |= {"times": times, "damaged": damaged}
+            yield Finding("rename", "ok", f"{found}, each time whole")
 
-    def _lock(self) -> None:
+    def _locks(self) -> Iterator[Finding]:
         """Whether a file that the first one locks is locked for the other."""
         if not self.first:
             self._hear("locked")
         with (self.folder / "locked").open("ab") as file:
+            fault = "one has what the other has locked"
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                self.report["lock"] = "had"
             except BlockingIOError:
-                self.report["lock"] = "kept out"
+                fault = ""
             except OSError as error:
-                self.report["lock"] = cause(error)
+                fault = f"there are none: {cause(error)}"
             self._say("locked")
-            if self.first:
+            if self.first:  # which has the lock until the other has tried
                 self._hear("locked")
+            elif fault:
+                remedy = "start only one `run` or `submit` at a time in a run directory"
+                yield Finding("locks", "warning", fault, remedy)
+            else:
+                yield Finding("locks", "ok", "one keeps the other out")
 
     def _path(self, word: str, number: int) -> Path:
         return self.folder / f"{word}.{number}"
@@ -120,9 +135,7 @@ class Pair:
         end = time.monotonic() + self.patience
         while not self._said(word):
             if time.monotonic() > end:
-                raise SkerchError(
-                    f"Nothing that the other process wrote is seen within {self.patience:g} s."
-                )
+                raise SkerchError(f"What the other wrote is not seen within {self.patience:g} s.")
             time.sleep(NAP)
         return self._path(word, 1 - self.number).read_bytes()
 
@@ -131,15 +144,15 @@ class Pair:
         self._hear(word)
 
 
-def file_system(folder: Path) -> str:
-    """The type of a folder's file system, as the kernel names it; "" where that is not known."""
-    folder = folder.resolve()
-    with suppress(OSError):
-        text = Path("/proc/mounts").read_text(encoding="utf-8", errors="replace")
-        rows = [line.split() for line in text.splitlines()]
-        types = {mounted.replace("\\040", " "): kind for _, mounted, kind, *_ in rows}
-        return next((types[str(p)] for p in (folder, *folder.parents) if str(p) in types), "")
-    return ""
+def _put(path: Path, content: bytes) -> None:
+    write_atomically(path, lambda temporary: temporary.write_bytes(content))
+
+
+def _of_one_piece(path: Path) -> bool:
+    with suppress(OSError):  # it is not there
+        content = path.read_bytes()
+        return len(content) == VERSION and len(set(content)) == 1
+    return False
 
 
 def versions() -> dict[str, str]:
@@ -147,7 +160,7 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {n: version(n) for n in ("skerch", "torch")}
 
 
-def python_here() -> dict[str, Any]:
+def _python() -> dict[str, Any]:
     """What Python, skerch and PyTorch are here, and the GPUs that PyTorch sees."""
     begin = time.monotonic()
     import torch
@@ -157,25 +170,17 @@ def python_here() -> dict[str, Any]:
     return versions() | {"import": took, "gpus": gpus}
 
 
-def _put(path: Path, content: bytes) -> None:
-    write_atomically(path, lambda temporary: temporary.write_bytes(content))
-
-
-def _of_one_piece(path: Path) -> bool:
-    try:
-        content = path.read_bytes()
-    except OSError:  # it is not there
-        return False
-    return len(content) == VERSION and len(set(content)) == 1
-
-
 def main() -> None:
     """The program."""
     folder, seconds, *own = sys.argv[1:]
     number = int(own[0] if own else os.environ.get("SLURM_PROCID", 0))
     pair = Pair(Path(folder), number, float(seconds))
-    pair.try_all()
-    print(json.dumps(pair.report), flush=True)
+    if not os.path.isdir(pair.folder.parent):
+        sys.exit(UsageError.exit_status)
+    node = os.environ.get("SLURMD_NODENAME") or platform.node()
+    report: dict[str, Any] = {"number": number, "node": node}
+    report["findings"] = [asdict(finding) for finding in pair.findings()]
+    print(json.dumps(report), flush=True)
     if own:
         return
     from skerch.jobs.launchers.slurm import facts
@@ -183,12 +188,12 @@ def main() -> None:
     if pair.first:
         given = {key: os.environ.get(f"SLURM_JOB_{key.upper()}") for key in OWN}
         options = [f"--{key}={value}" for key, value in given.items() if value]
-        pair.report["refusal"] = facts.refusal("#!/bin/sh\n", ["--mem=100M", *options])
+        report["refusal"] = facts.refusal("#!/bin/sh\n", ["--mem=100M", *options])
     try:
-        pair.report |= python_here()
+        report |= _python()
     except Exception as error:  # of a library that does not fit this node
-        pair.report["no torch"] = f"{type(error).__name__}: {error}"
-    print(json.dumps(pair.report), flush=True)
+        report["no torch"] = f"{type(error).__name__}: {error}"
+    print(json.dumps(report), flush=True)
 
 
 if __name__ == "__main__":

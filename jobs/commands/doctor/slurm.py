@@ -7,7 +7,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from skerch.jobs.commands.doctor.finding import Finding
+from skerch.jobs.commands.doctor import Finding
 from skerch.jobs.launchers.slurm import facts, scheduler
 from skerch.jobs.launchers.slurm.facts import Partition
 from skerch.jobs.launchers.slurm.programs import SlurmError
@@ -24,11 +24,6 @@ class Cluster:
 
     settings: Mapping[str, str]
     partitions: list[Partition]
-
-    @property
-    def default(self) -> Partition:
-        """The partition of jobs that name none."""
-        return next((each for each in self.partitions if each.default), self.partitions[0])
 
 
 def ask() -> tuple[Cluster | None, list[Finding]]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -14,8 +13,7 @@ from rich.text import Text
 
 from skerch.errors import UsageError
 from skerch.files import write_atomically
-from skerch.jobs.commands.doctor import asked, folder, mpi, nodes, slurm
-from skerch.jobs.commands.doctor.finding import Finding
+from skerch.jobs.commands.doctor import Finding, asked, folder, mpi, nodes, slurm
 from skerch.jobs.commands.init import cluster_file
 from skerch.jobs.config import load
 from skerch.jobs.config.resources import Resources, resources
@@ -38,48 +36,35 @@ def print_doctor(
         raise UsageError(f"--write {write} is there already; name a new file, or remove it.")
     if write is not None and not write.parent.is_dir():
         raise UsageError(f"--write {write}: there is no folder {write.parent}; make it first.")
-    wanted = resources(load("digits", [f"cluster={cluster}"])) if cluster else None
-    output, found = Console(), []
-    waiting = output.status("") if output.is_terminal and not as_json else nullcontext()
-    with waiting as status:
-        say = status.update if status is not None else str
-        for title, rows in _sections(where.absolute(), wanted, write, jobs, wait, say):
-            found += [{"subject": title, **asdict(row)} for row in rows]
-            if not as_json:
-                output.print(_table(title, rows))
+    wanted = resources(load("digits", [f"cluster={cluster}"])) if cluster else {}
+    output = Console(stderr=as_json)
+    found: list[dict[str, str]] = []
+
+    def show(title: str, rows: Iterable[Finding]) -> bool:
+        """Print a section as soon as it is known; true if nothing in it is a fault."""
+        rows = list(rows)
+        found.extend({"subject": title, **asdict(row)} for row in rows)
+        if not as_json:
+            output.print(_table(title, rows))
+        return all(row.state != "fault" for row in rows)
+
+    with output.status("half a minute, and what a job waits in the queue"):
+        where = where.absolute()
+        sound = show("Folder", folder.try_here(where))
+        answers, rows = slurm.ask()
+        show("Slurm", [*rows, *(slurm.findings(answers) if answers else ())])
+        if answers and jobs and sound:
+            measure = wanted.get("measure", Resources())
+            show("Nodes", nodes.try_nodes(where, answers.partitions, measure, wait))
+        show("MPI", mpi.findings())
+        if answers and wanted:
+            show("Cluster file", asked.findings(wanted, answers.partitions, where))
+        if write:
+            show("New cluster file", [_write(write, answers)])
     fit = all(row["state"] != "fault" for row in found)
     if as_json:
         print(json.dumps({"fit": fit, "findings": found}, indent=1))
     return fit
-
-
-def _sections(
-    where: Path,
-    wanted: dict[str, Resources] | None,
-    write: Path | None,
-    jobs: bool,
-    wait: float,
-    say: Callable[[str], object],
-) -> Iterator[tuple[str, list[Finding]]]:
-    """Each subject's title and what is found of it, as it is found."""
-    say(f"two processes try {where}")
-    here = list(folder.try_here(where))
-    yield "Folder", here
-    say("Slurm is asked")
-    cluster, rows = slurm.ask()
-    if cluster:
-        rows += slurm.findings(cluster)
-    yield "Slurm", rows
-    if cluster and jobs and all(row.state != "fault" for row in here):
-        measure = wanted["measure"] if wanted else Resources()
-        yield "Nodes", list(nodes.try_nodes(where, cluster, measure, wait, say))
-    say("MPI is tried")
-    yield "MPI", list(mpi.findings())
-    if wanted and cluster:
-        say("Slurm is asked whether it takes what the cluster file asks for")
-        yield "Cluster file", list(asked.findings(wanted, cluster.partitions, where))
-    if write:
-        yield "New cluster file", [_write(write, cluster)]
 
 
 def _write(path: Path, cluster: slurm.Cluster | None) -> Finding:
