@@ -44,8 +44,7 @@ def judged(monkeypatch):
         monkeypatch.setattr(facts, "ask_accounting", silent if silence else lambda: None)
         monkeypatch.setattr(facts, "qualities", lambda: qualities or {})
         monkeypatch.setattr(slurm.scheduler, "array_size", lambda: 1000)
-        cluster = slurm.Cluster({"MaxArraySize": "1001"} | settings, [PARTITION])
-        return {row.check: row for row in slurm.findings(cluster)}
+        return {row.check: row for row in slurm.findings({"MaxArraySize": "1001"} | settings)}
 
     return judge
 
@@ -67,7 +66,7 @@ def test_the_table_says_what_is_not_there(skerch, tmp_path, no_slurm, monkeypatc
     lines = [" ".join(line.split()) for line in said.splitlines()]
     assert status == 1
     assert any(line.startswith("note commands not on PATH: sbatch, srun,") for line in lines)
-    assert any(line.endswith("not written: Slurm does not tell of partitions") for line in lines)
+    assert any("not written: sinfo is not on PATH" in line for line in lines)
     assert not (tmp_path / "new.yaml").exists()
 
 
@@ -96,17 +95,24 @@ def test_a_controller_that_does_not_answer_is_a_fault(tmp_path, monkeypatch):
         (tmp_path / name).write_text("#!/bin/sh\necho 'Unable to contact' >&2\nexit 1\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", str(tmp_path))
-    cluster, (row,) = slurm.ask()
-    assert (cluster, row.check, row.state) == (None, "controller", "fault")
+    partitions, (row,) = slurm.ask()
+    assert (partitions, row.check, row.state) == ([], "controller", "fault")
     (tmp_path / "srun").unlink()
     _, (row,) = slurm.ask()
     assert (row.state, row.found) == ("fault", "not on PATH: srun")
 
 
+def test_a_partition_tells_nodes_gpus_and_limit_and_whether_it_is_in_service():
+    words = "the default; 2 nodes of 8 CPUs, 9,000 MiB, gpu:a100:4(S:0); at most 1:00:00"
+    found = slurm._partition(replace(PARTITION, out=1))
+    assert (found.state, found.found) == ("ok", f"{words}; 1 node out of service")
+    found = slurm._partition(replace(PARTITION, out=2))
+    assert (found.state, found.found) == ("warning", f"{words}; 2 nodes out of service")
+
+
 @pytest.mark.parametrize(
     ("check", "state", "words", "settings"),
     [
-        ("a", "ok", "2 nodes of 8 CPUs, 9,000 MiB, gpu:a100:4(S:0); at most 1:00:00", {}),
         ("arrays", "ok", "1000 tasks", {}),
         ("arrays", "fault", "there are none", {"MaxArraySize": "0"}),
     ],

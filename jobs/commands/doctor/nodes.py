@@ -43,8 +43,9 @@ def try_nodes(
     folder, jobs = new_folder(parent), []
     try:
         folder.mkdir()
-        options = _options(folder, partition, wanted, nodes)
-        jobs = [facts.submit(_script(folder, wanted), options)]
+        step = shlex.join(["srun", "--ntasks=2", *wanted.srun, *program(folder, PATIENCE)])
+        script = "\n".join(["#!/bin/bash", *checked_setup(wanted), step, ""])
+        jobs = [facts.submit(script, _options(folder, partition, wanted, nodes))]
         yield from _findings(folder, name, wanted, *_end(jobs[0], wait))
     except SlurmError as error:
         remedy = "give what jobs need as `measure` of a cluster file: --cluster"
@@ -73,11 +74,6 @@ def _options(folder: Path, partition: Partition, wanted: Resources, nodes: int) 
     }
     given |= wanted.sbatch
     return [f"--{k}" if v is True else f"--{k}={v}" for k, v in given.items() if v]
-
-
-def _script(folder: Path, wanted: Resources) -> str:
-    step = shlex.join(["srun", "--ntasks=2", *wanted.srun, *program(folder, PATIENCE)])
-    return "\n".join(["#!/bin/bash", *checked_setup(wanted), step, ""])
 
 
 def _end(job: str, wait: float) -> tuple[str, str]:

@@ -90,7 +90,7 @@ class Pair:
                 _put(path, os.urandom(1) * VERSION)
             self._say("replaced")
             return
-        while not self._said("replaced") and time.monotonic() < end + self.patience:
+        while not self._others("replaced").exists() and time.monotonic() < end + self.patience:
             reads += 1
             damaged += not _of_one_piece(path)
         found = f"a file that is replaced all the time was read {reads:,} times"
@@ -121,23 +121,20 @@ class Pair:
             else:
                 yield Finding("locks", "ok", "one keeps the other out")
 
-    def _path(self, word: str, number: int) -> Path:
-        return self.folder / f"{word}.{number}"
-
     def _say(self, word: str, content: bytes = b"") -> None:
-        _put(self._path(word, self.number), content)
-
-    def _said(self, word: str) -> bool:
-        return self._path(word, 1 - self.number).exists()
+        _put(self.folder / f"{word}.{self.number}", content)
 
     def _hear(self, word: str) -> bytes:
         """What the other says; raises SkerchError where nothing is seen in time."""
-        end = time.monotonic() + self.patience
-        while not self._said(word):
+        path, end = self._others(word), time.monotonic() + self.patience
+        while not path.exists():
             if time.monotonic() > end:
                 raise SkerchError(f"What the other wrote is not seen within {self.patience:g} s.")
             time.sleep(NAP)
-        return self._path(word, 1 - self.number).read_bytes()
+        return path.read_bytes()
+
+    def _others(self, word: str) -> Path:
+        return self.folder / f"{word}.{1 - self.number}"
 
     def _meet(self, word: str) -> None:
         self._say(word)

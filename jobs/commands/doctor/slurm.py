@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 
 from skerch.jobs.commands.doctor import Finding
 from skerch.jobs.launchers.slurm import facts, scheduler
@@ -18,39 +17,30 @@ USUAL = 1000  # elements of an array where Slurm's MaxArraySize is what it is by
 FEWER = "a larger launcher.blocks_per_task makes tasks fewer"
 
 
-@dataclass(frozen=True)
-class Cluster:
-    """What is known of a cluster whose controller answers."""
-
-    settings: Mapping[str, str]
-    partitions: list[Partition]
-
-
-def ask() -> tuple[Cluster | None, list[Finding]]:
-    """The cluster, if there is one that answers, and findings on its commands and controller."""
+def ask() -> tuple[list[Partition], list[Finding]]:
+    """The partitions, none where no Slurm answers, and what is found of it."""
     if missing := [name for name in COMMANDS if shutil.which(name) is None]:
         found = f"not on PATH: {', '.join(missing)}"
         remedy = "use a login node, or load its module; without Slurm there are `run` and MPI"
         none = len(missing) == len(COMMANDS)
-        return None, [Finding("commands", "note" if none else "fault", found, remedy)]
+        return [], [Finding("commands", "note" if none else "fault", found, remedy)]
     try:
         scheduler.ask_queue(facts.PATIENCE)  # whose answer `submit` must understand
-        cluster = Cluster(facts.settings(), facts.partitions(hidden=True))
+        settings, partitions = facts.settings(), facts.partitions(hidden=True)
     except SlurmError as error:
-        return None, [Finding("controller", "fault", str(error), "ask for it, or try again later")]
-    version = cluster.settings.get("SLURM_VERSION", "of a version not known")
-    return cluster, [Finding("controller", "ok", f"Slurm {version} answers")]
+        return [], [Finding("controller", "fault", str(error), "ask for it, or try again later")]
+    version = settings.get("SLURM_VERSION", "of a version not known")
+    controller = Finding("controller", "ok", f"Slurm {version} answers")
+    return partitions, [controller, *map(_partition, partitions), *findings(settings)]
 
 
-def findings(cluster: Cluster) -> Iterator[Finding]:
-    """Partitions, arrays and accounting, one by one."""
-    for partition in cluster.partitions:
-        yield _partition(partition)
-    yield _arrays(cluster.settings)
-    accounting = _accounting(cluster.settings)
+def findings(settings: Mapping[str, str]) -> Iterator[Finding]:
+    """What settings mean, one by one."""
+    yield _arrays(settings)
+    accounting = _accounting(settings)
     yield accounting
     if accounting.state == "ok":
-        yield _account(cluster.settings)
+        yield _account(settings)
 
 
 def _partition(each: Partition) -> Finding:

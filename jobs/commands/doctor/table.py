@@ -18,6 +18,7 @@ from skerch.jobs.commands.init import cluster_file
 from skerch.jobs.config import load
 from skerch.jobs.config.resources import Resources, resources
 from skerch.jobs.launchers.slurm import facts
+from skerch.jobs.launchers.slurm.programs import SlurmError
 
 COLOURS = {"ok": "green", "note": "dim", "warning": "yellow", "fault": "red"}
 
@@ -51,26 +52,27 @@ def print_doctor(
     with output.status("half a minute, and what a job waits in the queue"):
         where = where.absolute()
         sound = show("Folder", folder.try_here(where))
-        answers, rows = slurm.ask()
-        show("Slurm", [*rows, *(slurm.findings(answers) if answers else ())])
-        if answers and jobs and sound:
+        partitions, rows = slurm.ask()
+        show("Slurm", rows)
+        if partitions and jobs and sound:
             measure = wanted.get("measure", Resources())
-            show("Nodes", nodes.try_nodes(where, answers.partitions, measure, wait))
+            show("Nodes", nodes.try_nodes(where, partitions, measure, wait))
         show("MPI", mpi.findings())
-        if answers and wanted:
-            show("Cluster file", asked.findings(wanted, answers.partitions, where))
+        if partitions and wanted:
+            show("Cluster file", asked.findings(wanted, partitions, where))
         if write:
-            show("New cluster file", [_write(write, answers)])
+            show("New cluster file", [_write(write)])
     fit = all(row["state"] != "fault" for row in found)
     if as_json:
         print(json.dumps({"fit": fit, "findings": found}, indent=1))
     return fit
 
 
-def _write(path: Path, cluster: slurm.Cluster | None) -> Finding:
-    if cluster is None:
-        return Finding(str(path), "fault", "not written: Slurm does not tell of partitions")
-    text = cluster_file(facts.partitions())
+def _write(path: Path) -> Finding:
+    try:
+        text = cluster_file(facts.partitions())
+    except SlurmError as error:
+        return Finding(str(path), "fault", f"not written: {error}")
     write_atomically(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
     return Finding(str(path), "ok", "written; look through it, then try it with --cluster")
 
