@@ -230,7 +230,7 @@ def _print_method(
     if method.refused:
         last = healing_id(method.name)
         say(f"{last}, which submits what is left, failed: {method.refused}")
-        say(f"  log: {run.task_log(last)}, or {command('logs', run.path, last)}")
+        say(f"  log: {run.task_log(last)}")
     for reason, jobs in waiting.items():
         which = f"job{'s' if len(set(jobs)) > 1 else ''} {format_ranges(sorted(set(jobs)))}"
         say(f"{counted(len(jobs), 'task')} pending ({reason or 'no reason given'}): {which}")
