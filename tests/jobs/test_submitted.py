@@ -135,6 +135,9 @@ def test_what_the_log_says_is_the_reason(asked, run):
     start = "2100-01-01T00:00:00+00:00 job 11 starts on n1\n"
     log.write_text(f"{start}error: parameters.h5 is missing.\nsrun: error: n1: task 0: Exited\n")
     assert has(asked(FAILED)[1]["measure-1.0"], reason="parameters.h5 is missing.")
+    shell = "/spool/job00011/slurm_script: line 25: 319 Killed      srun --unbuffered python"
+    log.write_text(f"{start}batch 3\n{shell}\n")
+    assert has(asked(FAILED)[1]["measure-1.0"], last_line="batch 3")
     log.write_text(f"{start}slurmstepd: error: StepId=11.0 exceeded memory limit (2 > 1)\n")
     status = asked(FAILED)[1]["measure-1.0"]
     assert has(

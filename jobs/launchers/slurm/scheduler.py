@@ -51,7 +51,9 @@ OUT_OF_MEMORY = re.compile(
     re.IGNORECASE,
 )
 OF_A_DEVICE = re.compile(r"CUDA|HIP")
-ECHO = re.compile(r"srun: (Force Terminated|error: .* Exited with exit code)")  # in a task's log
+ECHO = re.compile(  # in a task's log: of srun, and of the shell where srun was killed
+    r"srun: (Force Terminated|error: .* Exited with exit code)|\S*/slurm_script: line \d+: +\d+ "
+)
 # Array job, index in the array, state, reason, nodes; then job name, working directory and comment,
 # which may have any characters. All versions know these letters.
 FIELDS = "%F|%K|%T|%r|%N|%j|%Z|%k"
